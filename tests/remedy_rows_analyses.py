@@ -290,6 +290,17 @@ POSITIONS = "run,params,step,tokens,split,position,count,loss_sum,loss_sq_sum,co
 )
 MARKDOWN = "| step | loss |\n|---|---|\n" + PLAIN.partition("\n")[2].replace(",", " | ")
 PERPLEXITIES = "step\tperplexity\n" + "".join(f"{k}\t{5.5 - k / 10:.3f}\n" for k in range(1, 31))
+MILLIONS = "step,tokens,loss\n" + "".join(f"{k},{0.524288 * k},{2 + k**-0.3}\n" for k in range(1, 31))
+UNITS = MILLIONS.replace("tokens", "tokens (M)")
+
+
+def mlflow(at: At, stage: str, interval: int) -> Path:
+    """A store of one run, of a loss every `interval` steps; 0 as log_metric writes it without a step."""
+    at.write("mlruns/0/r/meta.yaml", f"lifecycle_stage: {stage}\nrun_name: r\n")
+    rows = "".join(f"17 {2 + k**-0.3} {interval * k}\n" for k in range(1, 31))
+    return at.write("mlruns/0/r/metrics/loss", rows).parents[3]
+
+
 LOGS = [
     Row(
         "are for logs and tables of curves; leave them out",
@@ -347,6 +358,18 @@ LOGS = [
     log("is empty; name a file that has rows", "", then=PLAIN),
     log("is an archive or a workbook; unpack it, or save it as CSV", "PK\x03\x04 and more", then=PLAIN),
     log("holds positions, which are read from .parquet or plain .csv", POSITIONS.replace(",", ";"), then=POSITIONS),
+    log("is no count of the tokens of {} steps; write their unit into the name", MILLIONS, then=UNITS),
+    log(", or give --tokens-per-step N", MILLIONS, "--tokens-per-step", "524288"),
+    Row(
+        "its runs are deleted; restore one with mlflow runs restore",
+        lambda at: at.temporal(mlflow(at, "deleted", 1)),
+        lambda at: at.temporal(mlflow(at, "active", 1)),
+    ),
+    Row(
+        "were logged without steps; log them with log_metric(..., step=STEP)",
+        lambda at: at.temporal(mlflow(at, "active", 0)),
+        lambda at: at.temporal(mlflow(at, "active", 1)),
+    ),
     log("has no rows; name a log that has some", "\n", then=LINES, name="log.jsonl"),
     log("export the chart with Step or tokens as x axis", TWO.replace("Step", "Relative Time (Process)"), then=TWO),
     log("is not JSON ({}); remove that line", "{a\n" + LINES, then=LINES, name="log.jsonl"),

@@ -159,3 +159,53 @@ def test_jobs_of_one_run_and_of_two(name, tmp_path):
         curves = logs.read(tmp_path / "x.csv", LogOptions())
         assert [c.run for c in curves] == (["x"] if name in ONE else ["a", "b"])
         assert name in TWO or curves[0].frame["step"].tolist() == every_step
+
+
+def decayed(step: float) -> float:
+    """A branch from step 1000 with a lower rate."""
+    return curve(step) - 0.1 * max(0.0, 1 - np.exp(-(step - 1000) / 300))
+
+
+def noisy(scale: float, seed: int = 0, of=curve):
+    """A curve whose rows scatter, otherwise at each call."""
+    random = np.random.default_rng(seed)
+    return lambda step: of(step) + scale * random.standard_normal()
+
+
+AGAIN = {
+    "half of it": [(1, every(100, 2000, 100), curve), (2, every(1100, 4000, 100), curve)],
+    "nearly all": [(1, every(100, 2000, 100), curve), (2, every(200, 4000, 100), curve)],
+    "not as far yet": [(1, every(100, 2000, 100), curve), (2, every(1100, 1600, 100), curve)],
+    "twice": [
+        (1, every(100, 2000, 100), curve),
+        (2, every(1100, 1800, 100), curve),
+        (3, every(1100, 4000, 100), curve),
+    ],
+    "on other samples": [(1, every(10, 2000, 10), noisy(0.03)), (2, every(1010, 4000, 10), noisy(0.03, 1))],
+    "nearly the same": [(1, every(100, 2000, 100), noisy(1e-4)), (2, every(1100, 4000, 100), noisy(1e-4, 1))],
+}
+BRANCHES = {
+    "a lower rate": [(1, every(100, 2000, 100), curve), (2, every(1000, 4000, 100), decayed)],
+    "scattered": [(1, every(10, 2000, 10), noisy(0.03)), (2, every(1010, 4000, 10), noisy(0.03, 1, decayed))],
+    "its decay to the same end": [(1, every(100, 2000, 100), curve), (2, every(1000, 2000, 100), decayed)],
+}
+
+
+@pytest.mark.parametrize("name", [*AGAIN, *BRANCHES])
+@pytest.mark.parametrize("column", ["slurm_job_id", "job", "run_id", "seed"])
+def test_a_job_that_lost_much_is_one_run(column, name, tmp_path):
+    """The later rows count where they agree with those that were; an id of no job, and a branch, stay apart."""
+    parts = (AGAIN | BRANCHES)[name]
+    rows = [(job, step, round(loss(step), 6)) for job, steps, loss in parts for step in steps]
+    (tmp_path / "x.csv").write_text(f"{column},step,loss\n" + "".join(f"{j},{s},{x}\n" for j, s, x in rows))
+    latest = {step: loss for _, step, loss in rows}
+    whole = LogOptions(columns={"run": "-"})
+    curves = logs.read(tmp_path / "x.csv", LogOptions())
+    if name in BRANCHES or column == "seed":
+        assert len(curves) == len(parts)
+        assert column == "seed" or any("--column run=- reads all rows as one" in note for note in curves[0].notes)
+        curves = logs.read(tmp_path / "x.csv", whole)
+    (joined,) = curves
+    kept = [step for step in sorted(latest) if name != "not as far yet" or step <= 1600]
+    assert joined.frame["step"].tolist() == kept
+    assert joined.frame["loss"].tolist() == [latest[step] for step in kept]

@@ -227,7 +227,7 @@ def test_a_suite_of_helm_runs_is_evaluations(tmp_path):
 def losses_of(folder):
     """A log of losses by step, for --loss."""
     path = folder / "loss.csv"
-    pd.DataFrame({"step": [1000, 2000], "loss": [3.2, 3.0], "tokens": [1, 2]}).to_csv(path, index=False)
+    pd.DataFrame({"step": [1000, 2000], "loss": [3.2, 3.0], "tokens": [2 * 10**9, 4 * 10**9]}).to_csv(path, index=False)
     return path
 
 

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from emergence_train.analysis.logs import typeset
 from emergence_train.analysis.logs.encoded import suffix_of, text_of
-from emergence_train.analysis.logs.numbers import DECIMAL, EITHER, ONE_COMMA, role_of, scale_of
+from emergence_train.analysis.logs.numbers import BEHIND, DECIMAL, EITHER, ONE_COMMA, role_of, scale_of
 from emergence_train.errors import InputError
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -32,7 +32,7 @@ HEAD = 100_000  # bytes of a file that its kind is recognised by
 SEPARATORS = ",;\t|"
 ABSENT = ("", "nan", "na", "n/a", "none", "null", "-", "--", "inf", "-inf", "+inf")  # in a column of numbers
 # A number in any country's hand
-NUMBER = re.compile(r"[-+]?[\d.,]*\d[\d.,]*(?:e[-+]?\d+)?\s*[%kmbgt]?", re.IGNORECASE)
+NUMBER = re.compile(r"[-+]?[\d.,]*\d[\d.,]*" + BEHIND, re.IGNORECASE)
 POINT = r"[-+]?(?:\d+\.(?:\d\d?|\d{4,})|0*\.\d+)(?:e[-+]?\d+)?\s*%?"  # before decimals: it parts no thousands
 PARTED = r"\d{1,3}(?:\.\d{3})*|"  # a whole number whose thousands are parted by points; or nothing
 GAPS = r"(?<=\d)[ \u00a0\u202f\u2009'’_](?=\d{3}(?!\d))"  # what else parts thousands: 1 000, 1'000, 1_000

@@ -7,14 +7,17 @@ import numpy as np
 import pandas as pd
 
 from emergence_train.analysis.logs import units
+from emergence_train.analysis.logs.counters import counted_on, through_epochs
 from emergence_train.analysis.logs.log import Log, LogOptions
-from emergence_train.analysis.logs.names import NAMES, SHOWN, VALIDATION, find, plain
+from emergence_train.analysis.logs.names import NAMES, ONE_RUN, SHOWN, VALIDATION, find, plain
 from emergence_train.analysis.logs.numbers import ROLES, Role, is_ambiguous, numbers_of, scales_of
-from emergence_train.analysis.logs.resumption import logged_again, resumed
+from emergence_train.analysis.logs.resumption import JOBS, logged_again, resumed
 from emergence_train.analysis.logs.validation import training_rows
 from emergence_train.errors import InputError, listed
 
 PERPLEXITY = "ppl train_ppl perplexity train_perplexity"  # beside a loss
+WHOLE = 1e6  # tokens below which a count is of single ones; means over processes or rows may have parts of larger ones
+EPOCHS = "epoch train_epoch trainer_epoch current_epoch epochs epoch_idx epoch_num"
 MOST_BAD = 0.1  # share of rows whose loss is no finite number, beyond which a log is refused
 
 
@@ -82,6 +85,10 @@ def _by_run(log: Log, options: LogOptions, several: bool) -> list[tuple[Log, Log
     whole = resumed(log, columns, [rows for _, rows in parts]) if guessed else None
     if whole is not None:
         return [(replace(log, rows=whole), options)]
+    if JOBS.search(plain(column)) and guessed and len(parts) > 1:
+        log = replace(
+            log, notes=(*log.notes, f"a run for each {column!r}; --column run={ONE_RUN} reads all rows as one")
+        )
     if guessed and (lonely := [name for name, rows in parts if len(rows) == 1]):
         notes = (*log.notes, f"left out: {column!r} {listed(lonely, SHOWN)}, one row each")
         log, parts = replace(log, notes=notes), [(name, rows) for name, rows in parts if len(rows) > 1]
@@ -121,11 +128,15 @@ def _curve(log: Log, options: LogOptions) -> Curve:
         values["step"] = _steps_of(values["tokens"], per_step)
         if not per_step:
             notes.append("no steps: its rows are counted as steps, by their tokens; --tokens-per-step gives them")
-    elif "tokens" in columns and options.tokens_per_step is None:
-        values["step"] = _counted_on(values, notes)
+    else:
+        if options.tokens_per_step is not None:
+            values = values.drop(columns="tokens", errors="ignore")
+        _count_on(values, _epoch(log), notes)
     rows = _with_loss(log, values, columns, notes)
     frame = pd.DataFrame({"step": rows["step"].round().astype(int)})
     frame["tokens"] = _tokens(values, rows, options, per_step)
+    if "tokens" in columns and options.tokens_per_step is None:
+        _check_tokens(log, values["tokens"], columns, frame)
     frame["lr"] = _along(values, "lr", rows["step"].to_numpy(float)) if "lr" in values else np.nan
     frame["loss"] = rows["loss"].to_numpy(float)
     return Curve(log, options.run or log.name, _params(values, options), frame.reset_index(drop=True), notes)
@@ -148,6 +159,11 @@ def _perplexity(log: Log) -> pd.Series | None:
     return None if column is None else numbers_of(log.rows[column], "perplexity")
 
 
+def _epoch(log: Log) -> pd.Series | None:
+    column = next((column for column in log.rows.columns if plain(column) in EPOCHS.split()), None)
+    return None if column is None else numbers_of(log.rows[column], "count")
+
+
 def _steps_of(tokens: pd.Series, per_step: int | None) -> pd.Series:
     """Steps of a log without: by the tokens of one, else the rank of a row's tokens, counted from 1."""
     if per_step:
@@ -155,22 +171,30 @@ def _steps_of(tokens: pd.Series, per_step: int | None) -> pd.Series:
     return tokens.where(np.isfinite(tokens)).rank(method="dense")
 
 
-def _counted_on(values: pd.DataFrame, notes: list[str]) -> pd.Series:
-    """Steps whose counter began anew while the tokens went on (a resumed run), counted on from where it was."""
-    rows = values[np.isfinite(values["step"]) & np.isfinite(values["tokens"])]
-    step, tokens = rows["step"].to_numpy(), rows["tokens"].to_numpy()
-    anew = np.diff(step) < 0
-    if not anew.any() or np.any(np.diff(tokens) < 0):
-        return values["step"]
-    interval = np.median(np.diff(step)[~anew])
-    if np.any(step[1:][anew] > step[0] + interval):
-        return values["step"]
-    at = [int(place) for place in rows.index[1:][anew]]
-    notes.append(
-        f"the steps begin anew at row {listed(at, SHOWN)} while the tokens go on: they are counted on from there"
-    )
-    before = pd.Series(np.cumsum(np.r_[0.0, np.where(anew, step[:-1], 0.0)]), rows.index)
-    return values["step"] + before.reindex(values.index).ffill().fillna(0.0)
+def _count_on(values: pd.DataFrame, epoch: pd.Series | None, notes: list[str]) -> None:
+    """Steps and tokens whose counters began anew, counted on in place: by one another, or steps by the epochs."""
+    if "tokens" in values:
+        _count_on_by(values, "step", "tokens", notes)
+    if epoch is not None:
+        both = np.isfinite(values["step"]) & np.isfinite(epoch)
+        through = through_epochs(values.loc[both, "step"].to_numpy(), epoch[both].to_numpy())
+        if through is not None:
+            values.loc[both, "step"] = through[0]
+            notes.append(f"steps are counted in each epoch: they are counted through, {through[1]:,.0f} an epoch")
+    if "tokens" in values:
+        _count_on_by(values, "tokens", "step", notes)
+
+
+def _count_on_by(values: pd.DataFrame, name: str, other: str, notes: list[str]) -> None:
+    rows = values[np.isfinite(values[name]) & np.isfinite(values[other])]
+    counted, raised = counted_on(rows[name].to_numpy(), rows[other].to_numpy())
+    if raised:
+        values[name] += pd.Series(counted - rows[name], rows.index).reindex(values.index).ffill().fillna(0.0)
+        at, words = [int(place) for place in rows.index[raised]], {"step": "steps", "tokens": "tokens"}
+        notes.append(
+            f"the {words[name]} begin anew at row {listed(at, SHOWN)} while the {words[other]} go on: they are counted on "
+            f"from there"
+        )
 
 
 def _with_loss(log: Log, values: pd.DataFrame, columns: dict[str, str], notes: list[str]) -> pd.DataFrame:
@@ -228,6 +252,20 @@ def _tokens(values: pd.DataFrame, rows: pd.DataFrame, options: LogOptions, per_s
     if "tokens" in values and options.tokens_per_step is None:
         return np.nan_to_num(np.round(_along(values, "tokens", step))).astype(int)
     return np.round(step * (per_step or 0)).astype(int)
+
+
+def _check_tokens(log: Log, tokens: pd.Series, columns: dict[str, str], frame: pd.DataFrame) -> None:
+    """Raises InputError where the unit of the tokens was lost: they are fewer than the steps, or below WHOLE and broken."""
+    known = tokens[np.isfinite(tokens)]
+    broken = (known - known.round()).abs() > 1e-6 * known.abs().clip(lower=1.0)
+    step, last = int(frame["step"].iloc[-1]), int(frame["tokens"].iloc[-1])
+    if 0 < last < step and "step" in columns or broken.mean() > MOST_BAD and known.max() < WHOLE:
+        column = columns["tokens"]
+        count = ", or give --tokens-per-step N" if "step" in columns else ""
+        raise InputError(
+            f"{log.path}: {column!r} ends at {float(known.iloc[-1]):g}, which is no count of the tokens of {step:,} steps; "
+            f"write their unit into the name, as 'tokens (M)'{count}"
+        )
 
 
 def _params(values: pd.DataFrame, options: LogOptions) -> int:

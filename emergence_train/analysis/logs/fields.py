@@ -19,7 +19,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from emergence_train.analysis.logs.encoded import stem_of, suffix_of, text_of
-from emergence_train.analysis.logs.lines import TOKENS_BEFORE, lines_of
+from emergence_train.analysis.logs.lines import TOKENS_BEFORE, epoch_of, lines_of
 from emergence_train.analysis.logs.log import Format, Log, finished_apart, frame_of
 from emergence_train.analysis.logs.names import NAMES, known_names, plain
 from emergence_train.analysis.logs.numbers import in_full
@@ -124,7 +124,7 @@ def read_fields(path: Path) -> list[Log]:
         if steps or _has_tokens(line):
             fields = fields_of(line)
             below = True
-            row = fields | {SPLIT: split_of(line)} | {name: step for name, (step, _) in steps.items()}
+            row = epoch_of(line) | fields | {SPLIT: split_of(line)} | {name: step for name, (step, _) in steps.items()}
             if rows and _is_more_of(rows[-1], row, steps.keys()):
                 rows[-1] |= row
                 continue

@@ -7,6 +7,8 @@ Epoch [2/3], Step [100/2000], Loss: 5.5                             step 2100/60
 import re
 from dataclasses import dataclass
 
+from emergence_train.analysis.logs.numbers import with_units
+
 RANK = re.compile(r"^.{0,40}?\b(?:rank|default)\s?[=:]?\s?(\d+)\b", re.IGNORECASE)  # default0: torchrun's prefix
 LOSS = re.compile(r"loss", re.IGNORECASE)
 IN_EPOCH = re.compile(
@@ -15,6 +17,7 @@ IN_EPOCH = re.compile(
     r"(\d+)\s*/\s*(\d+)(?:\s+(?:batches|steps))?\W?",
     re.IGNORECASE,
 )
+EPOCH = re.compile(r"\b(?:epoch|ep)\b\W{0,4}(\d+(?:\.\d+)?)(?![\d.]*%)", re.IGNORECASE)
 ITER = re.compile(r"\bIter\(train\)\s*\[\s*(\d+)/(\d+)\]")  # mmengine's
 # "12.3B tokens", but no rate
 TOKENS_BEFORE = re.compile(r"(?<![\w.,/=:])(\d[\d,]*(?:\.\d+)?[KMBT])\s+(?:tokens|toks?)\b(?!\s*[/=:]|\s+per\b)")
@@ -29,7 +32,8 @@ class Lines:
 
 
 def lines_of(text: str) -> Lines:
-    lines, notes = ITER.sub(r"iter: \1/\2 ", text).splitlines(), []
+    notes: list[str] = []
+    lines = [with_units(line) for line in ITER.sub(r"iter: \1/\2 ", text).splitlines()]
     if (rank := _rank(lines)) is not None:
         lines = ["" if LOSS.search(line) and _rank_of(line) not in (None, rank) else line for line in lines]
         notes.append(f"lines of several ranks: those of rank {rank} count")
@@ -37,6 +41,12 @@ def lines_of(text: str) -> Lines:
         lines = through
         notes.append("steps are counted in each epoch: they are counted through")
     return Lines(lines, tuple(notes))
+
+
+def epoch_of(line: str) -> dict[str, str]:
+    """The epoch that a line names before its step, as a field; nothing where it names none."""
+    match = EPOCH.search(line)
+    return {"epoch": match[1]} if match else {}
 
 
 def _rank_of(line: str) -> int | None:

@@ -9,6 +9,7 @@ from emergence_train.analysis.logs.log import Format, Log
 from emergence_train.errors import InputError
 
 METRICS = "metrics"
+DELETED = re.compile(r"^lifecycle_stage:\s*['\"]?deleted\b", re.MULTILINE)
 NAME = re.compile(r"^run_name:\s*['\"]?(.*?)['\"]?\s*$", re.MULTILINE)
 
 
@@ -24,10 +25,22 @@ def _is_run(folder: Path) -> bool:
     return (folder / METRICS).is_dir() and (folder / "meta.yaml").is_file()
 
 
+def _meta(folder: Path) -> str:
+    return (folder / "meta.yaml").read_text(encoding="utf-8", errors="replace")
+
+
 def read_mlflow(path: Path) -> list[Log]:
-    """A run each directory, a column each metric; of a step that was logged again the last value counts."""
+    """A run each directory, a column each metric; of a step that was logged again the last value counts. No deleted runs.
+
+    Raises InputError for a loss that has several values and one step, which log_metric writes without a step.
+    """
     logs = []
-    for folder in _runs(path):
+    folders = _runs(path)
+    kept = [folder for folder in folders if not DELETED.search(_meta(folder))]
+    if not kept:
+        raise InputError(f"{path}: its runs are deleted; restore one with mlflow runs restore, or name another")
+    notes = (f"deleted runs left out: {len(folders) - len(kept)}",) if len(kept) < len(folders) else ()
+    for folder in kept:
         columns = {
             file.relative_to(folder / METRICS).as_posix(): _values(file)
             for file in sorted((folder / METRICS).rglob("*"))
@@ -36,8 +49,8 @@ def read_mlflow(path: Path) -> list[Log]:
         if columns:
             rows = pd.DataFrame(columns).sort_index().rename_axis("step").reset_index().astype(object)
             rows.index = pd.RangeIndex(1, len(rows) + 1)
-            named = NAME.search((folder / "meta.yaml").read_text(encoding="utf-8", errors="replace"))
-            logs.append(Log((named and named[1]) or folder.name, path, rows.where(rows.notna(), None)))
+            named = NAME.search(_meta(folder))
+            logs.append(Log((named and named[1]) or folder.name, path, rows.where(rows.notna(), None), notes=notes))
     if not logs:
         raise InputError(f"{path}: its runs have no metrics; name a run that has logged a loss")
     return logs
@@ -46,7 +59,13 @@ def read_mlflow(path: Path) -> list[Log]:
 def _values(file: Path) -> pd.Series:
     """Values by step; a last line that is cut off is left out."""
     cells = [line.split(" ") for line in file.read_text(encoding="utf-8", errors="replace").splitlines()]
-    known = {int(row[2]): float(row[1]) for row in cells if len(row) == 3 and row[2].isdigit()}
+    whole = [row for row in cells if len(row) == 3 and row[2].isdigit()]
+    known = {int(row[2]): float(row[1]) for row in whole}
+    if len(whole) > 1 and len(known) == 1 and "loss" in file.name.lower():
+        raise InputError(
+            f"{file}: its {len(whole)} values were logged without steps; log them with log_metric(..., step=STEP), "
+            f"or write a table of steps and losses"
+        )
     return pd.Series(known, dtype=float)
 
 

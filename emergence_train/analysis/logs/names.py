@@ -6,6 +6,7 @@ import re
 import pandas as pd
 
 from emergence_train.analysis.logs.log import Log, LogOptions
+from emergence_train.analysis.logs.numbers import is_logarithm, without_unit
 from emergence_train.errors import InputError, listed
 
 # The names by which frameworks log each quantity, the likeliest first, as `plain` writes them. A counter that the logger
@@ -30,6 +31,7 @@ RUNS = (
     "run_name run_id experiment experiment_name exp exp_name model model_name name trial seed job_name job_id job "
     "slurm_job_id slurm_jobid jobid wandb_run_id run_uuid"
 )
+ONE_RUN = "-"  # instead of a column's name: nothing names runs
 # Where a log has no training loss: validation losses, then what units.py converts
 VALIDATION = (
     "val_loss eval_loss valid_loss validation_loss dev_loss test_loss loss_val loss_eval loss_valid loss_validation "
@@ -66,10 +68,15 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
         if log.rows[column].notna().any():
             known.setdefault(plain(column), column)
     for column in list(known.values()):  # "loss (nats)"
+        if is_logarithm(column):
+            continue
         known.setdefault(plain(re.sub(r"\(.*?\)|\[.*?\]", "", str(column))), column)
+        known.setdefault(plain(WRAPPED.sub("", without_unit(column))), column)
         known.setdefault(plain(WRAPPED.sub("", str(column))), column)
     columns = {}
     for quantity, names in NAMES.items():
+        if quantity == "run" and options.columns.get("run") == ONE_RUN:
+            continue
         if quantity in options.columns:
             if (column := options.columns[quantity]) not in log.rows:
                 raise InputError(
@@ -89,15 +96,17 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
     ):
         columns["loss"] = known["value"]  # TensorBoard's download of one tag, Neptune's of one series
     if "tokens" not in columns and (
-        counts := [c for n, c in known.items() if TOKENS.search(n) and _increases(log.rows[c])]
+        counts := [c for n, c in known.items() if TOKENS.search(n) and not is_logarithm(c) and _increases(log.rows[c])]
     ):
         columns["tokens"] = counts[0]
     if "lr" not in columns and (
         rates := [c for name, c in known.items() if RATE.search(name) and not NO_RATE.search(name)]
     ):
         columns["lr"] = rates[0]
-    if "run" not in columns and (
-        column := next((known[n] for n in RUNS.split() if _tells_apart(log, known.get(n))), None)
+    if (
+        "run" not in columns
+        and "run" not in options.columns
+        and (column := next((known[n] for n in RUNS.split() if _tells_apart(log, known.get(n))), None))
     ):
         columns["run"] = column
     return columns

@@ -7,18 +7,42 @@ import numpy as np
 import pandas as pd
 
 SI = {"K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
-# What a column of counts is written in by its name: "Tokens (B)", "params [M]", "tokens_in_billions"
+LETTERS = {1e3: "K", 1e6: "M", 1e9: "B", 1e12: "T"}
+# What counts are written in, as words
+MULTIPLES = {
+    1e3: "k kilo thousand thousands tsd",
+    1e6: "m mega million millions millionen mio mln mn",
+    1e9: "b g giga billion billions milliarden bn bln mrd",
+    1e12: "t tera trillion trillions tn",
+}
+FACTORS = {word: factor for factor, words in MULTIPLES.items() for word in words.split()}
+WORDS = "|".join(sorted((word for word in FACTORS if len(word) > 1), key=len, reverse=True))
+UNIT = f"{WORDS}|[kmgbt]"
+POWER = r"1e\+?\d+|10\s*(?:\^|\*\*)\s*\d+|1(?:[,_. ']?000)+|0{3,9}s?"
+SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
+_OF = r"(?:tok(?:en)?s?|params?|parameters)(?![a-z])"
+# What a column of counts is written in by its name: "Tokens (B)", "params [x 10^6]", "tokens_in_billions", "tokens/1e9"; and
+# "billion_tokens", "Mtok"
 COUNTED_IN = re.compile(
-    r"[(\[]\s*(?:in\s+)?([kmbgt]|thousand|million|billion|trillion)s?\s*(?:tokens|params|parameters)?\s*[)\]]"
-    r"|[\s_](?:in[\s_])?(thousand|million|billion|trillion)s$",
+    rf"[(\[{{]\s*(?:in\s+)?[x×*·/]?\s*({UNIT}|{POWER})\.?\s*(?:of\s+)?(?:{_OF}|steps?)?\s*[)\]}}]"
+    rf"|(?<=[a-z)])(?:[\s_/,.:-]+(?:in[\s_]+)?[x×*]?\s*|\s*[×*]\s*)({WORDS}|[kmgb]|{POWER})\.?$"
+    rf"|(?<![a-z0-9])({UNIT})[\s_-]*(?:of[\s_-]+)?(?={_OF})",
     re.IGNORECASE,
 )
-# What shows that a comma is decimal: "1.234,5", "0,123", and other than three digits behind it; then what may be either
-DECIMAL = re.compile(
-    r"[-+]?(?:\d{1,3}(?:\.\d{3})+,\d+|0+,\d+|\d*,(?!\d{3}(?!\d))\d+)(?:e[-+]?\d+)?\s*[%kmbgt]?", re.IGNORECASE
+OWN_UNIT = re.compile(rf"\d\s*(?:{UNIT})\.?\s*(?:tok(?:en)?s?)?\s*$", re.IGNORECASE)  # of a cell
+# A logarithm, which is no count; but "log/tokens"
+LOGARITHM = re.compile(r"(?<![a-z])(?:log(?:_?(?:10|2|e))?|ln|lg)(?![a-z/.])", re.IGNORECASE)
+# In a line of text: "tokens: 52.43 M", "tokens 52 million"; "52.43 million tokens"
+_APART = rf"((?-i:[kKMGBT])|{WORDS})"
+TOKENS_IN = re.compile(
+    rf"(tok(?:en)?s?\b[^|,;\d]{{0,20}}?\d[\d,]*(?:\.\d+)?)\s*{_APART}(?:tok(?:en)?s?)?\b\.?(?!\s*[:=/])", re.IGNORECASE
 )
-THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d*)?(?:e[-+]?\d+)?\s*[%kmbgt]?", re.IGNORECASE)
-ONE_COMMA = re.compile(r"[-+]?\d+,\d+(?:e[-+]?\d+)?\s*[%kmbgt]?", re.IGNORECASE)
+IN_TOKENS = re.compile(rf"(\d)\s*{_APART}\.?(?=\s+tok(?:en)?s?\b)", re.IGNORECASE)
+# What shows that a comma is decimal: "1.234,5", "0,123", and other than three digits behind it; then what may be either
+BEHIND = rf"(?:e[-+]?\d+)?\s*(?:%|(?:{UNIT})\.?)?"
+DECIMAL = re.compile(rf"[-+]?(?:\d{{1,3}}(?:\.\d{{3}})+,\d+|0+,\d+|\d*,(?!\d{{3}}(?!\d))\d+){BEHIND}", re.IGNORECASE)
+THOUSANDS = re.compile(rf"[-+]?\d{{1,3}}(?:,\d{{3}})+(?:\.\d*)?{BEHIND}", re.IGNORECASE)
+ONE_COMMA = re.compile(rf"[-+]?\d+,\d+{BEHIND}", re.IGNORECASE)
 EITHER = re.compile(r"[-+]?[1-9]\d{0,2},\d{3}")  # 5,500: one of both
 # What a column's numbers are: small ones, whose only comma is decimal, or counts, whose commas part thousands
 Role = Literal["small", "count", "perplexity"]
@@ -42,14 +66,48 @@ def role_of(column: object) -> Role | None:
 
 def scale_of(column: object) -> float:
     """What one of a column of steps, tokens or parameters stands for by the column's name: 1e9 of "Tokens (B)"."""
-    match = COUNTED_IN.search(str(column).strip())
-    return SI[(match[1] or match[2])[0].upper()] if match else 1.0
+    match = COUNTED_IN.search(_with_powers(column))
+    return _factor(match[1] or match[2] or match[3]) if match else 1.0
+
+
+def is_logarithm(column: object) -> bool:
+    """Whether a column of counts has their logarithms by its name: "log10_tokens", "tokens (log)"."""
+    return role_of(column) == "count" and LOGARITHM.search(str(column)) is not None
+
+
+def without_unit(column: object) -> str:
+    """A column's name without what `scale_of` reads: "tokens" of "billion_tokens"."""
+    return COUNTED_IN.sub("", _with_powers(column))
+
+
+def _with_powers(column: object) -> str:
+    """A column's name with 10^9 for 10⁹."""
+    return re.sub("(?<=10)[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda power: f"^{power[0].translate(SUPERSCRIPTS)}", str(column).strip())
+
+
+def _factor(unit: str) -> float:
+    """What "B", "Mio", "1e9", "10^9" or "1,000,000" stands for."""
+    unit = unit.lower()
+    if unit in FACTORS:
+        return FACTORS[unit]
+    if power := re.fullmatch(r"(?:1e\+?|10\s*(?:\^|\*\*)\s*)(\d+)", unit):
+        return 10.0 ** int(power[1])
+    return 10.0 ** unit.count("0")
+
+
+def with_units(line: str) -> str:
+    """A line of text whose counts of tokens have their unit as a letter right behind them: 52.43M for "52.43 million"."""
+    if "tok" not in line.lower():
+        return line
+    for form in (TOKENS_IN, IN_TOKENS):
+        line = form.sub(lambda match: f"{match[1]}{LETTERS[_factor(match[2])]}", line)
+    return line
 
 
 def scales_of(raw: pd.Series, column: object) -> pd.Series:
     """`scale_of` for each cell of a column: 1 where the cell says its own, as "70M" of "Params (M)"."""
     scales = pd.Series(scale_of(column), raw.index)
-    own = raw.map(lambda value: isinstance(value, str) and value.strip()[-1:].upper() in SI)
+    own = raw.map(lambda value: isinstance(value, str) and OWN_UNIT.search(value) is not None)
     return scales.mask(own, 1.0)
 
 
@@ -94,6 +152,6 @@ def numbers_of(raw: pd.Series, role: Role | None = None) -> pd.Series:
 
 
 def in_full(text: object) -> float:
-    """1.2B as 1,200,000,000; NaN for what is no number."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([KMGBT]?)\s*", str(text), re.IGNORECASE)
-    return float(match[1]) * SI.get(match[2].upper(), 1.0) if match else np.nan
+    """1.2B and "1.2 billion" as 1,200,000,000; NaN for what is no number."""
+    match = re.fullmatch(rf"\s*(\d+(?:\.\d*)?)\s*({UNIT})?\.?\s*(?:tok(?:en)?s?)?\s*", str(text), re.IGNORECASE)
+    return float(match[1]) * (_factor(match[2]) if match[2] else 1.0) if match else np.nan

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from emergence_train.analysis.logs.counters import RISES
 from emergence_train.analysis.logs.log import Log
 from emergence_train.analysis.logs.names import plain
 from emergence_train.analysis.logs.numbers import numbers_of
 
-RISES = 4  # a log whose step rises so many times as often as it falls is in the order of time
 REPLAYED = 0.25  # the largest share of a run that a resumption trains again; two runs side by side share more
 NEAR = 2  # intervals between rows: a resumption begins no further behind the last row
 FIRST = 1.5  # intervals from step 0 within which a run of its own begins
 CONTINUES = (
     0.1  # of the fall of the loss so far: no further from it is the loss of a step that a resumption trains again
 )
+SAME = 1e-3  # of the loss: no further apart are the losses of a step that is trained again on the same samples
 JOBS = re.compile(r"job|run_?u?u?id|attempt|restart|session")  # ids that a start of the same run changes
 MODELS = "model model_name experiment experiment_name exp exp_name"  # columns that no resumption changes
 
@@ -48,8 +49,9 @@ def resumed(log: Log, columns: Mapping[str, str], parts: Sequence[pd.DataFrame])
 
     A part that goes on begins at the end of what is there, or a little before it, at the checkpoint: no more than REPLAYED of it
     comes again. And it leads beyond it: a branch that ends where the run ends, as one with a decay, is a run of its own. So is
-    a model of another size, and what begins within its own first interval, however little of the others' steps that is; unless
-    the id is a job's and the loss continues from where it was: rows may lie further apart in the later part.
+    a model of another size, and what begins within its own first interval, however little of the others' steps that is. Of a
+    job's id also a part counts whose loss continues from where it was, as rows may lie further apart in it; and one that trains
+    more steps again, or leads no further yet, if its losses there are those that were.
     """
     along = columns.get("step") or columns.get("tokens")
     if along is None or plain(columns.get("run", "")) in MODELS.split() or _sizes(columns, parts) > 1:
@@ -67,9 +69,11 @@ def resumed(log: Log, columns: Mapping[str, str], parts: Sequence[pd.DataFrame])
             return None
         if begin < FIRST * part.interval and not (is_job and _continues(known[:k], part)):
             return None
-        if begin <= first or front - begin > REPLAYED * (front - first) and not (is_job and _few_rows(known[:k], part)):
+        replays = is_job and begin >= FIRST * part.interval and _replays(known[:k], part)
+        few = front - begin <= REPLAYED * (front - first) or is_job and _few_rows(known[:k], part)
+        if begin <= first or not (few or replays):
             return None
-        if end <= front and (k + 1 == len(known) or end == front or known[k + 1].step[0] > end):
+        if end <= front and not replays and (k + 1 == len(known) or end == front or known[k + 1].step[0] > end):
             return None
         front = max(front, end)
     return pd.concat([part.rows for part in known])
@@ -89,15 +93,40 @@ def _few_rows(before: Sequence[_Part], part: _Part) -> bool:
     return bool((steps >= part.step[0]).mean() <= REPLAYED) and _continues(before, part)
 
 
-def _continues(before: Sequence[_Part], part: _Part) -> bool:
-    """Whether a part's first loss is where the curve before it had come to, and not where that began."""
-    step, loss = np.concatenate([p.step for p in before]), np.concatenate([p.loss for p in before])
+def _replays(before: Sequence[_Part], part: _Part) -> bool:
+    """Whether a part's losses are those of the rows before it at the same steps: the same, or as scattered about the same line.
+
+    Both halves of them must be, as a branch of another rate comes apart later.
+    """
+    step, loss = _curve_of(before)
+    again = np.isfinite(part.loss) & (part.step <= step.max(initial=-np.inf))
+    if again.sum() < 2 or not _continues(before, part):
+        return False
+    there = loss[step >= part.step[0]]
+    scatter = float(np.sqrt(np.mean(np.diff(there, 2) ** 2) / 6)) if len(there) > 2 else 0.0  # 1 + 4 + 1 of a row's
+    least = SAME * float(np.abs(there).mean())
+    halves = np.array_split(part.loss[again] - np.interp(part.step[again], step, loss), 2)
+    return all(
+        np.sqrt(np.mean(off**2)) <= max(least, 3 * scatter)
+        and abs(off.mean()) <= max(least, 4 * scatter / len(off) ** 0.5)
+        for off in halves
+    )
+
+
+def _curve_of(parts: Sequence[_Part]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps, ascending, and finite losses of parts together."""
+    step, loss = np.concatenate([p.step for p in parts]), np.concatenate([p.loss for p in parts])
     order = np.argsort(step, kind="stable")
     order = order[np.isfinite(loss[order])]
+    return step[order], loss[order]
+
+
+def _continues(before: Sequence[_Part], part: _Part) -> bool:
+    """Whether a part's first loss is where the curve before it had come to, and not where that began."""
+    step, loss = _curve_of(before)
     losses = part.loss[np.isfinite(part.loss)]
-    if len(order) < 2 or not len(losses):
+    if len(step) < 2 or not len(losses):
         return False
-    step, loss = step[order], loss[order]
     here = float(np.interp(part.step[0], step, loss))
     off = abs(float(losses[0]) - here)
     if part.step[0] > step[-1]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from emergence_train.analysis.logs.encoded import stem_of, suffix_of, text_of
 from emergence_train.analysis.logs.fields import TABLES, fields_of
-from emergence_train.analysis.logs.lines import TOKENS_BEFORE, Lines, lines_of
+from emergence_train.analysis.logs.lines import TOKENS_BEFORE, Lines, epoch_of, lines_of
 from emergence_train.analysis.logs.log import Format, Log, finished_apart, frame_of
 from emergence_train.analysis.logs.names import NAMES, plain
 from emergence_train.analysis.logs.numbers import in_full
@@ -67,7 +67,7 @@ def read_nanogpt(path: Path) -> list[Log]:
         if step and loss and step.start() < loss.start() and not EVALUATION.search(line):
             tokens = "tok" in line.lower() and (TOKENS.search(line) or TOKENS_BEFORE.search(line))
             more = {"lr": rate, "tokens": tokens}
-            rows.append({"step": step[1].replace(",", ""), "loss": loss[1], SPLIT: split_of(line)})
+            rows.append({"step": step[1].replace(",", ""), "loss": loss[1], SPLIT: split_of(line)} | epoch_of(line))
             rows[-1] |= {name: match[1] for name, match in more.items() if match}
             places.append(number)
             end = _whole(step[2]) if step[2] else end
