@@ -114,8 +114,11 @@ def test_models_of_lm_eval_are_runs(model, tmp_path):
     )
     frame, _ = read(tmp_path / "r", loss=str(tmp_path / "l.csv"), tokens_per_step=10, params={"m-70m": 5})
     assert sorted(zip(frame["run"], frame["step"], frame["params"])) == [
-        ("m-160m", 1000, 160_000_000), ("m-160m", 2000, 160_000_000), ("m-70m", 1000, 5), ("m-70m", 2000, 5)
-    ]  # fmt: skip
+        ("m-160m", 1000, 160_000_000),
+        ("m-160m", 2000, 160_000_000),
+        ("m-70m", 1000, 5),
+        ("m-70m", 2000, 5),
+    ]
 
 
 def test_models_in_a_steps_directory_keep_their_names(tmp_path):

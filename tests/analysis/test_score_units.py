@@ -179,8 +179,20 @@ def test_shares_and_percents_in_one_run_are_refused(tmp_path):
 
 
 def test_percents_in_json_are_read(tmp_path):
-    rows = [{"run": "m", "params": 5, "step": s, "tokens": s, "loss": 3, "task": "q", "metric": "acc", "value": v, "stderr": 0.4}
-            for s, v in ((1, "28%"), (2, "31%"))]  # fmt: skip
+    rows = [
+        {
+            "run": "m",
+            "params": 5,
+            "step": s,
+            "tokens": s,
+            "loss": 3,
+            "task": "q",
+            "metric": "acc",
+            "value": v,
+            "stderr": 0.4,
+        }
+        for s, v in ((1, "28%"), (2, "31%"))
+    ]
     (tmp_path / "x.json").write_text(json.dumps(rows))
     frame, _ = read(tmp_path / "x.json")
     assert frame["value"].tolist() == [0.28, 0.31] and set(frame["stderr"]) == {0.004}

@@ -322,8 +322,8 @@ class _Fits:
         return np.linspace(max(ONSETS[first] - MARGIN, 0), min(ONSETS[last] + MARGIN, 0.97), 41)
 
     def best_curve(self, x: np.ndarray) -> np.ndarray:
-        """The best fit of all shapes that do not turn at `x`, (n,), its change not shrunk as the mean's is: a change that is taken
-        too small leaves residuals of one sign behind it, which would pass for correlation."""
+        """The best fit of all shapes that do not turn at `x`, (n,), its change not shrunk as the mean's is: a change that is
+        taken too small leaves residuals of one sign behind it, which would pass for correlation."""
         k = int(np.argmax(self.explained))
         return self.data.mean + self.free_slope[k] * (self.basis.at(k, x) - self.centre[k])
 
