@@ -229,7 +229,7 @@ ANALYSES = [
     ),
     Row(
         "not a table that can be read; use .parquet or .csv",
-        lambda at: at.emergence(at.evaluations("e.txt")),
+        lambda at: at.emergence(at.write("e.bin", "neither a table nor a log")),
         lambda at: at.emergence(at.evaluations("e.csv")),
     ),
 ]
