@@ -74,7 +74,7 @@ class Series:
         steps, tokens = np.r_[0.0, self.step], np.r_[0.0, self.tokens]
         if not self.batch_grows:
             return np.array([0.0, to]), np.array([0.0, to * tokens[-1] / steps[-1]])
-        back = max(LAST_ROWS, len(self.step) // 20)
+        back = min(max(LAST_ROWS, len(self.step) // 20), len(steps) - 1)
         batch = (tokens[-1] - tokens[-back - 1]) / (steps[-1] - steps[-back - 1])
         return np.r_[steps, steps[-1] + to], np.r_[tokens, tokens[-1] + to * batch]
 

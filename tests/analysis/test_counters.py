@@ -98,3 +98,8 @@ def test_a_run_taken_back_within_its_epochs_is_counted_through():
     run = np.r_[100:1801:100, 1400:2900:100].astype(float)
     counted, length = through_epochs(run % 1000, np.floor(run / 1000))
     assert counted.tolist() == run.tolist() and length == 1000
+
+
+def test_an_epochs_last_row_logged_twice_is_the_runs_own():
+    step = np.array([0, 500, 1000, 1000, 1500, 2000, 2000, 2500.0])
+    assert through_epochs(step, np.array([0, 0, 0, 1, 1, 1, 2, 2.0])) is None

@@ -150,3 +150,11 @@ def test_llm_c_prints_its_tokens_a_step(tmp_path):
     ]
     (tmp_path / "x.log").write_text(head + "\n".join(lines))
     assert read(tmp_path / "x.log")[0]["tokens"].tolist() == (STEPS * 524288).tolist()
+
+
+def test_tokens_of_a_batch_are_no_lost_unit(tmp_path):
+    (tmp_path / "x.csv").write_text(
+        "step,loss,tokens\n" + "".join(f"{1000 * k},{6 / k:.3f},4096\n" for k in range(1, 31))
+    )
+    (curve,) = logs.read(tmp_path / "x.csv", LogOptions())
+    assert curve.frame["step"].tolist() == list(range(1000, 30_001, 1000))

@@ -32,12 +32,12 @@ def test_deleted_runs_are_left_out(stage, tmp_path):
 
 def test_losses_without_steps_are_refused(tmp_path):
     run(tmp_path, "r", steps=False)
-    with pytest.raises(InputError, match="its 30 values were logged without steps; log them with"):
+    with pytest.raises(InputError, match="loss: values were logged without steps; log them with"):
         logs.read(tmp_path, LogOptions())
 
 
 def test_another_metric_without_steps_is_none_of_the_rows(tmp_path):
-    """One value at step 0, as of a result at the end, and several of a gauge."""
-    run(tmp_path, "r", test_loss="17 2.5 0\n", memory="17 3 0\n17 4 0\n")
+    """Results of two evaluations, and a gauge."""
+    run(tmp_path, "r", test_loss="17 2.5 0\n18 2.4 0\n", memory="17 3 0\n17 4 0\n")
     (curve,) = logs.read(tmp_path, LogOptions())
     assert list(zip(curve.frame["step"], curve.frame["loss"])) == ROWS

@@ -34,6 +34,9 @@ NAMES = {  # a model's name or path: run, step, tokens, params
     "m-70m(v2)": ("m-70m(v2)", None, None, 70e6),
     "m-step1000-70m": ("m-70m", 1000, None, 70e6),
     "m-ckpt5-tokens1.5B": ("m", 5, 1.5e9, None),
+    "x/ckpt-410m": ("ckpt-410m", None, None, 410e6),
+    "lab/checkpoint-1.4b": ("checkpoint-1.4b", None, None, 1.4e9),
+    "llama-ckpt-7b/step1000": ("llama-ckpt-7b", 1000, None, 7e9),
     "step1000": (None, 1000, None, None),
     "hf": ("hf", None, None, None),
 }

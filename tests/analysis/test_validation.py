@@ -62,6 +62,12 @@ def test_a_line_of_a_validation_is_none_of_the_training(train, held, behind, tmp
         "value 3 | step {} | loss {} | eval in 40s",
         "step: {} loss: {} val_loss: 3.4",
         "eval_interval=500 step={} loss={}",
+        "step {} | loss {} | next eval step 500",
+        "step {} next eval in 50 steps loss {}",
+        "step {} | eval in 3m | loss {}",
+        "eval: off | step: {} loss: {}",
+        "step {} valid_tokens 4096 loss {}",
+        "exp=eval-heavy step={} loss={}",
     ],
 )
 def test_a_field_of_a_validation_makes_no_line_its_own(line, tmp_path):
@@ -124,3 +130,24 @@ def test_a_validation_alone_is_the_curve(tmp_path):
     )
     (tmp_path / "x.csv").write_text("step,loss,host,flag\n" + text)
     assert read(tmp_path / "x.csv")[0] == TRAIN
+
+
+@pytest.mark.parametrize("words", [("base", "eval_heavy"), ("train", "small_val_mix")])
+def test_a_run_of_a_validations_name_stays(words, tmp_path):
+    text = "".join(f"{run},{word},{s},{x}\n" for run, word in zip("ab", words) for s, x in TRAIN)
+    (tmp_path / "x.csv").write_text("run,kind,step,loss\n" + text)
+    curves = logs.read(tmp_path / "x.csv", LogOptions())
+    assert [list(zip(curve.frame["step"], curve.frame["loss"])) for curve in curves] == [TRAIN, TRAIN]
+
+
+def test_a_stage_and_rows_with_both_losses_stay(tmp_path):
+    half = len(TRAIN) // 2
+    stages = "".join(f"{'pretrain' if k < half else 'dev'},{s},{x}\n" for k, (s, x) in enumerate(TRAIN))
+    (tmp_path / "x.csv").write_text("stage,step,loss\n" + stages)
+    assert read(tmp_path / "x.csv")[0] == TRAIN
+    events = [
+        {"event": "eval" if k % 4 == 3 else "log", "step": s, "loss": x} | ({"val_loss": x + 1} if k % 4 == 3 else {})
+        for k, (s, x) in enumerate(TRAIN)
+    ]
+    (tmp_path / "y.jsonl").write_text("".join(json.dumps(row) + "\n" for row in events))
+    assert read(tmp_path / "y.jsonl")[0] == TRAIN

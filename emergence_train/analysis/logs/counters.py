@@ -50,8 +50,9 @@ def _on_line(counted: np.ndarray, along: np.ndarray, kept: list[int], place: flo
 def through_epochs(step: np.ndarray, epoch: np.ndarray) -> tuple[np.ndarray, float] | None:
     """Steps that are counted in each epoch, as those of the run; with the steps of an epoch. None where they are not so counted.
 
-    They are where the step falls, or stays, at every row whose epoch is a later one: a run's own rises there. An epoch has as
-    many steps as lie between the lowest and the highest row, and an interval between rows.
+    They are where the step falls, or stays, at every row whose epoch is a later one, to one about the first: a run's own rises
+    there, or is logged twice, as the end and the beginning. An epoch has as many steps as lie between the lowest and the highest
+    row, and an interval between rows.
 
     Args:
         step, epoch: (rows,) finite, in the order of the log; of an epoch with a part the whole counts.
@@ -61,5 +62,7 @@ def through_epochs(step: np.ndarray, epoch: np.ndarray) -> tuple[np.ndarray, flo
     if not later.any() or (change[later] > 0).any():
         return None
     within = change[(np.diff(whole) == 0) & (change > 0)]
+    if len(within) and (step[1:][later] > step[0] + np.median(within)).any():
+        return None
     length = float(step.max() - step.min() + np.median(within)) if len(within) else float(step.max())
     return (whole - whole[0]) * length + step, length

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from emergence_train.analysis.logs.log import Format, Log
-from emergence_train.errors import InputError
+from emergence_train.errors import InputError, listed
 
 METRICS = "metrics"
 DELETED = re.compile(r"^lifecycle_stage:\s*['\"]?deleted\b", re.MULTILINE)
@@ -41,11 +41,19 @@ def read_mlflow(path: Path) -> list[Log]:
         raise InputError(f"{path}: its runs are deleted; restore one with mlflow runs restore, or name another")
     notes = (f"deleted runs left out: {len(folders) - len(kept)}",) if len(kept) < len(folders) else ()
     for folder in kept:
-        columns = {
+        metrics = {
             file.relative_to(folder / METRICS).as_posix(): _values(file)
             for file in sorted((folder / METRICS).rglob("*"))
             if file.is_file()
         }
+        columns = {name: values for name, (values, stepless) in metrics.items() if not stepless}
+        if len(columns) < len(metrics) and not any(
+            "loss" in name.lower() and len(columns[name]) > 1 for name in columns
+        ):
+            raise InputError(
+                f"{folder / METRICS}: {listed([name for name in metrics if name not in columns], 4)}: values were logged "
+                f"without steps; log them with log_metric(..., step=STEP), or write a table of steps and losses"
+            )
         if columns:
             rows = pd.DataFrame(columns).sort_index().rename_axis("step").reset_index().astype(object)
             rows.index = pd.RangeIndex(1, len(rows) + 1)
@@ -56,17 +64,12 @@ def read_mlflow(path: Path) -> list[Log]:
     return logs
 
 
-def _values(file: Path) -> pd.Series:
-    """Values by step; a last line that is cut off is left out."""
+def _values(file: Path) -> tuple[pd.Series, bool]:
+    """Values by step, a last line that is cut off left out; and whether they are losses that were logged without steps."""
     cells = [line.split(" ") for line in file.read_text(encoding="utf-8", errors="replace").splitlines()]
     whole = [row for row in cells if len(row) == 3 and row[2].isdigit()]
     known = {int(row[2]): float(row[1]) for row in whole}
-    if len(whole) > 1 and len(known) == 1 and "loss" in file.name.lower():
-        raise InputError(
-            f"{file}: its {len(whole)} values were logged without steps; log them with log_metric(..., step=STEP), "
-            f"or write a table of steps and losses"
-        )
-    return pd.Series(known, dtype=float)
+    return pd.Series(known, dtype=float), len(whole) > 1 and len(known) == 1 and "loss" in file.name.lower()
 
 
 MLFLOW = Format(

@@ -28,8 +28,9 @@ NAMES = {
 }
 QUANTITIES = tuple(NAMES)
 NUMBER = r"\d+(?:\.\d+)?"
-# In the name of a model, a revision or a directory: step1000, ckpt_1.5k, step1000-tokens4B, 70m
-STEP = re.compile(rf"(?:steps?|checkpoint|iter(?:ation)?|ckpt)[-_= ]?({NUMBER}[km](?![a-z0-9])|\d+)", re.IGNORECASE)
+# In the name of a model, a revision or a directory: step1000, ckpt_1.5k, step1000-tokens4B; 70m and 1.4b are sizes
+STEPS = rf"(?:{NUMBER}k|\d(?:\.\d+)?m)(?![a-z0-9])|\d+(?![\d.]*[bm](?![a-z]))(?!\d)"
+STEP = re.compile(rf"(?:steps?|checkpoint|iter(?:ation)?|ckpt)[-_= ]?({STEPS})", re.IGNORECASE)
 TOKENS = re.compile(rf"tokens[-_=]?({NUMBER}[bmt])", re.IGNORECASE)
 SIZE = re.compile(rf"(?<![a-z0-9.])({NUMBER}[kmb])(?![a-z0-9])", re.IGNORECASE)
 BEHIND = re.compile(  # tokens without the word: 1.1B-step-50K-105b
