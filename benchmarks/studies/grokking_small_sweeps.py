@@ -9,17 +9,14 @@ correlation of 0.3), which no sweep of `grok` should have: its runs are drawn ap
 one of -0.12 for ten times the parameters. Writes benchmarks/results/grokking_small_sweeps.json.
 """
 
-import argparse
-import json
 import sys
-import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
 import numpy as np  # noqa: E402
-from temporal_coverage import provenance  # noqa: E402
+import simulated_cells  # noqa: E402
 
 from emergence_train.analysis.grokking import critical  # noqa: E402
 from emergence_train.analysis.results import Interval  # noqa: E402
@@ -101,24 +98,10 @@ def cell(form: str, sizes: int, seeds: int, count: int) -> dict:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--simulations", type=int, default=100)
-    count = parser.parse_args().simulations
-    begin, cells = time.process_time(), []
-    for form in FORMS:
-        for sizes in SIZES:
-            for seeds in SEEDS:
-                cells.append(cell(form, sizes, seeds, count))
-                print(*cells[-1].values(), flush=True)
-    result = {
-        **provenance(f"python benchmarks/studies/grokking_small_sweeps.py --simulations {count}"),
-        "device": "CPU, one core",
-        "cells": cells,
-        "cpu_seconds": round(time.process_time() - begin, 1),
-    }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    simulated_cells.run(
+        __doc__,
+        100,
+        RESULT,
+        lambda count: (cell(form, sizes, seeds, count) for form in FORMS for sizes in SIZES for seeds in SEEDS),
+    )

@@ -11,10 +11,7 @@ the analysis does not contain. Called able is a log-likelihood that inherits the
 Writes benchmarks/results/inherited_ability.json.
 """
 
-import argparse
-import json
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -23,7 +20,7 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
-from temporal_coverage import provenance  # noqa: E402
+import simulated_cells  # noqa: E402
 
 from emergence_train.analysis.emergence.analyze import find  # noqa: E402
 from emergence_train.analysis.emergence.inherited import with_able_runs  # noqa: E402
@@ -99,22 +96,7 @@ def cell(case: str, form: str, count: int) -> dict:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--simulations", type=int, default=60)
-    count = parser.parse_args().simulations
-    begin = time.process_time()
-    cells = [cell(case, form, count) for case in CASES for form in SCATTERS]
-    result = {
-        **provenance(f"python benchmarks/studies/inherited_ability.py --simulations {count}"),
-        "device": "CPU, one core",
-        "cells": cells,
-        "cpu_seconds": round(time.process_time() - begin, 1),
-    }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    for row in cells:
-        print(*row.values())
-
-
 if __name__ == "__main__":
-    main()
+    simulated_cells.run(
+        __doc__, 60, RESULT, lambda count: (cell(case, form, count) for case in CASES for form in SCATTERS)
+    )

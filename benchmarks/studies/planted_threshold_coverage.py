@@ -8,8 +8,6 @@ around the limit. No trend, or three times less for the larger size. Writes
 benchmarks/results/planted_threshold_coverage.json.
 """
 
-import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -18,9 +16,9 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
+import simulated_cells  # noqa: E402
 from critical_mass import ABLE, critical  # noqa: E402
 from grokking_small_sweeps import WIDTH, chance  # noqa: E402
-from temporal_coverage import provenance  # noqa: E402
 
 SHARES = np.array([0.016, 0.032, 0.063, 0.104, 0.189])
 PARAMS = (106_816, 427_000)
@@ -69,19 +67,12 @@ def cell(form: str, seeds: int, factor: float, count: int) -> dict:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--simulations", type=int, default=300)
-    count = parser.parse_args().simulations
-    cells = [cell(form, seeds, factor, count) for form in FORMS for seeds in (2, 5) for factor in (1.0, 1 / 3)]
-    result = {
-        **provenance(f"python benchmarks/studies/planted_threshold_coverage.py --simulations {count}"),
-        "cells": cells,
-    }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    for row in cells:
-        print(*row.values())
-
-
 if __name__ == "__main__":
-    main()
+    simulated_cells.run(
+        __doc__,
+        300,
+        RESULT,
+        lambda count: (
+            cell(form, seeds, factor, count) for form in FORMS for seeds in (2, 5) for factor in (1.0, 1 / 3)
+        ),
+    )

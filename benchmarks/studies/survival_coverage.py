@@ -9,10 +9,7 @@ four degrees of freedom. Prints a line a cell: luck, runs of each size, share of
 lost) that are wrong, median width, how many. Writes benchmarks/results/survival_coverage.json.
 """
 
-import argparse
-import json
 import sys
-import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -20,7 +17,7 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
-from temporal_coverage import provenance  # noqa: E402
+import simulated_cells  # noqa: E402
 
 from emergence_train.analysis.emergence.finding import Finding  # noqa: E402
 from emergence_train.analysis.emergence.result import SizeEffect  # noqa: E402
@@ -104,23 +101,5 @@ def cell(luck: str, runs: tuple[int, ...], count: int) -> dict:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--simulations", type=int, default=100)
-    count = parser.parse_args().simulations
-    begin, cells = time.process_time(), []
-    for luck in LUCK:
-        for runs in RUNS:
-            cells.append(cell(luck, runs, count))
-            print(*cells[-1].values(), sep="  ", flush=True)
-    result = {
-        **provenance(f"python benchmarks/studies/survival_coverage.py --simulations {count}"),
-        "device": "CPU, one core",
-        "cells": cells,
-        "cpu_seconds": round(time.process_time() - begin, 1),
-    }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    simulated_cells.run(__doc__, 100, RESULT, lambda count: (cell(luck, runs, count) for luck in LUCK for runs in RUNS))

@@ -15,9 +15,8 @@ from emergence_train.analysis.emergence.finding import Finding
 from emergence_train.analysis.emergence.mirage import STEP, continuous
 from emergence_train.analysis.emergence.verdict import SIDE, last_rows
 
-LEVEL = (
-    0.05  # of the one-sided test that able runs stand apart; benchmarks/studies/inherited_ability.py has what it calls
-)
+# Of the one-sided test that able runs stand apart; benchmarks/studies/inherited_ability.py has what it calls
+LEVEL = 0.05
 LEAST_OTHERS = 2  # runs without the ability, whose scatter is the measure
 
 

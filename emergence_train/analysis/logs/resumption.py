@@ -15,9 +15,8 @@ from emergence_train.analysis.logs.numbers import numbers_of
 REPLAYED = 0.25  # the largest share of a run that a resumption trains again; two runs side by side share more
 NEAR = 2  # intervals between rows: a resumption begins no further behind the last row
 FIRST = 1.5  # intervals from step 0 within which a run of its own begins
-CONTINUES = (
-    0.1  # of the fall of the loss so far: no further from it is the loss of a step that a resumption trains again
-)
+# Of the fall of the loss so far: no further from it is the loss of a step that a resumption trains again
+CONTINUES = 0.1
 SAME = 1e-3  # of the loss: no further apart are the losses of a step that is trained again on the same samples
 JOBS = re.compile(r"job|run_?u?u?id|attempt|restart|session")  # ids that a start of the same run changes
 MODELS = "model model_name experiment experiment_name exp exp_name"  # columns that no resumption changes

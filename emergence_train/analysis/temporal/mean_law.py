@@ -134,9 +134,8 @@ class Fit:
 
     law: Law
     weight: np.ndarray  # (J,) sums to 1
-    spread_weight: (
-        np.ndarray
-    )  # (J,) likewise, where the exponent may be another than the prior's: how far the mean may be off
+    # (J,) likewise, where the exponent may be another than the prior's: how far the mean may be off
+    spread_weight: np.ndarray
     coef: np.ndarray  # (J, 3)
     covariance: np.ndarray  # (J, 3, 3)
     labels: list[tuple[str, str, float]]  # clock, kernel, shape

@@ -145,14 +145,12 @@ class Prior:
                 mean ** (1 - small) * self.small.exponent**small,
                 _between(SMALL_UNKNOWN[0], self.small.exponent_sd, small),
             )
-        density = -0.5 * (np.log(exponent / mean) / sd) ** 2 - np.log(sd)
-        return np.where(exponent >= LEAST_EXPONENT, density, -np.inf)
+        return np.where(exponent >= LEAST_EXPONENT, _log_normal(exponent, mean, sd), -np.inf)
 
     def log_exponent_elsewhere(self, exponent: np.ndarray, small: float | None = None) -> np.ndarray:
         """Likewise of a run that may not be like the prior's: OTHERS of the density is as published exponents spread, less where
         it is like the small runs, whose exponents are known."""
-        middle, sd = PUBLISHED
-        published = -0.5 * (np.log(exponent / middle) / sd) ** 2 - np.log(sd)
+        published = _log_normal(exponent, *PUBLISHED)
         share = OTHERS * (1 - (small or 0.0))
         own = self.log_exponent(exponent, small)
         return np.logaddexp(np.log1p(-share) + own, np.log(max(share, 1e-300)) + published)
@@ -167,6 +165,11 @@ class Prior:
             return mean, sd
         spread = _between(SMALL_UNKNOWN[1], self.small.change_sd, small)
         return _between(mean, rate * self.small.change, small), float(np.hypot(sd, spread))
+
+
+def _log_normal(values: np.ndarray, middle: float, log_sd: float) -> np.ndarray:
+    """Log density of the logarithms of `values`, up to a constant."""
+    return -0.5 * (np.log(values / middle) / log_sd) ** 2 - np.log(log_sd)
 
 
 def _between(far: float, near: float, share: float) -> float:
