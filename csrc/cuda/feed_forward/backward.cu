@@ -13,6 +13,8 @@ namespace {
 using namespace hopper_feed_forward;
 
 constexpr int kChunks = kColumns / 64;
+template <int EVERY>
+constexpr int kParts = (kChunks - 1) * 2 * EVERY + 4;
 
 #if HOPPER_CODE
 
@@ -52,37 +54,35 @@ __device__ __forceinline__ void differentiate(uint32_t upstream, uint32_t& gates
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const float dh = unpacked<T>(upstream, i), gate = unpacked<T>(gates, i), up = unpacked<T>(ups, i), s = sigmoid(gate);
-    d_gate[i] = dh * up * s * (1.0f + gate * (1.0f - s));
-    d_up[i] = dh * gate * s;
+    d_gate[i] = dh * s * up * (1.0f + gate * (1.0f - s));
+    d_up[i] = dh * s * gate;
   }
   gates = packed<T>(d_gate[0], d_gate[1]);
   ups = packed<T>(d_up[0], d_up[1]);
 }
 
-// A half of chunk `chunk` of tile n.
+// A quarter of chunk `chunk` of tile n.
 template <typename T, typename Tiles>
-__device__ __forceinline__ void put(const Tiles& tiles, int group, int chunk, int half, int n, const uint32_t (&words)[kWords]) {
-  constexpr int kWordsOfChunk = kWords / kChunks, kAtOnce = 4;
+__device__ __forceinline__ void put(const Tiles& tiles, int group, int chunk, int quarter, int n, const uint32_t (&words)[kWords]) {
+  constexpr int kWordsOfChunk = kWords / kChunks, kAtOnce = kWordsOfChunk / 4;
   static_assert(kChunks % Tiles::kSlots == 0);
   const int which = chunk % Tiles::kSlots, use = n * (kChunks / Tiles::kSlots) + chunk / Tiles::kSlots;
   const uint32_t slot = tiles.slot(group, which);
-  if (half == 0) wait(tiles.ready(group, which), use & 1, "gate and up have arrived before they are read (wait)");
+  if (quarter == 0) wait(tiles.ready(group, which), use & 1, "gate and up have arrived before they are read (wait)");
+  const int first = quarter * kAtOnce;
+  uint32_t gates[kAtOnce], ups[kAtOnce];
 #pragma unroll
-  for (int first = half * (kWordsOfChunk / 2); first < (half + 1) * (kWordsOfChunk / 2); first += kAtOnce) {
-    uint32_t gates[kAtOnce], ups[kAtOnce];
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      gates[i] = load_shared_word(slot + word_in_slab(first + i));
-      ups[i] = load_shared_word(slot + kSlab + word_in_slab(first + i));
-    }
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      differentiate<T>(words[chunk * kWordsOfChunk + first + i], gates[i], ups[i]);
-      store_shared(slot + word_in_slab(first + i), gates[i]);
-      store_shared(slot + kSlab + word_in_slab(first + i), ups[i]);
-    }
+  for (int i = 0; i < kAtOnce; ++i) {
+    gates[i] = load_shared_word(slot + word_in_slab(first + i));
+    ups[i] = load_shared_word(slot + kSlab + word_in_slab(first + i));
   }
-  if (half == 1) finish_slot(tiles.done(group, which));
+#pragma unroll
+  for (int i = 0; i < kAtOnce; ++i) {
+    differentiate<T>(words[chunk * kWordsOfChunk + first + i], gates[i], ups[i]);
+    store_shared(slot + word_in_slab(first + i), gates[i]);
+    store_shared(slot + kSlab + word_in_slab(first + i), ups[i]);
+  }
+  if (quarter == 3) finish_slot(tiles.done(group, which));
 }
 
 #endif
@@ -125,8 +125,9 @@ __global__ void __launch_bounds__(kThreads, 1) __cluster_dims__(CLUSTER, 1, 1)
   } else {
     take_registers<kForConsumers>();
     const int group = warpgroup - 1;
-    consume<T, true, (kChunks - 1) * EVERY + 2>(tiles, group, problem, [&](int k, int n, const uint32_t(&words)[kWords]) {
-      if (k % EVERY < 2) put<T>(tiles, group, k / EVERY, k % EVERY, n, words);
+    consume<T, true, kParts<EVERY>>(tiles, group, problem, [&](int part, int n, const uint32_t(&words)[kWords]) {
+      const int quarter = part % (2 * EVERY);
+      if (quarter < 4) put<T>(tiles, group, part / (2 * EVERY), quarter, n, words);
     });
   }
   if (CLUSTER > 1) sync_cluster("no block ends while another still reaches it");
@@ -151,7 +152,7 @@ void linear_swiglu_backward(const Tensor& dy, const Tensor& weight, const Tensor
     using E = decltype(of_dy);
     const auto run = [&](auto stages, auto slots, auto every, auto cluster) {
       using Tiles = Layout<stages(), slots(), 2, cluster()>;
-      const Problem problem = problem_of<Tiles>(N, F, kColumns, D, (kChunks - 1) * every() + 2, variant / 10);
+      const Problem problem = problem_of<Tiles>(N, F, kColumns, D, kParts<every()> / 2, variant / 10);
       glue::launch(&linear_swiglu_backward_hopper<E, stages(), slots(), every(), cluster()>, resident<Tiles>(problem, dy),
                    dim3(kThreads), Tiles::kBytes, dy, {&dy, &weight, &gate_up, &d_gate_up}, boxes_of_rows(dy, kRows),
                    boxes_of_rows(weight, kDepth), boxes_of_halves(gate_up, 64), boxes_of_halves(d_gate_up, 64), problem);

@@ -13,7 +13,7 @@ using namespace hopper_feed_forward;
 constexpr int kFeatures = kColumns / 2;  // of a tile
 constexpr int kKinds = 3;                // gate, up, y
 constexpr int kSlabs = kFeatures / 64 * kKinds;
-constexpr int kParts = kFeatures / 64 * 3;  // gate and up; half of y; the other half
+constexpr int kParts = kFeatures / 64 * 6;  // gate, up, and quarters of y
 
 #if HOPPER_CODE
 
@@ -51,29 +51,19 @@ template <typename T, typename Tiles>
 __device__ __forceinline__ void put(const Tiles& tiles, int group, int part, int n, const uint32_t (&words)[kWords]) {
   constexpr int kWordsOfSlab = kWords / 4, kWordsOfKind = kWords / 2;
   static_assert(kSlabs % Tiles::kSlots == 0);
-  const int half = part / 3, which_part = part % 3, first = half * kWordsOfSlab;
-  const auto slot = [&](int kind) { return (half * kKinds + kind) % Tiles::kSlots; };
-  const auto take = [&](int kind) {
-    const int use = n * (kSlabs / Tiles::kSlots) + (half * kKinds + kind) / Tiles::kSlots;
-    wait(tiles.ready(group, slot(kind)), (use & 1) ^ 1, "results are read before others overwrite them (wait)");
-    return tiles.slot(group, slot(kind));
-  };
-  if (which_part == 0) {
+  const int half = part / 6, kind = min(part % 6, 2), quarter = part % 6 - 2, first = half * kWordsOfSlab;
+  const int j = half * kKinds + kind, which = j % Tiles::kSlots, use = n * (kSlabs / Tiles::kSlots) + j / Tiles::kSlots;
+  const uint32_t to = tiles.slot(group, which);
+  if (quarter <= 0) wait(tiles.ready(group, which), (use & 1) ^ 1, "results are read before others overwrite them (wait)");
+  if (kind < 2) {
 #pragma unroll
-    for (int kind = 0; kind < 2; ++kind) {
-      const uint32_t to = take(kind);
-#pragma unroll
-      for (int i = 0; i < kWordsOfSlab; ++i) store_shared(to + word_in_slab(i), words[kind * kWordsOfKind + first + i]);
-      finish_slot(tiles.done(group, slot(kind)));
-    }
+    for (int i = 0; i < kWordsOfSlab; ++i) store_shared(to + word_in_slab(i), words[kind * kWordsOfKind + first + i]);
   } else {
-    const uint32_t to = which_part == 1 ? take(2) : tiles.slot(group, slot(2));
-    const int start = (which_part - 1) * (kWordsOfSlab / 2);
 #pragma unroll
-    for (int i = start; i < start + kWordsOfSlab / 2; ++i)
+    for (int i = quarter * (kWordsOfSlab / 4); i < (quarter + 1) * (kWordsOfSlab / 4); ++i)
       store_shared(to + word_in_slab(i), activated<T>(words[first + i], words[kWordsOfKind + first + i]));
-    if (which_part == 2) finish_slot(tiles.done(group, slot(2)));
   }
+  if (kind < 2 || quarter == 3) finish_slot(tiles.done(group, which));
 }
 
 #endif
@@ -139,7 +129,7 @@ void linear_swiglu(const Tensor& x, const Tensor& weight, const Tensor& gate_up,
     using E = decltype(of_x);
     const auto run = [&](auto stages, auto slots, auto cluster) {
       using Tiles = Layout<stages(), slots(), 1, cluster()>;
-      const Problem problem = problem_of<Tiles>(N, F, kFeatures, K, kParts, variant / 10);
+      const Problem problem = problem_of<Tiles>(N, F, kFeatures, K, kParts / 2, variant / 10);
       glue::launch(&linear_swiglu_hopper<E, stages(), slots(), cluster()>, resident<Tiles>(problem, x), dim3(kThreads),
                    Tiles::kBytes, x, {&x, &weight, &gate_up, &y}, boxes_of_rows(x, kRows), boxes_of_stacked(weight, kFeatures),
                    boxes_of_halves(gate_up, 64), boxes_of_rows(y, 64), problem);

@@ -154,8 +154,8 @@ __device__ __forceinline__ void release(const Tiles& tiles, int stage) {
   }
 }
 
-// PARTS: steps of a tile at which part(step, n, words) is called with the words of the block's tile n, the one before. Steps that
-// a tile has beyond it has in any case: operands outside of their tensors are zeros.
+// PARTS: what becomes of a tile is computed in so many, two in each of the next tile's first steps: part(i, n, words) with the
+// words of the block's tile n. The step before is done in between, so that its operands are released early.
 template <typename T, bool TRANSPOSED_B, int PARTS, typename Tiles, typename F>
 __device__ __forceinline__ void consume(const Tiles& tiles, int group, const Problem& problem, F&& part) {
   const int count = count_tiles<Tiles::kCluster>(problem);
@@ -171,16 +171,17 @@ __device__ __forceinline__ void consume(const Tiles& tiles, int group, const Pro
   for (int n = 0; n < count; ++n) {
     hold(sums);
 #pragma unroll
-    for (int k = 0; k < PARTS; ++k) {
+    for (int k = 0; k < PARTS / 2; ++k) {
       multiply<T, TRANSPOSED_B>(tiles, group, ring, k > 0, sums);
       if (k == 1 && problem.in_turns && group == 0 && n == 0) arrive_some(kTurn, kConsumers * kGroup, "warpgroups start in turns (arrival)");
-      if (n > 0) part(k, n - 1, words);
+      if (n > 0) part(2 * k, n - 1, words);
       wait_products<1>("the step before is multiplied before its operands are released");
       if (k > 0) release(tiles, before);
+      if (n > 0) part(2 * k + 1, n - 1, words);
       before = ring.stage;
       ring.template advance<Tiles::kStages>();
     }
-    for (int k = PARTS; k < problem.steps; ++k) {
+    for (int k = PARTS / 2; k < problem.steps; ++k) {
       multiply<T, TRANSPOSED_B>(tiles, group, ring, true, sums);
       wait_products<1>("the step before is multiplied before its operands are released");
       release(tiles, before);
@@ -194,7 +195,7 @@ __device__ __forceinline__ void consume(const Tiles& tiles, int group, const Pro
     for (int i = 0; i < kWords; ++i) words[i] = packed<T>(sums[2 * i], sums[2 * i + 1]);
   }
 #pragma unroll
-  for (int k = 0; k < PARTS; ++k) part(k, count - 1, words);
+  for (int i = 0; i < PARTS; ++i) part(i, count - 1, words);
 }
 
 // Of the word i of a thread's 64 rows x 64 columns: where it lies in its slab.
@@ -243,7 +244,7 @@ inline TensorMap boxes_of_stacked(const Tensor& t, int rows) {
   return boxes_of(t, {{t.size(1), F, 2, 1}, {t.stride(0), F * t.stride(0), 0}}, rows);
 }
 
-// features: of a tile of columns. least: steps that the kernel takes in any case.
+// features: of a tile of columns. least: steps that a tile has in any case; operands outside of their tensors are zeros.
 template <typename Tiles>
 Problem problem_of(int64_t N, int64_t columns, int64_t features, int64_t K, int least, int64_t way) {
   CHECK_INPUT(way >= 0 && way < 4, "emergence_cuda: no such variant");
