@@ -63,7 +63,7 @@ def feed_forward(
         x.dim() >= 1 and x.shape[-1] == gate_up_weight.shape[1],
         f"feed_forward: x has shape {tuple(x.shape)}, expected (..., {gate_up_weight.shape[1]}) to match gate_up_weight",
     )
-    fuses = x.device.type == "cuda" and compiled.unsupported_reason(x, gate_up_weight, down_weight) is None
+    fuses = x.device.type == "cuda" and compiled.unsupported_reason(x, down_weight.shape[1]) is None
     chosen = resolve_backend(backend, "feed_forward", x.device, dtype_limits(x), measured=("cuda",) if fuses else ())
     if torch.compiler.is_compiling():
         require(main_grads is None, "feed_forward: main_grads are not supported in compiled graphs")

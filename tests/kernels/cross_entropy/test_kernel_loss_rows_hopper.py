@@ -57,7 +57,11 @@ def exact(z, V, targets, valid, scale, z_loss):
     loss = lse - wide.gather(1, targets[:, None])[:, 0]
     (dz,) = torch.autograd.grad(((loss + z_loss * lse.square()) * scale.double() * known).sum(), wide)
     entropy = -(wide.softmax(-1) * wide.log_softmax(-1)).sum(-1)
-    return *((row * known).detach() for row in (loss, lse, entropy)), dz, (wide.argmax(-1) == targets) & valid
+    return (
+        *((row * known).detach() for row in (loss, lse, entropy)),
+        dz,
+        (wide.gather(1, targets[:, None])[:, 0] == wide.amax(-1)) & valid,
+    )  # of a tie the target too
 
 
 # Columns: less than a pack, a part of a slot, slots to the brim, and several rows a block of threads in the emulator.
