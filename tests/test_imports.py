@@ -56,8 +56,7 @@ FLOORS = (
     ("cli",),
     ("__main__",),
 )
-# Rooms of emergence_kernels, likewise: an operation needs the backends, attention the rotary embedding, a
-# feed-forward layer SwiGLU.
+# Rooms of emergence_kernels, likewise: an operation needs the backends, attention rotary, feed_forward SwiGLU.
 KERNEL_FLOORS = (
     ("backends",),
     ("cross_entropy", "fp8_linear", "rms_norm", "rotary", "swiglu"),

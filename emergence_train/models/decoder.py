@@ -18,6 +18,7 @@ from emergence_kernels import (
     LMHead,
     PositionLoss,
     document_plan,
+    feed_forward,
     rms_norm,
     rotary,
     rotary_attention,
@@ -196,14 +197,21 @@ class Attention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x))."""
+    """down(silu(gate(x)) * up(x)).
+
+    main_grads: of both weights, where their gradients are accumulated by products (training.main_gradients). In training both
+    layers are one operation then.
+    """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
+        self.main_grads: tuple[Tensor, Tensor] | None = None
         self.gate_up = nn.Linear(config.width, 2 * config.ffn, bias=False)
         self.down = nn.Linear(config.ffn, config.width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        if self.main_grads and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return feed_forward(x_BTD, self.gate_up.weight, self.down.weight, main_grads=self.main_grads)
         return self.project(self.gate_up(x_BTD))
 
     def project(self, gate_up_BTF: Tensor, recompute: bool = False) -> Tensor:
@@ -235,6 +243,9 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         qkv, residual = self.attention_norm.then(self.attention.qkv, x_BTD, residual_BTD, recompute)
         x = self.attention(qkv, shared)
+        if not recompute:
+            x, residual = self.swiglu_norm(x, residual)
+            return self.swiglu(x), residual
         gate_up, residual = self.swiglu_norm.then(self.swiglu.gate_up, x, residual, recompute)
         return self.swiglu.project(gate_up, recompute), residual
 

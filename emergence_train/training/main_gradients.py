@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emergence_kernels.backends.products import add_to_dw
+from emergence_train.models.decoder import SwiGLU
 from emergence_train.training.fp8 import Fp8Linear
 
 
@@ -67,6 +68,9 @@ def install(engine: Any) -> bool:
             module.weight.main_grad = main_grads[module.weight]
             if type(module) is nn.Linear:  # an Fp8Linear adds to it by itself
                 module.__class__ = AccumulatingLinear
+    for module in engine.module.modules():
+        if isinstance(module, SwiGLU) and type(module.gate_up) is type(module.down) is AccumulatingLinear:
+            module.main_grads = main_grads[module.gate_up.weight], main_grads[module.down.weight]
     engine.enable_backward_allreduce = False  # the step all-reduces the gradients, in one piece
     optimizer.step = types.MethodType(step, optimizer)
     return True

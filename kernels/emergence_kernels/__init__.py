@@ -12,6 +12,7 @@ from .backends.dispatch import BACKENDS, BackendError, available_backends, resol
 from .cross_entropy.linear import linear_cross_entropy
 from .cross_entropy.lm_head import LMHead
 from .cross_entropy.position_loss import PositionLoss, PositionSums, position_loss
+from .feed_forward.op import feed_forward
 from .fp8_linear.op import Fp8Weight, fp8_linear, quantize_weight
 from .llama_patch import patch_llama
 from .modules import RMSNorm, SwiGLU
@@ -32,6 +33,7 @@ __all__ = [
     "attention",
     "available_backends",
     "document_plan",
+    "feed_forward",
     "fp8_linear",
     "linear_cross_entropy",
     "patch_llama",
