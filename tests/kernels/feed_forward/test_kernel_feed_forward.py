@@ -166,11 +166,13 @@ def test_wrong_shapes_are_refused(device):
 
 
 def test_what_is_taken(device):
-    def reason(dtype=torch.bfloat16, K=64, F=64):
-        return compiled.unsupported_reason(torch.empty(1, K, dtype=dtype, device=device), F)
+    def reason(dtype=torch.bfloat16, K=64, F=64, of_weight=None):
+        shapes = ((1, K, dtype), (2 * F, K, of_weight or dtype), (K, F, dtype))
+        return compiled.unsupported_reason(*(torch.empty(n, m, dtype=t, device=device) for n, m, t in shapes))
 
     assert reason() is None and reason(torch.float16, 8, 8) is None
-    assert "float32" in reason(torch.float32) and "12 and 64" in reason(K=12) and "64 and 20" in reason(F=20)
+    assert "float32" in reason(torch.float32) and "12, 64 and 12" in reason(K=12) and "64, 20 and 64" in reason(F=20)
+    assert "torch.bfloat16 and torch.float32" in reason(of_weight=torch.float32)
 
 
 # ---- thread orders, races, fences -------------------------------------------------------------------------------------
