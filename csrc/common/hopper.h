@@ -30,6 +30,13 @@ using emulate::TensorMap;
 #define HOPPER_CODE 0
 #endif
 
+// Of a kernel: blocks of a cluster. Other architectures' passes do not know the attribute.
+#if defined(__CUDACC__) && (!defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL))
+#define CLUSTERS_OF(blocks) __cluster_dims__(blocks, 1, 1)
+#else
+#define CLUSTERS_OF(blocks)
+#endif
+
 namespace hopper {
 
 using namespace portable;

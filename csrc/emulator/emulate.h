@@ -48,7 +48,6 @@
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define __cluster_dims__(...)
 #define __grid_constant__
 
 struct dim3 {

@@ -89,7 +89,7 @@ __device__ __forceinline__ void put(const Tiles& tiles, int group, int chunk, in
 
 // EVERY: steps from one chunk to the next; the first two work on it.
 template <typename T, int STAGES, int SLOTS, int EVERY, int CLUSTER>
-__global__ void __launch_bounds__(kThreads, 1) __cluster_dims__(CLUSTER, 1, 1)
+__global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(CLUSTER)
     linear_swiglu_backward_hopper(const __grid_constant__ TensorMap of_dy, const __grid_constant__ TensorMap of_weight,
                                   const __grid_constant__ TensorMap of_gate_up, const __grid_constant__ TensorMap of_gradient,
                                   const Problem problem) {

@@ -11,11 +11,12 @@ namespace {
 using namespace hopper_feed_forward;
 
 constexpr int kFeatures = kColumns / 2;  // of a tile
-constexpr int kKinds = 3;                // gate, up, y
-constexpr int kSlabs = kFeatures / 64 * kKinds;
 constexpr int kParts = kFeatures / 64 * 6;  // gate, up, and quarters of y
 
 #if HOPPER_CODE
+
+constexpr int kKinds = 3;  // gate, up, y
+constexpr int kSlabs = kFeatures / 64 * kKinds;
 
 // Slabs of the warpgroup's results go out.
 template <typename Tiles>
@@ -69,7 +70,7 @@ __device__ __forceinline__ void put(const Tiles& tiles, int group, int part, int
 #endif
 
 template <typename T, int STAGES, int SLOTS, int CLUSTER>
-__global__ void __launch_bounds__(kThreads, 1) __cluster_dims__(CLUSTER, 1, 1)
+__global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(CLUSTER)
     linear_swiglu_hopper(const __grid_constant__ TensorMap of_x, const __grid_constant__ TensorMap of_weight,
                          const __grid_constant__ TensorMap of_gate_up, const __grid_constant__ TensorMap of_y,
                          const Problem problem) {

@@ -16,16 +16,18 @@ DTYPES = (torch.bfloat16, torch.float16)
 STRIDE = 16  # bytes that rows' distances are multiples of, for TMA
 
 
-def unsupported_reason(x: Tensor, features: int) -> str | None:
+def unsupported_reason(x: Tensor, gate_up_weight: Tensor, down_weight: Tensor) -> str | None:
     """The reason why these kernels do not take a layer, or None.
 
     Args:
-        x: (..., K), its input. features: F of its weights, (2F, K) and (D, F); D like K a multiple of 8.
+        x: (..., K). gate_up_weight: (2F, K). down_weight: (D, F).
     """
-    if x.dtype not in DTYPES:
-        return f"Hopper's products support bfloat16 and float16, not {x.dtype}"
-    if x.shape[-1] % 8 or features % 8:
-        return f"Hopper's products need features in multiples of 8, not {x.shape[-1]} and {features}"
+    dtypes = {x.dtype, gate_up_weight.dtype, down_weight.dtype}
+    if len(dtypes) > 1 or x.dtype not in DTYPES:
+        return f"Hopper's products support bfloat16 and float16, not {' and '.join(sorted(map(str, dtypes)))}"
+    K, (D, F) = x.shape[-1], down_weight.shape
+    if K % 8 or D % 8 or F % 8:
+        return f"Hopper's products need features in multiples of 8, not {K}, {F} and {D}"
     if reason := library.unsupported_reason("cuda", x.device):
         return reason
     if x.device.type == "cuda" and not _is_hopper(x.device):

@@ -166,11 +166,13 @@ def test_wrong_shapes_are_refused(device):
 
 
 def test_what_is_taken(device):
-    def reason(dtype=torch.bfloat16, K=64, F=64):
-        return compiled.unsupported_reason(torch.empty(1, K, dtype=dtype, device=device), F)
+    def reason(dtype=torch.bfloat16, K=64, F=64, of_weight=None):
+        shapes = ((1, K, dtype), (2 * F, K, of_weight or dtype), (K, F, dtype))
+        return compiled.unsupported_reason(*(torch.empty(n, m, dtype=t, device=device) for n, m, t in shapes))
 
     assert reason() is None and reason(torch.float16, 8, 8) is None
-    assert "float32" in reason(torch.float32) and "12 and 64" in reason(K=12) and "64 and 20" in reason(F=20)
+    assert "float32" in reason(torch.float32) and "12, 64 and 12" in reason(K=12) and "64, 20 and 64" in reason(F=20)
+    assert "torch.bfloat16 and torch.float32" in reason(of_weight=torch.float32)
 
 
 # ---- thread orders, races, fences -------------------------------------------------------------------------------------
@@ -258,3 +260,18 @@ def test_no_races_at_size(shape, variant, device):
         ops.linear_swiglu_backward(x, down, gate_up, out[1], variant)
         first = first or [*out, y]
         assert all(torch.equal(a, b) for a, b in zip(first, [*out, y]))
+
+
+# ---- the compiled code ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(build.nvcc() is None, reason="no nvcc")
+def test_nvcc_compiles_products_that_overlap(tmp_path):
+    """No spills, and no products that ptxas had to serialise."""
+    out = tmp_path / "emergence_cuda.so"
+    log = build.build("cuda", out, archs=("90a",), extra=("-Xptxas", "-v"))
+    parts = [part for part in log.split("Compiling entry function ")[1:] if "linear_swiglu" in part.split("\n")[0]]
+    assert len(parts) == 16 and "C75" not in log and "serialized" not in log
+    for part in parts:
+        assert "0 bytes spill stores, 0 bytes spill loads" in part and "Used 168 registers" in part
