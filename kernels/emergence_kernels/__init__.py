@@ -7,6 +7,7 @@ package needs torch only; Triton is imported when a Triton kernel is used.
 
 from .attention.document_ranges import DocumentPlan
 from .attention.op import attention, document_plan
+from .attention.projected_attention import projected_attention
 from .attention.rotary_attention import rotary_attention
 from .backends.dispatch import BACKENDS, BackendError, available_backends, resolve_backend
 from .cross_entropy.linear import linear_cross_entropy
@@ -38,6 +39,7 @@ __all__ = [
     "linear_cross_entropy",
     "patch_llama",
     "position_loss",
+    "projected_attention",
     "quantize_weight",
     "resolve_backend",
     "rms_norm",

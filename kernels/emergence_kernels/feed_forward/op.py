@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..backends.accumulating import weight_gradient
 from ..backends.checks import autocast, check_float, require
 from ..backends.dispatch import dtype_limits, resolve_backend
-from ..backends.products import add_to_dw
 from ..backends.tracing import profiled
 from ..swiglu.op import activated, activation_gradient, swiglu
 from . import compiled
@@ -63,7 +63,7 @@ def feed_forward(
         x.dim() >= 1 and x.shape[-1] == gate_up_weight.shape[1],
         f"feed_forward: x has shape {tuple(x.shape)}, expected (..., {gate_up_weight.shape[1]}) to match gate_up_weight",
     )
-    fuses = x.device.type == "cuda" and compiled.unsupported_reason(x, down_weight.shape[1]) is None
+    fuses = x.device.type == "cuda" and compiled.unsupported_reason(x, gate_up_weight, down_weight) is None
     chosen = resolve_backend(backend, "feed_forward", x.device, dtype_limits(x), measured=("cuda",) if fuses else ())
     if torch.compiler.is_compiling():
         require(main_grads is None, "feed_forward: main_grads are not supported in compiled graphs")
@@ -104,12 +104,7 @@ class _FeedForward(torch.autograd.Function):
             d_gate_up = compiled.backward(dy_NK, down_weight, gate_up)
         else:
             d_gate_up = activation_gradient(dy_NK @ down_weight, gate_up, ctx.backend)
-        d_down = _weight_gradient(into_down, dy_NK, hidden, down_weight) if of_down else None
-        d_weight = _weight_gradient(into_gate_up, d_gate_up, x_NK, gate_up_weight) if of_gate_up else None
+        d_down = weight_gradient(into_down, dy_NK, hidden, down_weight) if of_down else None
+        d_weight = weight_gradient(into_gate_up, d_gate_up, x_NK, gate_up_weight) if of_gate_up else None
         dx = (d_gate_up @ gate_up_weight).view(dy.shape) if of_x else None
         return dx, d_weight, d_down, None, None, None
-
-
-def _weight_gradient(main_grad: Tensor | None, dy_NM: Tensor, x_NK: Tensor, weight: Tensor) -> Tensor | None:
-    gradient = add_to_dw(main_grad, dy_NM, x_NK, single=main_grad is None)
-    return gradient.to(weight.dtype) if main_grad is None else None
