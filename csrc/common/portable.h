@@ -141,6 +141,13 @@ __device__ __forceinline__ void store(T* address, const T& value) {
   *address = value;
 }
 
+// From here on memory is read again, instead of registers keeping what was read.
+__device__ __forceinline__ void forget_loads() {
+#ifdef __CUDACC__
+  asm volatile("" ::: "memory");
+#endif
+}
+
 // ---- threads ---------------------------------------------------------------------------------------------------------
 
 // All threads of the block. `race`: the race without it.
@@ -149,6 +156,15 @@ __device__ __forceinline__ void barrier([[maybe_unused]] const char* race) {
   __syncthreads();
 #else
   emulate::Machine::get().barrier(race);
+#endif
+}
+
+// `count` threads of the block, in whole warps, that meet at barrier `id` (1 to 15).
+__device__ __forceinline__ void barrier_among(int id, int count, [[maybe_unused]] const char* race) {
+#ifdef __CUDACC__
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(count) : "memory");
+#else
+  emulate::Machine::get().named_barrier(id, count, true, race);
 #endif
 }
 

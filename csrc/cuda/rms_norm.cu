@@ -11,6 +11,7 @@
 
 #include <array>
 
+#include "common/tensor_cores.h"
 #include "common/torch_glue.h"
 
 using namespace portable;
@@ -170,18 +171,144 @@ __global__ void __launch_bounds__(kMaxWarps * kWarp) backward_kernel(
     }
 }
 
-// dweight (D,) = sum of shares (blocks, D). A block has 32 columns; warp w adds the shares w, w + blockDim.y, ...
+// ---- backward, where rows are packs ----------------------------------------------------------------------------------
+
+// A row is held by `warps` warps, kPacks packs a lane, and what it is made of comes by asynchronous copies, kAhead rows ahead: a
+// thread reads what it copied, so that rows wait for no barrier but their own warps' (none where a warp holds a row).
+constexpr int kWarps = 8, kThreads = kWarps * kWarp;  // of a block
+constexpr int kPacks = 4;
+
 template <typename T>
-__global__ void sum_shares_kernel(const float* shares, T* dweight, int blocks, int D) {
-  SHARED(float, of_warp, kMaxWarps* kWarp);
-  const int column = blockIdx.x * kWarp + threadIdx.x;
+constexpr int kOfWarp = kWarp * kPacks * 16 / int(sizeof(T));  // values of a row
+
+// As row_sum, of a row whose warps meet at a barrier of their own.
+template <typename Shares>
+__device__ __forceinline__ float sum_of_warps(float value, Shares& share, int parity, int warps) {
+  value = warp_sum(value);
+  if (warps == 1) return value;
+  const int warp = threadIdx.x / kWarp, first = warp / warps * warps;
+  if (threadIdx.x % kWarp == 0) share[parity * kWarps + warp] = value;
+  barrier_among(1 + warp / warps, warps * kWarp, "every warp's share of its row has arrived before it is added up");
+  float sum = share[parity * kWarps + first];
+  for (int other = 1; other < warps; ++other) sum += share[parity * kWarps + first + other];
+  return sum;
+}
+
+// x is what was normalised. shares (gridDim.x, D): each block's share of dweight. warps: of a row, a power of two.
+template <typename T, bool RESIDUAL, int kAhead>
+__global__ void __launch_bounds__(kThreads, 2) backward_packs_kernel(
+    const T* dy, const T* d_residual, const T* x, const T* weight, const float* rstd, T* dx, float* shares, int64_t stride_dy,
+    int64_t stride_d_residual, int64_t stride_x, int64_t rows, int D, int warps) {
+  constexpr int N = 16 / sizeof(T), kTensors = RESIDUAL ? 3 : 2;
+  SHARED(float, share, 2 * kWarps);
+  DYNAMIC_SHARED(tensor_cores::Chunk<T>, ring);  // [kAhead][kTensors][kPacks][kThreads]
+  DYNAMIC_SHARED(float, of_rows);                // in its place afterwards: (kWarps / warps, width)
+  const int warp = threadIdx.x / kWarp, slot = warp / warps, slots = kWarps / warps;
+  const float share_of_one = 1.0f / D;
+  int columns[kPacks];
+  Pack<T, N> scales[kPacks];
+#pragma unroll
+  for (int p = 0; p < kPacks; ++p) {
+    columns[p] = ((p * warps + warp % warps) * kWarp + threadIdx.x % kWarp) * N;
+    scales[p] = columns[p] < D ? load(reinterpret_cast<const Pack<T, N>*>(weight + columns[p])) : Pack<T, N>{};
+  }
+  // Neighbouring rows go to different blocks, so that multiprocessors have equally many, to one.
+  const int64_t step = int64_t(gridDim.x) * slots;
+  int64_t row = int64_t(slot) * gridDim.x + blockIdx.x;
+  const auto place_of = [&](int stage, int tensor, int p) {
+    return ((stage * kTensors + tensor) * kPacks + p) * kThreads + int(threadIdx.x);
+  };
+  const auto copy_row = [&](int64_t row, int stage) {
+#pragma unroll
+    for (int p = 0; p < kPacks; ++p) {
+      const bool there = row < rows && columns[p] < D;
+      const int64_t at = there ? row : 0, column = there ? columns[p] : 0;
+      tensor_cores::copy_async(ring, place_of(stage, 0, p), x + at * stride_x + column, there);
+      tensor_cores::copy_async(ring, place_of(stage, 1, p), dy + at * stride_dy + column, there);
+      if (RESIDUAL) tensor_cores::copy_async(ring, place_of(stage, 2, p), d_residual + at * stride_d_residual + column, there);
+    }
+    tensor_cores::commit_copies();
+  };
+  const auto rstd_of = [&](int64_t row) { return row < rows ? load(rstd + row) : 0.0f; };
+  float dw[kPacks][N] = {}, r_ahead[kAhead];
+#pragma unroll
+  for (int stage = 0; stage < kAhead; ++stage) {
+    copy_row(row + stage * step, stage);
+    r_ahead[stage] = rstd_of(row + stage * step);
+  }
+  for (int stage = 0; row < rows; row += step, stage = (stage + 1) % kAhead) {
+    const float r = r_ahead[0];
+#pragma unroll
+    for (int i = 0; i + 1 < kAhead; ++i) r_ahead[i] = r_ahead[i + 1];
+    r_ahead[kAhead - 1] = rstd_of(row + kAhead * step);
+    tensor_cores::wait_for_copies<kAhead - 1>("a row has arrived before it is read");
+    float dot = 0.0f;
+#pragma unroll
+    for (int p = 0; p < kPacks; ++p) {
+      const Pack<T, N> of_x = ring[place_of(stage, 0, p)], of_dy = ring[place_of(stage, 1, p)];
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        const float normed = to_float(of_x.v[i]) * r, upstream = to_float(of_dy.v[i]);
+        dot += upstream * to_float(scales[p].v[i]) * normed;
+        dw[p][i] += upstream * to_float(from_float<T>(normed));
+      }
+    }
+    const float mean = sum_of_warps(dot, share, stage % 2, warps) * share_of_one;
+    forget_loads();
+#pragma unroll
+    for (int p = 0; p < kPacks; ++p) {
+      const Pack<T, N> of_x = ring[place_of(stage, 0, p)], of_dy = ring[place_of(stage, 1, p)];
+      Pack<T, N> passed{}, gradients;
+      if (RESIDUAL) passed = ring[place_of(stage, 2, p)];
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        const float normed = to_float(of_x.v[i]) * r, g = to_float(of_dy.v[i]) * to_float(scales[p].v[i]);
+        float gradient = r * (g - normed * mean);
+        if (RESIDUAL) gradient += to_float(passed.v[i]);
+        gradients.v[i] = from_float<T>(gradient);
+      }
+      if (columns[p] < D) store(reinterpret_cast<Pack<T, N>*>(dx + row * D + columns[p]), gradients);
+    }
+    copy_row(row + kAhead * step, stage);
+  }
+  tensor_cores::wait_for_copies<0>("copies of what is beyond the last row are done before shares overwrite them");
+  barrier("all rows are read before shares overwrite them");
+  // Value i of a lane's pack lies apart from i + 1, beside the other lanes', in banks of their own.
+  const int width = kPacks * warps * kWarp * N;
+#pragma unroll
+  for (int p = 0; p < kPacks; ++p)
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+      of_rows[slot * width + ((p * warps + warp % warps) * N + i) * kWarp + threadIdx.x % kWarp] = dw[p][i];
+  barrier("every row's share of dweight has arrived before they are added up in order");
+  for (int at = threadIdx.x; at < width; at += kThreads) {
+    const int column = (at / kWarp / N * kWarp + at % kWarp) * N + at / kWarp % N;
+    if (column >= D) continue;
+    float sum = of_rows[at];
+    for (int other = 1; other < slots; ++other) sum += of_rows[other * width + at];
+    store(shares + int64_t(blockIdx.x) * D + column, sum);
+  }
+}
+
+// dweight (D,) = sum of shares (blocks, D), in a fixed order. A block has 8 columns, 32 bytes of each share.
+constexpr int kColumns = 8;
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads) sum_shares_kernel(const float* shares, T* dweight, int blocks, int D) {
+  SHARED(float, of_warp, kWarps * kColumns);
+  const int column = blockIdx.x * kColumns + threadIdx.x % kColumns;
   float sum = 0.0f;
-  if (column < D)
-    for (int block = threadIdx.y; block < blocks; block += blockDim.y) sum += load(shares + int64_t(block) * D + column);
-  of_warp[threadIdx.y * kWarp + threadIdx.x] = sum;
+  if (column < D) {
+#pragma unroll 8
+    for (int block = threadIdx.x / kColumns; block < blocks; block += kThreads / kColumns)
+      sum += load(shares + int64_t(block) * D + column);
+  }
+#pragma unroll
+  for (int bits = kColumns; bits < kWarp; bits *= 2) sum += from_lane_xor(sum, bits);
+  if (threadIdx.x % kWarp < kColumns) of_warp[threadIdx.x / kWarp * kColumns + threadIdx.x % kColumns] = sum;
   barrier("every warp's sum has arrived before they are added up");
-  if (threadIdx.y > 0 || column >= D) return;
-  for (unsigned warp = 1; warp < blockDim.y; ++warp) sum += of_warp[warp * kWarp + threadIdx.x];
+  if (threadIdx.x >= kColumns || column >= D) return;
+  for (int warp = 1; warp < kWarps; ++warp) sum += of_warp[warp * kColumns + threadIdx.x];
   store(dweight + column, from_float<T>(sum));
 }
 
@@ -261,9 +388,44 @@ void rms_norm(const Tensor& x, std::optional<Tensor> residual, const Tensor& wei
   });
 }
 
+// Launches backward_packs_kernel. -> (blocks, D), its shares of dweight.
+template <typename T, int kAhead>
+Tensor backward_by_packs(const Tensor& dy, const std::optional<Tensor>& d_residual, const Tensor& x, const Tensor& weight,
+                         const Tensor& rstd, const Tensor& dx, int most) {
+  const int64_t rows = x.size(0), D = x.size(1);
+  const Tensor* passed = glue::given(d_residual);
+  const int bytes = kAhead * (passed ? 3 : 2) * kPacks * kThreads * 16, device = x.get_device_index();
+  int warps = 1;
+  while (warps * kOfWarp<T> < D) warps *= 2;
+  const int resident = std::clamp(glue::shared_bytes_per_multiprocessor(device) / (bytes + 2048), 1, most);
+  const int64_t blocks = std::min<int64_t>(glue::divide_up(rows, kWarps / warps), glue::multiprocessors(device) * resident);
+  const std::array<int64_t, 2> size{blocks, D};
+  const Tensor shares = torch::stable::new_empty(x, size, glue::ScalarType::Float);
+  if (rows == 0) return shares;
+  const auto run = [&](auto kernel) {
+    glue::launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), bytes, x, {&dy, passed, &x, &weight, &rstd, &dx, &shares},
+                 glue::pointer<T>(dy), glue::pointer<T>(d_residual), glue::pointer<T>(x), glue::pointer<T>(weight),
+                 glue::pointer<float>(rstd), glue::pointer<T>(dx), glue::pointer<float>(shares), dy.stride(0),
+                 passed ? passed->stride(0) : 0, x.stride(0), rows, static_cast<int>(D), warps);
+  };
+  if (passed)
+    run(&backward_packs_kernel<T, true, kAhead>);
+  else
+    run(&backward_packs_kernel<T, false, kAhead>);
+  return shares;
+}
+
+// dweight = the sum of shares, in order.
+template <typename T>
+void sum_shares(const Tensor& shares, const Tensor& dweight) {
+  const int64_t D = shares.size(1);
+  glue::launch(&sum_shares_kernel<T>, dim3(glue::divide_up(D, kColumns)), dim3(kThreads), 0, dweight, {&shares, &dweight},
+               glue::pointer<float>(shares), glue::pointer<T>(dweight), static_cast<int>(shares.size(0)), static_cast<int>(D));
+}
+
 // dy, d_residual, x (what was normalised) (rows, D), rstd (rows,) -> dx (rows, D) contiguous, dweight (D,).
-void rms_norm_backward(const Tensor& dy, std::optional<Tensor> d_residual, const Tensor& x, const Tensor& weight,
-                       const Tensor& rstd, const Tensor& dx, const Tensor& dweight) {
+void backward_in_a_way(const Tensor& dy, std::optional<Tensor> d_residual, const Tensor& x, const Tensor& weight,
+                       const Tensor& rstd, const Tensor& dx, const Tensor& dweight, int64_t way) {
   const int64_t rows = x.size(0), D = x.size(1);
   const Tensor* passed = glue::given(d_residual);
   check_rows(&x, x, "x");
@@ -276,11 +438,16 @@ void rms_norm_backward(const Tensor& dy, std::optional<Tensor> d_residual, const
   glue::check_vector(rstd, rows, glue::ScalarType::Float, "rstd");
   by_packing(x, {&x, &dy, passed, &weight, &dx}, [&](auto of_x, auto n, auto p) {
     using T = decltype(of_x);
+    if (way > 0 && n() > 1 && D <= kWarps * kOfWarp<T>) {
+      if (way == 1) return sum_shares<T>(backward_by_packs<T, 2>(dy, d_residual, x, weight, rstd, dx, 2), dweight);
+      if (way == 2) return sum_shares<T>(backward_by_packs<T, 2>(dy, d_residual, x, weight, rstd, dx, 1), dweight);
+      return sum_shares<T>(backward_by_packs<T, 3>(dy, d_residual, x, weight, rstd, dx, 1), dweight);
+    }
     const Shape s = shape(rows, D, n, p);
     // As many blocks as are resident at once: about 1024 threads a multiprocessor at the registers that this takes.
     const unsigned resident = glue::multiprocessors(x.get_device_index()) * std::max(1u, 1024 / (s.block.x * s.block.y));
     const unsigned blocks = std::min(s.blocks, resident);
-    const std::array<int64_t, 2> size{std::max(1u, blocks), D};
+    const std::array<int64_t, 2> size{blocks, D};
     const Tensor shares = torch::stable::new_empty(x, size, glue::ScalarType::Float);
     if (rows > 0) {
       auto run = [&](auto kernel) {
@@ -295,9 +462,13 @@ void rms_norm_backward(const Tensor& dy, std::optional<Tensor> d_residual, const
       else
         run(&backward_kernel<T, n(), p(), false>);
     }
-    glue::launch(&sum_shares_kernel<T>, dim3(glue::divide_up(D, kWarp)), dim3(kWarp, 16), 0, x, {&shares, &dweight},
-                 glue::pointer<float>(shares), glue::pointer<T>(dweight), static_cast<int>(blocks), static_cast<int>(D));
+    sum_shares<T>(shares, dweight);
   });
+}
+
+void rms_norm_backward(const Tensor& dy, std::optional<Tensor> d_residual, const Tensor& x, const Tensor& weight,
+                       const Tensor& rstd, const Tensor& dx, const Tensor& dweight) {
+  backward_in_a_way(dy, d_residual, x, weight, rstd, dx, dweight, 1);
 }
 
 }  // namespace
@@ -305,9 +476,13 @@ void rms_norm_backward(const Tensor& dy, std::optional<Tensor> d_residual, const
 STABLE_TORCH_LIBRARY_FRAGMENT(emergence_cuda, library) {
   library.def(RMS_NORM);
   library.def(RMS_NORM_BACKWARD);
+  library.def(
+      "rms_norm_backward_way(Tensor dy, Tensor? d_residual, Tensor x, Tensor weight, Tensor rstd, Tensor(a!) dx, "
+      "Tensor(b!) dweight, int way) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(emergence_cuda, KERNELS_DEVICE, library) {
   library.impl("rms_norm", TORCH_BOX(&rms_norm));
   library.impl("rms_norm_backward", TORCH_BOX(&rms_norm_backward));
+  library.impl("rms_norm_backward_way", TORCH_BOX(&backward_in_a_way));
 }

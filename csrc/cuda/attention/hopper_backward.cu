@@ -209,7 +209,7 @@ __device__ __forceinline__ void put_results(uint32_t tile, uint32_t slab, int gr
 
 template <typename T, int D, int CONSUMERS, Gradients OF>
 __device__ __forceinline__ void consume(const Layout<D, CONSUMERS, OF>& tiles, int group, T* d0, T* d1, float* dq_sums,
-                                        const Inputs& inputs, const Results& to) {
+                                        const Inputs& inputs, const Angles& angles, const Results& to) {
   constexpr bool KEYS = OF != kOfQueries;
   const int T_ = inputs.problem.T;
   const float scale = inputs.problem.scale;
@@ -226,16 +226,18 @@ __device__ __forceinline__ void consume(const Layout<D, CONSUMERS, OF>& tiles, i
       sync_some(kOwn + CONSUMERS, kGroup * CONSUMERS, "ds is multiplied by all before results overwrite it");
       if (leads) arrive(tiles.empty_kept(), "what is kept is done with before more overwrites it (arrival)");
       const uint32_t tile = tiles.scores(group);
-      put_results<T, D, false>(tile, 64 * kSwizzleRow, group, sum0, scale, d0 + out, to.stride_t, rows);
-      sync_some(kOwn + group, kGroup, "results are stored before others overwrite them");
       put_results<T, D, false>(tile, 64 * kSwizzleRow, group, sum1, 1.0f, d1 + out, to.stride_t, rows);
+      if (angles.pairs) rotate_back<D>(sum0, angles, work.b, work.row0 + group * 64, T_);
+      sync_some(kOwn + group, kGroup, "results are stored before others overwrite them");
+      put_results<T, D, false>(tile, 64 * kSwizzleRow, group, sum0, scale, d0 + out, to.stride_t, rows);
       sync_some(kOwn + CONSUMERS, kGroup * CONSUMERS, "results are stored before ds overwrites them");
     } else {  // by way of what is kept, of which a warpgroup reads its own rows
       sync_some(kOwn + group, kGroup, "what is kept is multiplied before results overwrite it");
       const uint32_t tile = group * 64 * kSwizzleRow;
-      put_results<T, D, true>(tiles.kept(0, 0) + tile, tiles.kSlabKept, group, sum0, scale, d0 + out, to.stride_t, rows);
       if constexpr (KEYS)
         put_results<T, D, true>(tiles.kept(1, 0) + tile, tiles.kSlabKept, group, sum1, 1.0f, d1 + out, to.stride_t, rows);
+      if (angles.pairs) rotate_back<D>(sum0, angles, work.b, work.row0 + group * 64, T_);
+      put_results<T, D, true>(tiles.kept(0, 0) + tile, tiles.kSlabKept, group, sum0, scale, d0 + out, to.stride_t, rows);
       sync_warp("results are stored before others overwrite them");
       if (leads) arrive(tiles.empty_kept(), "what is kept is done with before more overwrites it (arrival)");
     }
@@ -250,7 +252,7 @@ template <typename T, int D, int CONSUMERS, Gradients OF>
 __global__ void __launch_bounds__(Layout<D, CONSUMERS, OF>::kThreads, 1)
     backward_hopper(const __grid_constant__ TensorMap kept_0, const __grid_constant__ TensorMap kept_1,
                     const __grid_constant__ TensorMap passing_0, const __grid_constant__ TensorMap passing_1, T* d0, T* d1,
-                    float* dq_sums, const Inputs inputs, const Results to) {
+                    float* dq_sums, const Inputs inputs, const Angles angles, const Results to) {
 #if HOPPER_CODE
   using Tiles = Layout<D, CONSUMERS, OF>;
   TILES(memory);
@@ -271,7 +273,7 @@ __global__ void __launch_bounds__(Layout<D, CONSUMERS, OF>::kThreads, 1)
     if (threadIdx.x == 0) produce(tiles, kept_0, kept_1, passing_0, passing_1, inputs);
   } else {
     take_registers<Tiles::kForConsumers>();
-    consume<T>(tiles, warpgroup - 1, d0, d1, dq_sums, inputs, to);
+    consume<T>(tiles, warpgroup - 1, d0, d1, dq_sums, inputs, angles, to);
   }
 #endif
 }
@@ -314,26 +316,35 @@ __global__ void __launch_bounds__(256) delta_kernel(const T* out, const T* d_out
   }
 }
 
-// dq = scale times its sums, rounded. A block a part.
+// dq = scale times its sums, rotated back and rounded. A block of threads: 64 queries, of kHeads heads, which share angles.
+constexpr int kHeads = 2;
+
 template <typename T, int D>
-__global__ void __launch_bounds__(kGroup) dq_kernel(float* sums, T* dq, const Problem problem, const Results to) {
+__global__ void __launch_bounds__(kGroup) dq_kernel(float* sums, T* dq, const Problem problem, const Angles angles,
+                                                    const Results to) {
 #if HOPPER_CODE
   TILES(memory);
-  const Place at = place((problem.T + 63) / 64 * (D / 64));
-  const int tile = at.block / (D / 64), slab = at.block % (D / 64);
-  const int b = at.head / problem.H, head = at.head % problem.H, row0 = tile * 64;
-  const float* from = part_of_dq<D>(sums, problem, b, head, tile, slab) + threadIdx.x * 4;
-  float part[32];
+  const int heads = (problem.H + kHeads - 1) / kHeads;
+  const Place at = place((problem.T + 63) / 64);
+  const int b = at.head / heads, head0 = at.head % heads * kHeads, row0 = at.block * 64;
 #pragma unroll
-  for (int j = 0; j < 32; j += 4) {
-    const Pack<float, 4> four = load(reinterpret_cast<const Pack<float, 4>*>(from + j * kGroup));
+  for (int head = head0; head < head0 + kHeads; ++head) {
+    if (head >= problem.H) return;
+    const float* from = part_of_dq<D>(sums, problem, b, head, at.block, 0) + threadIdx.x * 4;
+    float sum[D / 2];
 #pragma unroll
-    for (int e = 0; e < 4; ++e) part[j + e] = four.v[e];
+    for (int j = 0; j < D / 2; j += 4) {
+      const Pack<float, 4> four = load(reinterpret_cast<const Pack<float, 4>*>(from + j * kGroup));
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sum[j + e] = four.v[e];
+    }
+    if (angles.pairs) rotate_back<D>(sum, angles, b, row0, problem.T);
+    const float by_scale[2] = {problem.scale, problem.scale};
+    const uint32_t tile = memory + (head - head0) * D * kSwizzleRow;
+    put_rows<T, D>(tile, 64 * kSwizzleRow, sum, by_scale);
+    sync_warp("a warp's rows of dq are in shared memory before they are stored");
+    store_rows<T, D>(tile, 64 * kSwizzleRow, dq + b * to.stride_b + row0 * to.stride_t + head * D, to.stride_t, problem.T - row0);
   }
-  const float by_scale[2] = {problem.scale, problem.scale};
-  put_rows<T, 64>(memory, 0, part, by_scale);
-  barrier("a part of dq is in shared memory before whole rows of it are stored");
-  store_rows<T, 64>(memory, 0, dq + b * to.stride_b + row0 * to.stride_t + head * D + slab * 64, to.stride_t, problem.T - row0);
 #endif
 }
 
@@ -341,14 +352,26 @@ __global__ void __launch_bounds__(kGroup) dq_kernel(float* sums, T* dq, const Pr
 
 Results results(const Tensor& t) { return {t.stride(0), t.stride(1)}; }
 
+Angles angles_of(const std::optional<Tensor>& cos, const std::optional<Tensor>& sin, int64_t B, int64_t T, int64_t D) {
+  CHECK_INPUT(cos.has_value() == sin.has_value(), "emergence_cuda: cos and sin come together");
+  if (!cos) return {nullptr, nullptr, 0, 0};
+  const int64_t R = cos->size(cos->dim() - 1), each = cos->dim() == 3 ? T * R : 0;
+  CHECK_INPUT(R > 0 && R % 8 == 0 && 2 * R <= D, "emergence_cuda: attention rotates back a multiple of 8 pairs of features");
+  for (const Tensor* t : {&*cos, &*sin}) {
+    glue::check_vector(*t, each ? B * each : T * R, glue::ScalarType::Float, "cos and sin");
+    CHECK_INPUT(glue::aligned(t->data_ptr(), 8), "emergence_cuda: cos and sin must start at multiples of 8 bytes");
+  }
+  return {glue::pointer<float>(cos), glue::pointer<float>(sin), int(R), each};
+}
+
 // d_out, q, out, dq (B, T, H, D); k, v, dk, dv (B, T, G, D); lse (B, H, T) and statistics (B, H, padded, 2) float32. taken (2)
 // int32. dq_sums: float32, as many as dq has with its positions padded to whole tiles, of 128 at head dim 64 and of 64 at 128; without them the
-// gradients have fixed orders of sums.
+// gradients have fixed orders of sums. cos and sin (T, R) or (B, T, R) float32: dq and dk are rotated back.
 void attention_hopper_backward(const Tensor& d_out, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
                                const Tensor& lse, const Tensor& statistics, const Tensor& taken, const Tensor& dq,
                                const Tensor& dk, const Tensor& dv, std::optional<Tensor> dq_sums, std::optional<Tensor> ids,
                                std::optional<Tensor> ranges_of_queries, std::optional<Tensor> ranges_of_keys, bool causal,
-                               double scale, int64_t window) {
+                               double scale, int64_t window, std::optional<Tensor> cos, std::optional<Tensor> sin) {
   const int64_t B = q.size(0), T = q.size(1), H = q.size(2), G = k.size(2), D = q.size(3);
   check_heads(k, q, true, "k");
   for (const Tensor* t : {&v, &dk, &dv}) check_heads(*t, k, false, "v, dk and dv");
@@ -367,6 +390,7 @@ void attention_hopper_backward(const Tensor& d_out, const Tensor& q, const Tenso
   if (ids) glue::check_vector(*ids, B * T, glue::ScalarType::Long, "document ids");
   CHECK_INPUT(ids.has_value() == ranges_of_keys.has_value() && (ids && !dq_sums) == ranges_of_queries.has_value(),
                   "emergence_cuda: document ids need their ranges");
+  const Angles angles = angles_of(cos, sin, B, T, D);
   if (B * H * T == 0) return;
   const int queries = D == 64 ? kQueries<64> : kQueries<128>;
   const int64_t sums = int64_t(glue::divide_up(T, queries)) * queries * D;  // of a head
@@ -391,10 +415,10 @@ void attention_hopper_backward(const Tensor& d_out, const Tensor& q, const Tenso
     glue::launch(&backward_hopper<E, features(), consumers(), of()>, resident(order, q), dim3(Tiles::kThreads),
                  Tiles::kBytes, q,
                  {&q, &k, &v, &d_out, &dq, &dk, &dv, glue::given(dq_sums), &statistics, &taken, glue::given(ids),
-                  glue::given(ranges)},
+                  glue::given(ranges), glue::given(cos), glue::given(sin)},
                  tiles_of(kept_0, Tiles::kRows), tiles_of(kept_1, Tiles::kRows), tiles_of(passing_0, Tiles::kColumns),
                  tiles_of(passing_1, Tiles::kColumns), glue::pointer<E>(keys ? dk : dq), glue::pointer<E>(dv),
-                 glue::pointer<float>(dq_sums), inputs, results(keys ? dk : dq));
+                 glue::pointer<float>(dq_sums), inputs, angles, results(keys ? dk : dq));
   };
   const auto by_features = [&](auto of_q, auto features, auto consumers_of_queries) {
     using E = decltype(of_q);
@@ -412,8 +436,9 @@ void attention_hopper_backward(const Tensor& d_out, const Tensor& q, const Tenso
       return;
     }
     run(of_q, features, two, std::integral_constant<Gradients, kAll>{}, ranges_of_keys);
-    glue::launch(&dq_kernel<E, features()>, grid(glue::divide_up(T, 64) * (features() / 64), B * H), dim3(kGroup),
-                 64 * kSwizzleRow, q, {&dq, &*dq_sums}, glue::pointer<float>(dq_sums), glue::pointer<E>(dq), problem, results(dq));
+    glue::launch(&dq_kernel<E, features()>, grid(glue::divide_up(T, 64), B * glue::divide_up(H, kHeads)), dim3(kGroup),
+                 kHeads * features() * kSwizzleRow, q, {&dq, &*dq_sums, glue::given(cos), glue::given(sin)},
+                 glue::pointer<float>(dq_sums), glue::pointer<E>(dq), problem, angles, results(dq));
   };
   by_type(q, [&](auto of_q) {
     if (D == 64)
@@ -429,7 +454,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(emergence_cuda, library) {
   library.def(
       "attention_hopper_backward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor(a!) statistics, "
       "Tensor(f!) taken, Tensor(b!) dq, Tensor(c!) dk, Tensor(d!) dv, Tensor(e!)? dq_sums, Tensor? ids, "
-      "Tensor? ranges_of_queries, Tensor? ranges_of_keys, bool causal, float scale, int window) -> ()");
+      "Tensor? ranges_of_queries, Tensor? ranges_of_keys, bool causal, float scale, int window, Tensor? cos=None, "
+      "Tensor? sin=None) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(emergence_cuda, KERNELS_DEVICE, library) {

@@ -67,6 +67,15 @@ struct Results {
   int64_t stride_b, stride_t;
 };
 
+// Of the rotary embedding: cos and sin (T, pairs), or (B, T, pairs) where sequences are stride_b apart; pairs 0: there is none.
+// dq and dk are rotated back before they are rounded, in pairs of features (i, i + pairs). With a multiple of 8 pairs, both are in
+// one thread's registers: see Products.
+struct Angles {
+  const float *cos, *sin;
+  int pairs;
+  int64_t stride_b;
+};
+
 // Of 16 queries, lse and then delta, each in the order of accumulators' columns: 0, 1, 8, 9, 2, 3, 10, 11 and so on, so that a
 // thread loads four at once.
 __device__ __forceinline__ int64_t place_of_lse(int64_t query) {
@@ -82,6 +91,32 @@ template <int D>
 __device__ __forceinline__ float* part_of_dq(float* sums, const Problem& p, int b, int head, int part, int slab) {
   const int64_t parts = (p.T + kQueries<D> - 1) / kQueries<D> * (kQueries<D> / 64);
   return sums + (((int64_t(b) * p.H + head) * parts + part) * (D / 64) + slab) * kPart;
+}
+
+// An accumulator of a warpgroup, its rows from row0 on. PAIRS: a constant, since registers have no addresses.
+template <int D, int PAIRS = 8>
+__device__ __forceinline__ void rotate_back(float (&sum)[D / 2], const Angles& angles, int b, int row0, int T) {
+  if (angles.pairs > PAIRS) {
+    if constexpr (PAIRS < D / 2) rotate_back<D, PAIRS + 8>(sum, angles, b, row0, T);
+    return;
+  }
+  const int thread = recomputed(threadIdx.x), lane = thread % kWarp, warp = thread % kGroup / kWarp;
+  const int64_t first = b * angles.stride_b + lane % 4 * 2;
+  int64_t from[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) from[r] = first + int64_t(min(row0 + warp * 16 + lane / 4 + 8 * r, T - 1)) * PAIRS;
+#pragma unroll
+  for (int j = 0; j < PAIRS / 2; j += 2) {
+    const int64_t at = from[j / 2 % 2] + j / 4 * 8;
+    const Pack<float, 2> cos = load(reinterpret_cast<const Pack<float, 2>*>(angles.cos + at));
+    const Pack<float, 2> sin = load(reinterpret_cast<const Pack<float, 2>*>(angles.sin + at));
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const float low = sum[j + e], high = sum[j + e + PAIRS / 2];
+      sum[j + e] = low * cos.v[e] + high * sin.v[e];
+      sum[j + e + PAIRS / 2] = high * cos.v[e] - low * sin.v[e];
+    }
+  }
 }
 
 template <int D, int CONSUMERS, Gradients OF>

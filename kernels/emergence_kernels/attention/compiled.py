@@ -7,7 +7,7 @@ from torch import Tensor
 from . import hopper as attention_hopper
 from . import mma as attention_mma
 from .document_ranges import Blocks
-from .options import Gradients, Options
+from .options import Angles, Gradients, Options
 
 KERNELS = {"sm_80": attention_mma, "sm_90": attention_hopper}
 unsupported_reason = attention_mma.unsupported_reason  # what those take, one of them does
@@ -32,6 +32,12 @@ def document_blocks(q: Tensor, options: Options, backward: bool) -> list[Blocks]
     return _kernels(q).document_blocks(q, options, backward)
 
 
+def rotates_back(q: Tensor, cos: Tensor) -> bool:
+    """Whether backward takes angles, and rotates dq and dk back by itself."""
+    kernels = _kernels(q)
+    return kernels is attention_hopper and attention_hopper.rotates_back(cos)
+
+
 def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     """-> out (B, T, H, D), lse (B, H, T) float32, in base 2."""
     return _kernels(q).forward(q, k, v, options)
@@ -46,6 +52,9 @@ def backward(
     lse: Tensor,
     options: Options,
     into: Gradients | None = None,
+    angles: Angles | None = None,
 ) -> Gradients:
-    """-> dq, dk, dv. into: where to write them (options.py)."""
-    return _kernels(q).backward(grad, q, k, v, out, lse, options, into)
+    """-> dq, dk, dv. into: where to write them (options.py). angles: by which dq and dk are rotated back, if rotates_back."""
+    if angles is None:
+        return _kernels(q).backward(grad, q, k, v, out, lse, options, into)
+    return attention_hopper.backward(grad, q, k, v, out, lse, options, into, angles)

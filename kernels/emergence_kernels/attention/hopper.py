@@ -7,7 +7,7 @@ from ..backends.library import operations
 from ..backends.tracing import constant_while_tracing
 from .document_ranges import Blocks
 from .inputs import aligned, numbered, positive
-from .options import Gradients, Options, empty_gradients
+from .options import Angles, Gradients, Options, empty_gradients
 
 HEAD_DIMS = (64, 128)
 DTYPES = (torch.bfloat16, torch.float16)
@@ -59,6 +59,20 @@ def _is_hopper(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) == (9, 0)
 
 
+def rotates_back(cos: Tensor) -> bool:
+    """Whether backward rotates dq and dk back by itself: it needs both features of a pair in one thread."""
+    return cos.shape[-1] % 8 == 0
+
+
+def _angles(angles: Angles | None) -> tuple[Tensor | None, Tensor | None]:
+    """cos and sin as the operator takes them."""
+    if angles is None:
+        return None, None
+    cos, sin = (t.float().contiguous() for t in angles)
+    cos, sin = (t if t.data_ptr() % 8 == 0 else t.clone() for t in (cos, sin))
+    return cos, sin
+
+
 def _for_copies(t: Tensor) -> Tensor:
     """A tensor that TMA can read."""
     return aligned(t, expanded=False)
@@ -90,10 +104,11 @@ def backward(
     lse: Tensor,
     options: Options,
     into: Gradients | None = None,
+    angles: Angles | None = None,
 ) -> Gradients:
-    """-> dq, dk, dv. into: where to write them (options.py). `deterministic`: every sum has a fixed order, at the cost
-    of two more matrix products (seven instead of five); otherwise blocks of keys add to dq by atomics, in a float32 buffer of
-    dq's size."""
+    """-> dq, dk, dv. into: where to write them (options.py). angles: dq and dk are rotated back before they are rounded.
+    `deterministic`: every sum has a fixed order, at the cost of two more matrix products (seven instead of five); otherwise
+    blocks of keys add to dq by atomics, in a float32 buffer of dq's size."""
     causal, scale, window, deterministic = options.causal, options.scale, options.window, options.deterministic
     B, T, H, D = q.shape
     q, scale, sign = positive(q, scale)
@@ -124,5 +139,6 @@ def backward(
         causal,
         scale,
         min(window or 0, T),
+        *_angles(angles),
     )
     return dq if sign == 1 else dq.mul_(sign), dk, dv

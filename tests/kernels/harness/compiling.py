@@ -139,14 +139,19 @@ def rms_norm(dtype: str, arch: str):
     types = {"rstd_ptr": "*fp32:16", "dw_ptr": "*fp32:16", "N": "i32", "D": "i32:16", "eps": "fp32"}
     types |= {name: "i32:16" for name in ("stride_x", "stride_residual", "stride_dy", "stride_d_residual")}
     for D in (1024, 4096, 8192):
-        rows, block, warps = module.tile(D)
-        for residual in (False, True):
-            constants = dict(ROWS=rows, BLOCK_D=block, RESIDUAL=residual)
-            ahead = dict(AHEAD=module.reads_residual_ahead(getattr(torch, dtype)))
-            for kernel, more in ((module._forward_kernel, {}), (module._backward_kernel, ahead)):
+        ahead = dict(AHEAD=module.reads_residual_ahead(getattr(torch, dtype)))
+        for kernel, tile, more in (
+            (module._forward_kernel, module.tile, {}),
+            (module._backward_kernel, module.backward_tile, ahead),
+        ):
+            rows, block, warps = tile(D)
+            for residual in (False, True):
+                constants = dict(ROWS=rows, BLOCK_D=block, RESIDUAL=residual)
                 named = {name: POINTER[dtype] for name in kernel.arg_names if name.endswith("_ptr")} | types
                 name = f"{kernel.__name__} D={D} residual={residual}"
                 yield name, kernel, named, constants | more, dict(num_warps=warps, num_stages=3)
+    named = {"shares_ptr": "*fp32:16", "dw_ptr": POINTER[dtype], "P": "i32", "D": "i32:16"}
+    yield "_sum_shares_kernel", module._sum_shares_kernel, named, dict(BLOCK_P=1024, BLOCK_D=8), dict(num_warps=4)
 
 
 def attention(dtype: str, arch: str, group: int = 1, even: bool = True, scores: bool = False):
