@@ -1,6 +1,6 @@
 """Attention from its input on: the projection to queries, keys and values, their rotary embedding, and attention.
 
-On Hopper the rotation is in the projection's product (csrc/cuda/feed_forward/rotary.cu) and, backward, in attention's kernels: with
+On Hopper the rotation is in the projection (csrc/cuda/feed_forward/rotary.cu) and, backward, in attention: with
 X the bytes of q, and as many key heads as query heads, 4 X forward and 4 X backward are not moved.
 
 Shapes: B sequences, T tokens, K features, H query heads, G key/value heads, D features of a head, R pairs that turn.
@@ -76,7 +76,7 @@ def projected_attention(
         q, k = (x.new_empty(()).expand(*x.shape[:2], n, weight.shape[0] // count) for n in (heads, kv_heads))
         check_angles(op, q, cos, sin)
         options, chosen = checked(op, q, k, k, options, plan, backend)
-        if chosen == "cuda" and _turns_in_product(q, x, weight, cos, sin):
+        if chosen == "cuda" and turns_in_product(q, x, weight, cos, sin):
             return _Projected.apply(x, weight, cos, sin, main_grad, heads, kv_heads, *options.arguments(chosen))
     require(
         main_grad is None or not torch.compiler.is_compiling(), f"{op}: main_grad is not supported in compiled graphs"
@@ -100,7 +100,7 @@ def projected_attention(
     )
 
 
-def _turns_in_product(q: Tensor, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> bool:
+def turns_in_product(q: Tensor, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> bool:
     """Whether Hopper's product takes these: pairs lie in one thread where all or half of a head turn."""
     R, D = cos.shape[-1], q.shape[-1]
     return (
