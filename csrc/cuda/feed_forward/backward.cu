@@ -13,12 +13,12 @@ namespace {
 using namespace hopper_feed_forward;
 
 constexpr int kChunks = kColumns / 64;
-template <int EVERY>
-constexpr int kParts = (kChunks - 1) * 2 * EVERY + 4;
+template <int FORM>
+constexpr int kSteps = FORM & kBunched ? 3 : 4;  // of a chunk
 
 #if HOPPER_CODE
 
-template <typename Tiles>
+template <int FORM, typename Tiles>
 __device__ __forceinline__ void move_chunks(const Tiles& tiles, int group, const TensorMap& of_gate_up,
                                             const TensorMap& of_gradient, const Problem& problem) {
   constexpr int kSlots = Tiles::kSlots;
@@ -30,8 +30,12 @@ __device__ __forceinline__ void move_chunks(const Tiles& tiles, int group, const
     if (i >= kSlots) {
       const int column = stores.column * kColumns + (i - kSlots) % kChunks * 64, row = stores.row + group * 64;
       wait(tiles.done(group, which), phase ^ 1, "results are in shared memory before they are stored (wait)");
-      store_tile(of_gradient, slot, column, row, 0, 0);
-      store_tile(of_gradient, slot + kSlab, column, row, 1, 0);
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        if (FORM & kHints)
+          store_tile_once(of_gradient, slot + half * kSlab, column, row, half, 0);
+        else if (!(FORM & kNoTraffic))
+          store_tile(of_gradient, slot + half * kSlab, column, row, half, 0);
       commit_stores("a chunk's stores are waited for");
       wait_stores<0>("results are read before the next gate and up overwrite them");
       if ((i - kSlots) % kChunks == kChunks - 1) stores.advance();
@@ -39,9 +43,16 @@ __device__ __forceinline__ void move_chunks(const Tiles& tiles, int group, const
     if (i < chunks) {
       const int column = loads.column * kColumns + i % kChunks * 64, row = loads.row + group * 64;
       const uint32_t ready = tiles.ready(group, which);
-      arrive_expecting(ready, 2 * kSlab, "gate and up have arrived before they are read (bytes)");
-      load_tile(slot, of_gate_up, ready, column, row, 0, 0);
-      load_tile(slot + kSlab, of_gate_up, ready, column, row, 1, 0);
+      if (FORM & kNoTraffic)
+        arrive(ready, "nothing is loaded");
+      else
+        arrive_expecting(ready, 2 * kSlab, "gate and up have arrived before they are read (bytes)");
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        if (FORM & kHints)
+          load_tile_once(slot + half * kSlab, of_gate_up, ready, column, row, half, 0);
+        else if (!(FORM & kNoTraffic))
+          load_tile(slot + half * kSlab, of_gate_up, ready, column, row, half, 0);
       if (i % kChunks == kChunks - 1) loads.advance();
     }
   }
@@ -61,14 +72,20 @@ __device__ __forceinline__ void differentiate(uint32_t upstream, uint32_t& gates
   ups = packed<T>(d_up[0], d_up[1]);
 }
 
-// A quarter of chunk `chunk` of tile n.
-template <typename T, typename Tiles>
+// A quarter of chunk `chunk` of tile n, whose words come first.
+template <typename T, int FORM, typename Tiles>
 __device__ __forceinline__ void put(const Tiles& tiles, int group, int chunk, int quarter, int n, const uint32_t (&words)[kWords]) {
   constexpr int kWordsOfChunk = kWords / kChunks, kAtOnce = kWordsOfChunk / 4;
   static_assert(kChunks % Tiles::kSlots == 0);
   const int which = chunk % Tiles::kSlots, use = n * (kChunks / Tiles::kSlots) + chunk / Tiles::kSlots;
   const uint32_t slot = tiles.slot(group, which);
   if (quarter == 0) wait(tiles.ready(group, which), use & 1, "gate and up have arrived before they are read (wait)");
+  if (FORM & kNoWork) {
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) store_shared(slot + word_in_slab(quarter * kAtOnce + i), words[quarter * kAtOnce + i]);
+    if (quarter == 3) finish_slot(tiles.done(group, which));
+    return;
+  }
   const int first = quarter * kAtOnce;
   uint32_t gates[kAtOnce], ups[kAtOnce];
 #pragma unroll
@@ -78,7 +95,7 @@ __device__ __forceinline__ void put(const Tiles& tiles, int group, int chunk, in
   }
 #pragma unroll
   for (int i = 0; i < kAtOnce; ++i) {
-    differentiate<T>(words[chunk * kWordsOfChunk + first + i], gates[i], ups[i]);
+    differentiate<T>(words[first + i], gates[i], ups[i]);
     store_shared(slot + word_in_slab(first + i), gates[i]);
     store_shared(slot + kSlab + word_in_slab(first + i), ups[i]);
   }
@@ -87,8 +104,7 @@ __device__ __forceinline__ void put(const Tiles& tiles, int group, int chunk, in
 
 #endif
 
-// EVERY: steps from one chunk to the next; the first two work on it.
-template <typename T, int STAGES, int SLOTS, int EVERY, int CLUSTER>
+template <typename T, int STAGES, int SLOTS, int CLUSTER, int FORM>
 __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(CLUSTER)
     linear_swiglu_backward_hopper(const __grid_constant__ TensorMap of_dy, const __grid_constant__ TensorMap of_weight,
                                   const __grid_constant__ TensorMap of_gate_up, const __grid_constant__ TensorMap of_gradient,
@@ -120,15 +136,19 @@ __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(CLUSTER)
         }
       });
     } else if (threadIdx.x % kWarp == 0 && warp <= kConsumers) {
-      move_chunks(tiles, warp - 1, of_gate_up, of_gradient, problem);
+      move_chunks<FORM>(tiles, warp - 1, of_gate_up, of_gradient, problem);
     }
   } else {
     take_registers<kForConsumers>();
     const int group = warpgroup - 1;
-    consume<T, true, kParts<EVERY>>(tiles, group, problem, [&](int part, int n, const uint32_t(&words)[kWords]) {
-      const int quarter = part % (2 * EVERY);
-      if (quarter < 4) put<T>(tiles, group, part / (2 * EVERY), quarter, n, words);
-    });
+    consume<T, true, kChunks, kSteps<FORM>, false, (FORM & kUnrolled) != 0>(
+        tiles, group, problem, [&](int chunk, int part, int n, const uint32_t(&words)[kWords]) {
+          if (FORM & kBunched) {
+            if (part < 4) put<T, FORM>(tiles, group, chunk, part, n, words);
+          } else if (part % 2 == 0) {
+            put<T, FORM>(tiles, group, chunk, part / 2, n, words);
+          }
+        });
   }
   if (CLUSTER > 1) sync_cluster("no block ends while another still reaches it");
 #endif
@@ -150,28 +170,37 @@ void linear_swiglu_backward(const Tensor& dy, const Tensor& weight, const Tensor
   if (N == 0) return;
   by_type(dy, [&](auto of_dy) {
     using E = decltype(of_dy);
-    const auto run = [&](auto stages, auto slots, auto every, auto cluster) {
+    const auto run = [&](auto stages, auto slots, auto cluster, auto form) {
       using Tiles = Layout<stages(), slots(), 2, cluster()>;
-      const Problem problem = problem_of<Tiles>(N, F, kColumns, D, kParts<every()> / 2, variant / 10);
-      glue::launch(&linear_swiglu_backward_hopper<E, stages(), slots(), every(), cluster()>, resident<Tiles>(problem, dy),
+      const Problem problem = problem_of<Tiles>(N, F, kColumns, D, kChunks * kSteps<form()>);
+      glue::launch(&linear_swiglu_backward_hopper<E, stages(), slots(), cluster(), form()>, resident<Tiles>(problem, dy),
                    dim3(kThreads), Tiles::kBytes, dy, {&dy, &weight, &gate_up, &d_gate_up}, boxes_of_rows(dy, kRows),
                    boxes_of_rows(weight, kDepth), boxes_of_halves(gate_up, 64), boxes_of_halves(d_gate_up, 64), problem);
     };
-    using std::integral_constant;
-    switch (variant % 10) {
+    switch (variant) {
       case 0:
-        return run(integral_constant<int, 3>{}, integral_constant<int, 2>{}, integral_constant<int, 3>{},
-                   integral_constant<int, 1>{});
-      case 1:
-        return run(integral_constant<int, 4>{}, integral_constant<int, 1>{}, integral_constant<int, 4>{},
-                   integral_constant<int, 1>{});
-#ifdef __CUDACC__
-      case 2:
-        return run(integral_constant<int, 3>{}, integral_constant<int, 2>{}, integral_constant<int, 3>{},
-                   integral_constant<int, 2>{});
+        return run(number<3>{}, number<2>{}, number<1>{}, number<kBunched | kUnrolled>{});
       case 3:
-        return run(integral_constant<int, 4>{}, integral_constant<int, 1>{}, integral_constant<int, 4>{},
-                   integral_constant<int, 2>{});
+        return run(number<3>{}, number<2>{}, number<1>{}, number<kBunched>{});
+      case 4:
+        return run(number<3>{}, number<2>{}, number<1>{}, number<0>{});
+      case 5:
+        return run(number<3>{}, number<2>{}, number<1>{}, number<kUnrolled>{});
+      case 6:
+        return run(number<4>{}, number<1>{}, number<1>{}, number<0>{});
+      case 8:
+        return run(number<3>{}, number<2>{}, number<1>{}, number<kHints>{});
+#ifdef __CUDACC__
+      case 7:
+        return run(number<3>{}, number<2>{}, number<2>{}, number<0>{});
+      case 9:
+        return run(number<3>{}, number<2>{}, number<2>{}, number<kHints>{});
+      case 20:
+        return run(number<3>{}, number<2>{}, number<1>{}, number<kNoWork>{});
+      case 21:
+        return run(number<3>{}, number<2>{}, number<1>{}, number<kNoTraffic>{});
+      case 22:
+        return run(number<3>{}, number<2>{}, number<1>{}, number<kNoWork | kNoTraffic>{});
 #endif
       default:
         CHECK_INPUT(false, "emergence_cuda: linear_swiglu_backward: no such variant");

@@ -11,7 +11,7 @@ namespace {
 using namespace hopper_feed_forward;
 
 constexpr int kFeatures = kColumns / 2;  // of a tile
-constexpr int kParts = kFeatures / 64 * 6;  // gate, up, and quarters of y
+constexpr int kHalves = kFeatures / 64, kSteps = 3;  // of a tile; in which one is written: gate, up, and quarters of y
 
 #if HOPPER_CODE
 
@@ -19,7 +19,7 @@ constexpr int kKinds = 3;  // gate, up, y
 constexpr int kSlabs = kFeatures / 64 * kKinds;
 
 // Slabs of the warpgroup's results go out.
-template <typename Tiles>
+template <int FORM, typename Tiles>
 __device__ __forceinline__ void store_slabs(const Tiles& tiles, int group, const TensorMap& of_gate_up, const TensorMap& of_y,
                                             const Problem& problem) {
   int n = 0;
@@ -29,7 +29,10 @@ __device__ __forceinline__ void store_slabs(const Tiles& tiles, int group, const
       const int which = j % Tiles::kSlots, use = n * (kSlabs / Tiles::kSlots) + j / Tiles::kSlots, kind = j % kKinds;
       const int column = walk.column * kFeatures + j / kKinds * 64;
       wait(tiles.done(group, which), use & 1, "results are in shared memory before they are stored (wait)");
-      store_tile(kind == 2 ? of_y : of_gate_up, tiles.slot(group, which), column, walk.row + group * 64, kind % 2, 0);
+      if (FORM & kHints)
+        store_tile_once(kind == 2 ? of_y : of_gate_up, tiles.slot(group, which), column, walk.row + group * 64, kind % 2, 0);
+      else
+        store_tile(kind == 2 ? of_y : of_gate_up, tiles.slot(group, which), column, walk.row + group * 64, kind % 2, 0);
       commit_stores("a slab's store is waited for");
       wait_stores<0>("results are read before others overwrite them");
       arrive(tiles.ready(group, which), "results are read before others overwrite them (arrival)");
@@ -47,29 +50,29 @@ __device__ __forceinline__ uint32_t activated(uint32_t gates, uint32_t ups) {
   return packed<T>(y[0], y[1]);
 }
 
-// Part of tile n's results: see kParts.
+// Part of a half of tile n's results: see kHalves. words: its gates, then its ups.
 template <typename T, typename Tiles>
-__device__ __forceinline__ void put(const Tiles& tiles, int group, int part, int n, const uint32_t (&words)[kWords]) {
-  constexpr int kWordsOfSlab = kWords / 4, kWordsOfKind = kWords / 2;
+__device__ __forceinline__ void put(const Tiles& tiles, int group, int half, int part, int n, const uint32_t (&words)[kWords]) {
+  constexpr int kOfSlab = kWords / 4;
   static_assert(kSlabs % Tiles::kSlots == 0);
-  const int half = part / 6, kind = min(part % 6, 2), quarter = part % 6 - 2, first = half * kWordsOfSlab;
+  const int kind = min(part, 2), quarter = part - 2;
   const int j = half * kKinds + kind, which = j % Tiles::kSlots, use = n * (kSlabs / Tiles::kSlots) + j / Tiles::kSlots;
   const uint32_t to = tiles.slot(group, which);
   if (quarter <= 0) wait(tiles.ready(group, which), (use & 1) ^ 1, "results are read before others overwrite them (wait)");
   if (kind < 2) {
 #pragma unroll
-    for (int i = 0; i < kWordsOfSlab; ++i) store_shared(to + word_in_slab(i), words[kind * kWordsOfKind + first + i]);
+    for (int i = 0; i < kOfSlab; ++i) store_shared(to + word_in_slab(i), words[kind * kOfSlab + i]);
   } else {
 #pragma unroll
-    for (int i = quarter * (kWordsOfSlab / 4); i < (quarter + 1) * (kWordsOfSlab / 4); ++i)
-      store_shared(to + word_in_slab(i), activated<T>(words[first + i], words[kWordsOfKind + first + i]));
+    for (int i = quarter * (kOfSlab / 4); i < (quarter + 1) * (kOfSlab / 4); ++i)
+      store_shared(to + word_in_slab(i), activated<T>(words[i], words[kOfSlab + i]));
   }
   if (kind < 2 || quarter == 3) finish_slot(tiles.done(group, which));
 }
 
 #endif
 
-template <typename T, int STAGES, int SLOTS, int CLUSTER>
+template <typename T, int STAGES, int SLOTS, int CLUSTER, int FORM>
 __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(CLUSTER)
     linear_swiglu_hopper(const __grid_constant__ TensorMap of_x, const __grid_constant__ TensorMap of_weight,
                          const __grid_constant__ TensorMap of_gate_up, const __grid_constant__ TensorMap of_y,
@@ -99,14 +102,15 @@ __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(CLUSTER)
         }
       });
     } else if (threadIdx.x % kWarp == 0 && warp <= kConsumers) {
-      store_slabs(tiles, warp - 1, of_gate_up, of_y, problem);
+      store_slabs<FORM>(tiles, warp - 1, of_gate_up, of_y, problem);
     }
   } else {
     take_registers<kForConsumers>();
     const int group = warpgroup - 1;
-    consume<T, false, kParts>(tiles, group, problem, [&](int part, int n, const uint32_t(&words)[kWords]) {
-      put<T>(tiles, group, part, n, words);
-    });
+    consume<T, false, kHalves, kSteps, true, (FORM & kUnrolled) != 0>(
+        tiles, group, problem, [&](int half, int part, int n, const uint32_t(&words)[kWords]) {
+          put<T>(tiles, group, half, part, n, words);
+        });
   }
   if (CLUSTER > 1) sync_cluster("no block ends while another still reaches it");
 #endif
@@ -128,24 +132,27 @@ void linear_swiglu(const Tensor& x, const Tensor& weight, const Tensor& gate_up,
   if (N == 0) return;
   by_type(x, [&](auto of_x) {
     using E = decltype(of_x);
-    const auto run = [&](auto stages, auto slots, auto cluster) {
+    const auto run = [&](auto stages, auto slots, auto cluster, auto form) {
       using Tiles = Layout<stages(), slots(), 1, cluster()>;
-      const Problem problem = problem_of<Tiles>(N, F, kFeatures, K, kParts / 2, variant / 10);
-      glue::launch(&linear_swiglu_hopper<E, stages(), slots(), cluster()>, resident<Tiles>(problem, x), dim3(kThreads),
+      const Problem problem = problem_of<Tiles>(N, F, kFeatures, K, kHalves * kSteps);
+      glue::launch(&linear_swiglu_hopper<E, stages(), slots(), cluster(), form()>, resident<Tiles>(problem, x), dim3(kThreads),
                    Tiles::kBytes, x, {&x, &weight, &gate_up, &y}, boxes_of_rows(x, kRows), boxes_of_stacked(weight, kFeatures),
                    boxes_of_halves(gate_up, 64), boxes_of_rows(y, 64), problem);
     };
-    using std::integral_constant;
-    switch (variant % 10) {
+    switch (variant) {
       case 0:
-        return run(integral_constant<int, 4>{}, integral_constant<int, 2>{}, integral_constant<int, 1>{});
-      case 1:
-        return run(integral_constant<int, 3>{}, integral_constant<int, 3>{}, integral_constant<int, 1>{});
+        return run(number<4>{}, number<2>{}, number<1>{}, number<kUnrolled>{});
+      case 4:
+        return run(number<4>{}, number<2>{}, number<1>{}, number<0>{});
+      case 8:
+        return run(number<4>{}, number<2>{}, number<1>{}, number<kHints>{});
 #ifdef __CUDACC__
       case 2:
-        return run(integral_constant<int, 4>{}, integral_constant<int, 2>{}, integral_constant<int, 2>{});
-      case 3:
-        return run(integral_constant<int, 3>{}, integral_constant<int, 3>{}, integral_constant<int, 2>{});
+        return run(number<4>{}, number<2>{}, number<2>{}, number<kUnrolled>{});
+      case 5:
+        return run(number<4>{}, number<2>{}, number<2>{}, number<0>{});
+      case 9:
+        return run(number<4>{}, number<2>{}, number<2>{}, number<kHints>{});
 #endif
       default:
         CHECK_INPUT(false, "emergence_cuda: linear_swiglu: no such variant");

@@ -53,13 +53,18 @@ struct Layout {
 // Tiles of results by rows, of all blocks of a cluster together, and by columns; steps along k.
 struct Problem {
   int rows, columns, steps;
-  int together;   // tiles of rows that are taken together, for all columns, so that the weights stay in the L2 cache
-  bool in_turns;  // whether warpgroups start one after the other
 };
+
+template <int N>
+using number = std::integral_constant<int, N>;
+
+// Forms that are compared.
+enum Form : int { kUnrolled = 1, kHints = 2, kBunched = 4, kNoWork = 8, kNoTraffic = 16 };
 
 #if HOPPER_CODE
 
-constexpr int kTurn = 1;  // a barrier's number
+constexpr int kTogether = 16;  // tiles of rows that are taken together, for all columns, so that the weights stay in the L2 cache
+constexpr int kTurn = 1;       // a barrier's number
 
 // A block's way through the tiles.
 template <int CLUSTER>
@@ -75,8 +80,9 @@ struct Walk {
     find();
   }
   __device__ __forceinline__ void find() {
-    const int first = now / (problem.together * problem.columns) * problem.together, within = now - first * problem.columns;
-    const int high = min(problem.together, problem.rows - first);
+    constexpr int kHigh = kTogether / CLUSTER;
+    const int first = now / (kHigh * problem.columns) * kHigh, within = now - first * problem.columns;
+    const int high = min(kHigh, problem.rows - first);
     column = within / max(high, 1);
     row = ((first + within - column * high) * CLUSTER + (CLUSTER > 1 ? rank_in_cluster() : 0)) * kRows;
   }
@@ -154,10 +160,13 @@ __device__ __forceinline__ void release(const Tiles& tiles, int stage) {
   }
 }
 
-// PARTS: what becomes of a tile is computed in so many, two in each of the next tile's first steps: part(i, n, words) with the
-// words of the block's tile n. The step before is done in between, so that its operands are released early.
-template <typename T, bool TRANSPOSED_B, int PARTS, typename Tiles, typename F>
+// What becomes of a tile is computed in CHUNKS of its words, each over STEPS of the next tile: part(chunk, i, n, words) for
+// i = 2 x step before the step before is waited for, and i + 1 after it, with the chunk's words of the block's tile n in front.
+// UNROLLED: a chunk has instructions of its own. PAIRED: a chunk has words of both halves of the columns.
+template <typename T, bool TRANSPOSED_B, int CHUNKS, int STEPS, bool PAIRED, bool UNROLLED, typename Tiles, typename F>
 __device__ __forceinline__ void consume(const Tiles& tiles, int group, const Problem& problem, F&& part) {
+  constexpr int kChunk = kWords / CHUNKS;
+  [[maybe_unused]] constexpr int kUnroll = UNROLLED ? CHUNKS : 1;
   const int count = count_tiles<Tiles::kCluster>(problem);
   float sums[kColumns / 2];
   uint32_t words[kWords];
@@ -165,23 +174,33 @@ __device__ __forceinline__ void consume(const Tiles& tiles, int group, const Pro
   for (int i = 0; i < kColumns / 2; ++i) sums[i] = 0.0f;
 #pragma unroll
   for (int i = 0; i < kWords; ++i) words[i] = 0;
+  const auto next_chunk = [&] {
+#pragma unroll
+    for (int i = 0; i < kWords - kChunk; ++i) words[i] = words[i + kChunk];
+  };
   Ring ring;
   int before = 0;
-  if (problem.in_turns && group == 1) sync_some(kTurn, kConsumers * kGroup, "warpgroups start in turns (wait)");
+  if (group == 1) sync_some(kTurn, kConsumers * kGroup, "warpgroups start in turns (wait)");
   for (int n = 0; n < count; ++n) {
     hold(sums);
+#pragma unroll kUnroll
+    for (int chunk = 0; chunk < CHUNKS; ++chunk) {
 #pragma unroll
-    for (int k = 0; k < PARTS / 2; ++k) {
-      multiply<T, TRANSPOSED_B>(tiles, group, ring, k > 0, sums);
-      if (k == 1 && problem.in_turns && group == 0 && n == 0) arrive_some(kTurn, kConsumers * kGroup, "warpgroups start in turns (arrival)");
-      if (n > 0) part(2 * k, n - 1, words);
-      wait_products<1>("the step before is multiplied before its operands are released");
-      if (k > 0) release(tiles, before);
-      if (n > 0) part(2 * k + 1, n - 1, words);
-      before = ring.stage;
-      ring.template advance<Tiles::kStages>();
+      for (int step = 0; step < STEPS; ++step) {
+        const bool first = chunk == 0 && step == 0;
+        multiply<T, TRANSPOSED_B>(tiles, group, ring, !first, sums);
+        if (step == 1 && chunk == 0 && group == 0 && n == 0)
+          arrive_some(kTurn, kConsumers * kGroup, "warpgroups start in turns (arrival)");
+        if (n > 0) part(chunk, 2 * step, n - 1, words);
+        wait_products<1>("the step before is multiplied before its operands are released");
+        if (!first) release(tiles, before);
+        if (n > 0) part(chunk, 2 * step + 1, n - 1, words);
+        before = ring.stage;
+        ring.template advance<Tiles::kStages>();
+      }
+      next_chunk();
     }
-    for (int k = PARTS / 2; k < problem.steps; ++k) {
+    for (int k = CHUNKS * STEPS; k < problem.steps; ++k) {
       multiply<T, TRANSPOSED_B>(tiles, group, ring, true, sums);
       wait_products<1>("the step before is multiplied before its operands are released");
       release(tiles, before);
@@ -192,10 +211,17 @@ __device__ __forceinline__ void consume(const Tiles& tiles, int group, const Pro
     hold(sums);
     release(tiles, before);
 #pragma unroll
-    for (int i = 0; i < kWords; ++i) words[i] = packed<T>(sums[2 * i], sums[2 * i + 1]);
+    for (int i = 0; i < kWords; ++i) {
+      const int from = PAIRED ? i / kChunk * (kChunk / 2) + i % kChunk / (kChunk / 2) * (kWords / 2) + i % (kChunk / 2) : i;
+      words[i] = packed<T>(sums[2 * from], sums[2 * from + 1]);
+    }
   }
+#pragma unroll kUnroll
+  for (int chunk = 0; chunk < CHUNKS; ++chunk) {
 #pragma unroll
-  for (int i = 0; i < PARTS; ++i) part(i, count - 1, words);
+    for (int i = 0; i < 2 * STEPS; ++i) part(chunk, i, count - 1, words);
+    next_chunk();
+  }
 }
 
 // Of the word i of a thread's 64 rows x 64 columns: where it lies in its slab.
@@ -246,11 +272,9 @@ inline TensorMap boxes_of_stacked(const Tensor& t, int rows) {
 
 // features: of a tile of columns. least: steps that a tile has in any case; operands outside of their tensors are zeros.
 template <typename Tiles>
-Problem problem_of(int64_t N, int64_t columns, int64_t features, int64_t K, int least, int64_t way) {
-  CHECK_INPUT(way >= 0 && way < 4, "emergence_cuda: no such variant");
-  constexpr int kTogether[4] = {16, 8, 32, 16};
+Problem problem_of(int64_t N, int64_t columns, int64_t features, int64_t K, int least) {
   const Problem problem{int(glue::divide_up(N, kRows * Tiles::kCluster)), int(glue::divide_up(columns, features)),
-                        std::max<int>(glue::divide_up(K, kDepth), least), kTogether[way] / Tiles::kCluster, way != 3};
+                        std::max<int>(glue::divide_up(K, kDepth), least)};
   CHECK_INPUT(int64_t(problem.rows) * problem.columns < (int64_t(1) << 30), "emergence_cuda: a product of too many tiles");
   return problem;
 }

@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(CLUSTER)
     take_registers<kForConsumers>();
     const int group = warpgroup - 1;
     Walk<CLUSTER> walk(problem);
-    consume<T, false, kParts>(tiles, group, problem, [&](int part, int n, const uint32_t(&words)[kWords]) {
+    consume<T, false, 1, kParts / 2, false, true>(tiles, group, problem, [&](int, int part, int n, const uint32_t(&words)[kWords]) {
       if (part == 0 && n > 0) walk.advance();
       put<T, D, R>(tiles, group, part, n, walk.row, walk.column * kColumns, angles, words);
     });
@@ -141,7 +141,7 @@ void linear_rotary(const Tensor& x, const Tensor& weight, const Tensor& cos, con
     using X = decltype(of_x);
     const auto run = [&](auto d, auto r, auto cluster) {
       using Tiles = Layout<4, 2, 1, cluster()>;
-      const Problem problem = problem_of<Tiles>(N, E, kColumns, K, kParts / 2, 0);
+      const Problem problem = problem_of<Tiles>(N, E, kColumns, K, kParts / 2);
       glue::launch(&linear_rotary_hopper<X, d(), r(), 4, cluster()>, resident<Tiles>(problem, x), dim3(kThreads), Tiles::kBytes, x,
                    {&x, &weight, &cos, &sin, &qkv}, boxes_of_rows(x, kRows), boxes_of_rows(weight, kColumns / 2),
                    boxes_of_rows(qkv, 64), angles, problem);
