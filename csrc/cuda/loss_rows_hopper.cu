@@ -75,14 +75,19 @@ template <typename Z, typename DZ>
 __device__ __forceinline__ void put_gradient(const Slots& slots, DZ* dz, int V, const Slope& slope) {
   constexpr int N = 16 / sizeof(Z);
   for (int i = 0; i < slots.count; ++i) {
+    Pack<Z, N> packs[kPacks];
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
-      const int place = threadIdx.x + k * kThreads, column = (i * (kSlot / 16) + place) * N;
-      if (column < V)
-        store(reinterpret_cast<Pack<DZ, N>*>(dz + column),
-              gradient<false, Z, DZ, N>(pack_at<Z>(slots.slot(i) + place * 16), column, V, slope));
+      const int place = threadIdx.x + k * kThreads;
+      if ((i * (kSlot / 16) + place) * N < V) packs[k] = pack_at<Z>(slots.slot(i) + place * 16);
     }
-    // After stores of what was read: an arrival right behind a load let a copy overwrite, on an H100, what the load had yet to read.
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k) {
+      const int column = (i * (kSlot / 16) + threadIdx.x + k * kThreads) * N;
+      if (column < V)
+        store(reinterpret_cast<Pack<DZ, N>*>(dz + column), gradient<false, Z, DZ, N>(packs[k], column, V, slope));
+    }
+    // After stores of what was read: right behind the loads, a copy overwrote on an H100 what they had yet to read.
     sync_warp("a warp has read a slot before it says so");
     if (threadIdx.x % kWarp == 0) arrive(slots.empty(i), "a row is read before the next one overwrites it (arrival)");
   }

@@ -10,7 +10,7 @@ namespace {
 
 using namespace hopper_feed_forward;
 
-constexpr int kSlabs = kColumns / 64, kParts = 2 * kSlabs;
+constexpr int kSlabs = kColumns / 64, kParts = 4 * kSlabs;
 
 // cos, sin (T, R); columns from `turned` on, of values, pass.
 struct Angles {
@@ -35,42 +35,50 @@ __device__ __forceinline__ void store_slabs(const Tiles& tiles, int group, const
     }
 }
 
-// Two neighbours of a head's feature `first`, and those R features further or before.
-template <typename T, int R>
-__device__ __forceinline__ uint32_t turned(uint32_t mine, uint32_t other, int first, int64_t position, const Angles& angles) {
-  const int64_t at = position * R + first % R;
-  const Pack<float, 2> cos = load(reinterpret_cast<const Pack<float, 2>*>(angles.cos + at));
-  const Pack<float, 2> sin = load(reinterpret_cast<const Pack<float, 2>*>(angles.sin + at));
-  const float sign = first < R ? -1.0f : 1.0f;
+// Two neighbours of a head's feature, and those R features further (`second`: or before), by their angles.
+template <typename T>
+__device__ __forceinline__ uint32_t turned(uint32_t mine, uint32_t other, bool second, const Pack<float, 2>& cos,
+                                           const Pack<float, 2>& sin) {
   float out[2];
 #pragma unroll
-  for (int i = 0; i < 2; ++i) out[i] = unpacked<T>(mine, i) * cos.v[i] + sign * unpacked<T>(other, i) * sin.v[i];
+  for (int i = 0; i < 2; ++i) {
+    const float across = unpacked<T>(other, i) * sin.v[i];
+    out[i] = unpacked<T>(mine, i) * cos.v[i] + (second ? across : -across);
+  }
   return packed<T>(out[0], out[1]);
 }
 
-// Half of a slab of the tile whose first row and column these are.
+// A quarter of a slab of the tile whose first row and column these are.
 template <typename T, int D, int R, typename Tiles>
 __device__ __forceinline__ void put(const Tiles& tiles, int group, int part, int n, int row0, int column0, const Angles& angles,
                                     const uint32_t (&words)[kWords]) {
-  constexpr int kWordsOfSlab = kWords / kSlabs, kApart = R / 4;  // words
+  constexpr int kOfSlab = kWords / kSlabs, kAtOnce = kOfSlab / 4, kApart = R / 4;  // words
   static_assert(kSlabs % Tiles::kSlots == 0 && R % 8 == 0 && kColumns % D == 0);
-  const int j = part / 2, which = j % Tiles::kSlots, use = n * (kSlabs / Tiles::kSlots) + j / Tiles::kSlots;
+  const int j = part / 4, first = part % 4 * kAtOnce, which = j % Tiles::kSlots;
+  const int use = n * (kSlabs / Tiles::kSlots) + j / Tiles::kSlots;
   const uint32_t to = tiles.slot(group, which);
-  if (part % 2 == 0) wait(tiles.ready(group, which), (use & 1) ^ 1, "results are read before others overwrite them (wait)");
   const int lane = threadIdx.x % kWarp, row = row0 + group * 64 + threadIdx.x % kGroup / kWarp * 16 + lane / 4;
   const bool turns = column0 + j * 64 < angles.turned;
+  const auto feature = [&](int i) { return (j * 64 + i / 2 * 8) % D; };  // the head's first of the word's eight
+  Pack<float, 2> cos[kAtOnce], sin[kAtOnce];
 #pragma unroll
-  for (int k = 0; k < kWordsOfSlab / 2; ++k) {
-    const int i = part % 2 * (kWordsOfSlab / 2) + k, word = j * kWordsOfSlab + i;
-    const int eight = (j * 64 + i / 2 * 8) % D;  // the head's first feature of these eight
-    uint32_t value = words[word];
-    if (eight < 2 * R && turns) {
-      const uint32_t other = words[(eight < R ? word + kApart : word - kApart) % kWords];
-      value = turned<T, R>(value, other, eight + lane % 4 * 2, (row + i % 2 * 8) % angles.T, angles);
+  for (int k = 0; k < kAtOnce; ++k)  // all on their way before the first is needed
+    if (feature(first + k) < 2 * R && turns) {
+      const int64_t at = int64_t((row + (first + k) % 2 * 8) % angles.T) * R + feature(first + k) % R + lane % 4 * 2;
+      cos[k] = load(reinterpret_cast<const Pack<float, 2>*>(angles.cos + at));
+      sin[k] = load(reinterpret_cast<const Pack<float, 2>*>(angles.sin + at));
     }
-    store_shared(to + word_in_slab(i), value);
+  if (part % 4 == 0) wait(tiles.ready(group, which), (use & 1) ^ 1, "results are read before others overwrite them (wait)");
+#pragma unroll
+  for (int k = 0; k < kAtOnce; ++k) {
+    const int word = j * kOfSlab + first + k;
+    const bool second = feature(first + k) >= R;
+    uint32_t value = words[word];
+    if (feature(first + k) < 2 * R && turns)
+      value = turned<T>(value, words[(second ? word - kApart : word + kApart) % kWords], second, cos[k], sin[k]);
+    store_shared(to + word_in_slab(first + k), value);
   }
-  if (part % 2 == 1) finish_slot(tiles.done(group, which));
+  if (part % 4 == 3) finish_slot(tiles.done(group, which));
 }
 
 #endif
