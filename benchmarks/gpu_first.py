@@ -98,7 +98,7 @@ def stages(out: Path) -> list[Stage]:
         ),
         Stage("rms_norm", 0.07, (*bench, "--op", "rms_norm", "--budget", "{limit}"), "beside Liger, quack"),
         Stage("fp8_linear", 0.04, (*bench, "--op", "fp8_linear", "--budget", "{limit}"), "beside cuBLAS in bf16"),
-        Stage("swiglu", 0.04, (*bench, "--op", "swiglu", "--budget", "{limit}"), "beside Liger"),
+        Stage("feed_forward", 0.04, (*bench, "--op", "feed_forward", "--budget", "{limit}"), "beside cuBLAS, Liger"),
         Stage(
             "linear_cross_entropy",
             0.08,

@@ -8,7 +8,8 @@ same decoder in PyTorch's own operations with F.cross_entropy, its blocks and it
 with Liger's kernels. All have the same shape, batch, optimizer and DeepSpeed configuration, and tokens drawn at random (speed
 does not depend on them; losses are not reported). Contestants take turns, a few steps each, so that a GPU whose clock drifts
 affects all alike. `ours, KEY=VALUE` is a variant: micro_batch, activation_checkpointing, linears (fp8), logits (bfloat16) or
-attention (a backend); `ours, KEY=VALUE, KEY=VALUE` is one of several. predicted_gib of a row is what the model of memory says.
+attention or loss (a backend), swiglu or rotary (apart: not in the products beside them); `ours, KEY=VALUE, KEY=VALUE` is one of
+several. predicted_gib of a row is what the model of memory says.
 
 MFU = tokens/s x flops_per_token (DecoderConfig.flops_per_token) / dense bf16 peak, that of `linears=fp8` too: how much faster it
 is than the same step in bf16, not its share of what fp8 could reach. One step of each is profiled: GPU time by
@@ -128,6 +129,19 @@ def our_step(config, mesh, way: str):
         from emergence_kernels.attention import op as attention
 
         instead(attention, "fastest", lambda *_: [backend])
+    if backend := keys.get("loss"):
+        from emergence_kernels.cross_entropy import position_loss as loss
+
+        instead(loss, "fastest", lambda *_: [backend])
+    if keys.get("swiglu") == "apart":
+        from emergence_kernels.feed_forward import compiled as feed_forward
+
+        instead(feed_forward, "unsupported_reason", lambda *_: "left out")
+    if keys.get("rotary") == "apart":
+        from emergence_kernels.attention import hopper, projected_attention
+
+        instead(projected_attention, "turns_in_product", lambda *_: False)
+        instead(hopper, "rotates_back", lambda *_: False)
     # a billion values by a CPU's generator take long
     Decoder.init_weights = lambda model, *_: initialise(model.to(mesh.device))
     graphs = engines.graphs_possible(config.training, config.faults, mesh)
@@ -205,6 +219,7 @@ def make(name: str, config, mesh):
 
 KINDS = (  # the first key that a kernel's name contains is its kind
     ("rounding to fp8", ("_fp8_",)),
+    ("fused products", ("linear_swiglu", "linear_rotary")),
     ("attention", ("flash", "fmha", "attention", "_dkdv", "_dq_", "sdpa", "forward_hopper", "backward_hopper")),
     (
         "loss",
@@ -214,6 +229,7 @@ KINDS = (  # the first key that a kernel's name contains is its kind
             "cross_entropy",
             "loss_rows",
             "_rows_kernel",
+            "rows_hopper",
             "nll_loss",
             "softmax",
             "position_sums",

@@ -6,7 +6,17 @@ from pathlib import Path
 
 from emergence_kernels.bench.draw import main
 
-KINDS = ("matrix products", "attention", "norm", "swiglu", "rotary", "loss", "optimizer", "copies and fills")
+KINDS = (
+    "matrix products",
+    "fused products",
+    "attention",
+    "norm",
+    "swiglu",
+    "rotary",
+    "loss",
+    "optimizer",
+    "copies and fills",
+)
 
 
 def training_table(files: list[Path]) -> str:
@@ -18,6 +28,7 @@ def training_table(files: list[Path]) -> str:
         "bf16 peak. Of the profiled step: GPU milliseconds in all and by kind, launches, implicit waits of the host. Batch",
         "64 x 1,024 tokens, ZeRO-1, bf16, AdamW; rows of one time were measured in one process, in turns. predicted: GiB by the",
         "model of memory that training.micro_batch auto chooses by.",
+        "fused products: those with SwiGLU or the rotary embedding inside.",
         "",
     ]
     lines += [

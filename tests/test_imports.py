@@ -56,11 +56,11 @@ FLOORS = (
     ("cli",),
     ("__main__",),
 )
-# Rooms of emergence_kernels, likewise: an operation needs the backends, and attention the rotary embedding.
+# Rooms of emergence_kernels, likewise: an operation needs the backends, attention rotary, feed_forward SwiGLU.
 KERNEL_FLOORS = (
     ("backends",),
     ("cross_entropy", "fp8_linear", "rms_norm", "rotary", "swiglu"),
-    ("attention",),
+    ("attention", "feed_forward"),
     ("modules", "llama_patch"),
     ("bench",),
 )

@@ -1,7 +1,7 @@
 // One product by TMA and wgmma in each form that the kernels use: for tests of hopper.h, in the emulator and on a GPU.
 //
-// d (64, N) = a b, or d = a b + 2 d: a (64, 64) or, transposed, (64 k, 64); b (N, 64 k) or, transposed, (64 k, N), N = 64
-// or 128. a gets into shared memory by a copy, or by threads' stores, or it is loaded into registers.
+// d (64, N) = a b, or d = a b + 2 d: a (64, 64) or, transposed, (64 k, 64); b (N, 64 k) or, transposed, (64 k, N), N = 64,
+// 128 or 256. a gets into shared memory by a copy, or by threads' stores, or it is loaded into registers.
 
 #include "common/tensor_map.h"
 
@@ -11,7 +11,7 @@ using namespace hopper;
 
 enum Way : int { kByCopy, kByThreads, kInRegisters };
 
-constexpr int kA = 64 * kSwizzleRow, kB = 2 * kA;
+constexpr int kA = 64 * kSwizzleRow, kB = 4 * kA;
 
 template <typename T, int N, bool TRANSPOSED_A, bool TRANSPOSED_B, int WAY>
 __global__ void __launch_bounds__(kGroup)
@@ -80,7 +80,7 @@ using glue::Tensor;
 // a (1, 64, 1, 64), b (1, N, 1, 64) or transposed (1, 64, 1, N), d (64, N) float32.
 void product(const Tensor& a, const Tensor& b, const Tensor& d, bool transposed_a, bool transposed_b, int64_t way) {
   const int64_t N = d.size(1);
-  CHECK_INPUT((N == 64 || N == 128) && d.size(0) == 64 && d.is_contiguous() && way >= kByCopy && way <= kInRegisters &&
+  CHECK_INPUT((N == 64 || N == 128 || N == 256) && d.size(0) == 64 && d.is_contiguous() && way >= kByCopy && way <= kInRegisters &&
                       !(transposed_a && way == kInRegisters) &&
                       a.scalar_type() == b.scalar_type() && a.is_contiguous() && a.numel() == 64 * 64 && b.numel() == 64 * N,
                   "emergence_cuda: hopper_product: shapes");
@@ -103,8 +103,10 @@ void product(const Tensor& a, const Tensor& b, const Tensor& d, bool transposed_
   const auto by_columns = [&](auto of_a) {
     if (N == 64)
       run(of_a, std::integral_constant<int, 64>{});
-    else
+    else if (N == 128)
       run(of_a, std::integral_constant<int, 128>{});
+    else
+      run(of_a, std::integral_constant<int, 256>{});
   };
   if (a.scalar_type() == glue::ScalarType::BFloat16) return by_columns(bf16{});
   by_columns(f16{});

@@ -30,6 +30,13 @@ using emulate::TensorMap;
 #define HOPPER_CODE 0
 #endif
 
+// Of a kernel: blocks of a cluster. Other architectures' passes do not know the attribute.
+#if defined(__CUDACC__) && (!defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL))
+#define CLUSTERS_OF(blocks) __cluster_dims__(blocks, 1, 1)
+#else
+#define CLUSTERS_OF(blocks)
+#endif
+
 namespace hopper {
 
 using namespace portable;
@@ -48,6 +55,26 @@ __device__ __forceinline__ float as_float(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, 4);
   return value;
+#endif
+}
+
+// The first or second of packed()'s values.
+template <typename T>
+__device__ __forceinline__ float unpacked(uint32_t both, int which) {
+  if constexpr (std::is_same_v<T, bf16>) return as_float(which ? both & 0xffff0000u : both << 16);
+  T halves[2];
+  memcpy(halves, &both, 4);
+  return to_float(halves[which]);
+}
+
+// 1 / x by the special-function unit: 1 ulp; results below 2^-126 become 0.
+__device__ __forceinline__ float reciprocal_fast(float x) {
+#ifdef __CUDACC__
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return 1.0f / x;
 #endif
 }
 
@@ -135,6 +162,7 @@ __device__ __forceinline__ void fence_mbarrier_init([[maybe_unused]] const char*
 #endif
 }
 
+// Loads of shared memory have happened where something depended on them; a copy that this lets in may overtake others.
 __device__ __forceinline__ void arrive(uint32_t mbarrier, [[maybe_unused]] const char* race) {
 #ifdef __CUDACC__
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(mbarrier) : "memory");
@@ -171,6 +199,44 @@ __device__ __forceinline__ void wait(uint32_t mbarrier, uint32_t parity, [[maybe
 #endif
 }
 
+// ---- clusters: blocks that run together and reach each other's shared memory ("Cluster of Cooperative Thread Arrays"). In the
+// emulator each block is a cluster of its own. ---------------------------------------------------------------------------
+
+__device__ __forceinline__ int rank_in_cluster() {
+#ifdef __CUDACC__
+  int rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+#else
+  return 0;
+#endif
+}
+
+// All threads of the cluster.
+__device__ __forceinline__ void sync_cluster([[maybe_unused]] const char* race) {
+#ifdef __CUDACC__
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+#else
+  barrier(race);
+#endif
+}
+
+// At the mbarrier of this address in the shared memory of the cluster's block `rank`.
+__device__ __forceinline__ void arrive_at(uint32_t mbarrier, [[maybe_unused]] int rank, [[maybe_unused]] const char* race) {
+#ifdef __CUDACC__
+  asm volatile(
+      "{\n"
+      ".reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
+      "}" ::"r"(mbarrier),
+      "r"(rank)
+      : "memory");
+#else
+  arrive(mbarrier, race);
+#endif
+}
+
 // ---- copies ("cp.async.bulk.tensor", "Swizzling Modes") -------------------------------------------------------
 
 __device__ __forceinline__ void prefetch([[maybe_unused]] const TensorMap& map) {
@@ -190,6 +256,77 @@ __device__ __forceinline__ void load_tile(uint32_t to, const TensorMap& map, uin
       : "memory");
 #else
   emulate::Hopper::get().load(to, map, mbarrier, {c0, c1, c2, c3});
+#endif
+}
+
+constexpr uint64_t kEvictFirst = 0x12f0000000000000;  // what createpolicy makes: the L2 cache drops these lines before others
+
+// The same, of what nobody reads again.
+__device__ __forceinline__ void load_tile_once(uint32_t to, const TensorMap& map, uint32_t mbarrier, int c0, int c1, int c2, int c3) {
+#ifdef __CUDACC__
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4, %5, "
+      "%6}], [%2], %7;" ::"r"(to),
+      "l"(&map), "r"(mbarrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "l"(kEvictFirst)
+      : "memory");
+#else
+  load_tile(to, map, mbarrier, c0, c1, c2, c3);
+#endif
+}
+
+// The same for all blocks of a cluster of `blocks`, to the same address, and counted at the mbarrier of each.
+__device__ __forceinline__ void load_tile_for_all([[maybe_unused]] int blocks, uint32_t to, const TensorMap& map, uint32_t mbarrier,
+                                                  int c0, int c1, int c2, int c3) {
+#ifdef __CUDACC__
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4, %5, "
+      "%6}], [%2], %7;" ::"r"(to),
+      "l"(&map), "r"(mbarrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "h"(uint16_t((1 << blocks) - 1))
+      : "memory");
+#else
+  load_tile(to, map, mbarrier, c0, c1, c2, c3);
+#endif
+}
+
+// A box of shared memory, laid out as load_tile does it, into the map's tensor; what is outside of that is left out.
+__device__ __forceinline__ void store_tile(const TensorMap& map, uint32_t from, int c0, int c1, int c2, int c3) {
+#ifdef __CUDACC__
+  asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(&map), "r"(from),
+               "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+               : "memory");
+#else
+  emulate::Hopper::get().store(from, map, {c0, c1, c2, c3});
+#endif
+}
+
+// The same, of what nobody reads soon.
+__device__ __forceinline__ void store_tile_once(const TensorMap& map, uint32_t from, int c0, int c1, int c2, int c3) {
+#ifdef __CUDACC__
+  asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.bulk_group.L2::cache_hint [%0, {%2, %3, %4, %5}], [%1], %6;" ::"l"(&map),
+      "r"(from), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "l"(kEvictFirst)
+      : "memory");
+#else
+  store_tile(map, from, c0, c1, c2, c3);
+#endif
+}
+
+// Ends a group of this thread's stores ("cp.async.bulk.commit_group").
+__device__ __forceinline__ void commit_stores([[maybe_unused]] const char* race) {
+#ifdef __CUDACC__
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+#else
+  emulate::Hopper::get().commit_stores(race);
+#endif
+}
+
+// Waits until at most LEFT of this thread's groups have yet to read shared memory ("cp.async.bulk.wait_group.read").
+template <int LEFT>
+__device__ __forceinline__ void wait_stores([[maybe_unused]] const char* race) {
+#ifdef __CUDACC__
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(LEFT) : "memory");
+#else
+  emulate::Hopper::get().wait_stores(LEFT, race);
 #endif
 }
 
@@ -228,6 +365,18 @@ __device__ __forceinline__ void store_shared(uint32_t address, uint32_t value) {
   emulate::Machine::get().touch(at, 4, true, true);
   std::memcpy(at, &value, 4);
 #endif
+}
+
+__device__ __forceinline__ uint32_t load_shared_word(uint32_t address) {
+  uint32_t value;
+#ifdef __CUDACC__
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+#else
+  unsigned char* at = emulate::Hopper::shared(address, 4);
+  emulate::Machine::get().touch(at, 4, false, true);
+  std::memcpy(&value, at, 4);
+#endif
+  return value;
 }
 
 __device__ __forceinline__ Pack<uint32_t, 4> load_shared(uint32_t address) {
@@ -359,10 +508,20 @@ struct Products;
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define HOPPER_128 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
+  "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define HOPPER_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define HOPPER_16(i) HOPPER_4(i), HOPPER_4(i + 4), HOPPER_4(i + 8), HOPPER_4(i + 12)
 #define HOPPER_OUT_32 HOPPER_16(0), HOPPER_16(16)
 #define HOPPER_OUT_64 HOPPER_OUT_32, HOPPER_16(32), HOPPER_16(48)
+#define HOPPER_OUT_128 HOPPER_OUT_64, HOPPER_16(64), HOPPER_16(80), HOPPER_16(96), HOPPER_16(112)
 
 // Operands after the R registers of d: a and b, whether to add, signs of a and b, whether they are transposed.
 #define HOPPER_PRODUCTS(T, N, R, kind, p1, p2, p3, p4, p5, p6, p7)                                                             \
@@ -387,6 +546,8 @@ HOPPER_PRODUCTS(bf16, 64, 32, "bf16", "32", "33", "34", "35", "36", "37", "38");
 HOPPER_PRODUCTS(f16, 64, 32, "f16", "32", "33", "34", "35", "36", "37", "38");
 HOPPER_PRODUCTS(bf16, 128, 64, "bf16", "64", "65", "66", "67", "68", "69", "70");
 HOPPER_PRODUCTS(f16, 128, 64, "f16", "64", "65", "66", "67", "68", "69", "70");
+HOPPER_PRODUCTS(bf16, 256, 128, "bf16", "128", "129", "130", "131", "132", "133", "134");
+HOPPER_PRODUCTS(f16, 256, 128, "f16", "128", "129", "130", "131", "132", "133", "134");
 
 #else
 

@@ -43,21 +43,25 @@ inline Encode encoder() {
 }
 #endif
 
-// Tiles of (batch, positions, heads, features): `rows` positions of 64 features of one head, in 128-byte swizzle.
-// Coordinates of a load: feature, position, head, batch.
-inline TensorMap tiles_of(const glue::Tensor& t, int rows) {
+// Boxes of 64 adjacent values by `rows` rows, in 128-byte swizzle, of a tensor of four dimensions, or of a part of it: its sizes, the
+// adjacent one first, and the strides of the others in elements. Coordinates of a copy are in the order of the sizes.
+struct Extent {
+  int64_t sizes[4], strides[3];
+};
+
+inline TensorMap boxes_of(const glue::Tensor& t, const Extent& extent, int rows) {
   constexpr int kElement = 2, kSlab = kSwizzleRow / kElement;
-  const auto size = [&](int d) { return t.size(d); };
   // The stride of a dimension of size 1 is irrelevant, and may be one that TMA rejects.
-  const auto bytes = [&](int d) { return size(d) > 1 ? t.stride(d) * kElement : int64_t(kSwizzleRow); };
+  const auto bytes = [&](int d) { return extent.sizes[d + 1] > 1 ? extent.strides[d] * kElement : int64_t(kSwizzleRow); };
   for (int d = 0; d < 3; ++d)
     CHECK_INPUT(bytes(d) > 0 && bytes(d) % 16 == 0, "emergence_cuda: strides must be multiples of 16 bytes, not 0");
-  CHECK_INPUT(t.stride(3) == 1 && glue::aligned(t.data_ptr(), 16),
+  CHECK_INPUT(t.stride(t.dim() - 1) == 1 && glue::aligned(t.data_ptr(), 16),
                   "emergence_cuda: features must be adjacent, and tensors start at a multiple of 16 bytes");
 #ifdef __CUDACC__
   const Encode encode = encoder();
-  const cuuint64_t sizes[4] = {cuuint64_t(size(3)), cuuint64_t(size(1)), cuuint64_t(size(2)), cuuint64_t(size(0))};
-  const cuuint64_t strides[3] = {cuuint64_t(bytes(1)), cuuint64_t(bytes(2)), cuuint64_t(bytes(0))};
+  cuuint64_t sizes[4], strides[3];
+  for (int d = 0; d < 4; ++d) sizes[d] = cuuint64_t(extent.sizes[d]);
+  for (int d = 0; d < 3; ++d) strides[d] = cuuint64_t(bytes(d));
   const cuuint32_t box[4] = {kSlab, cuuint32_t(rows), 1, 1}, steps[4] = {1, 1, 1, 1};
   TensorMap map;
   const CUresult result = encode(
@@ -67,12 +71,18 @@ inline TensorMap tiles_of(const glue::Tensor& t, int rows) {
   CHECK_INPUT(result == CUDA_SUCCESS, "emergence_cuda: cuTensorMapEncodeTiled says ", int(result));
   return map;
 #else
-  return {static_cast<const unsigned char*>(t.data_ptr()),
-          {size(3), size(1), size(2), size(0)},
-          {kElement, bytes(1), bytes(2), bytes(0)},
+  return {static_cast<unsigned char*>(t.data_ptr()),
+          {extent.sizes[0], extent.sizes[1], extent.sizes[2], extent.sizes[3]},
+          {kElement, bytes(0), bytes(1), bytes(2)},
           {kSlab, rows, 1, 1},
           kElement};
 #endif
+}
+
+// Tiles of (batch, positions, heads, features): `rows` positions of 64 features of one head.
+// Coordinates of a load: feature, position, head, batch.
+inline TensorMap tiles_of(const glue::Tensor& t, int rows) {
+  return boxes_of(t, {{t.size(3), t.size(1), t.size(2), t.size(0)}, {t.stride(1), t.stride(2), t.stride(0)}}, rows);
 }
 
 }  // namespace hopper

@@ -1,9 +1,10 @@
 // Hopper's asynchronous operations, for emulate.h: mbarriers, bulk copies of tiles (TMA), wgmma, after the PTX ISA 8.x.
 //
 // - A tile's copy happens at a random time after it was issued, and then counts its bytes at its mbarrier.
+// - A tile's store happens at a random time between its issue and the wait for its group; its thread's stores are one agent.
 // - A product reads shared memory at a random time between its issue and its wait. Until the wait its accumulators hold
 //   NaNs, and it is an error if they, or the registers of A, have changed.
-// - Both belong to the asynchronous proxy, and the race detector treats them as separate agents: each mbarrier's copies, each
+// - All belong to the asynchronous proxy, and the race detector treats them as separate agents: each mbarrier's copies, each
 //   warp's products. A wait for the mbarrier, or for the warp's products, orders their accesses.
 #pragma once
 
@@ -13,7 +14,7 @@ namespace emulate {
 
 // As a CUtensorMap describes it: four dimensions, the first one adjacent; a box of it is copied, zeros beyond the edges.
 struct TensorMap {
-  const unsigned char* base;
+  unsigned char* base;
   int64_t sizes[4], strides[4];  // elements; bytes
   int box[4], element;
   uint32_t swizzle = 128;  // bytes of the span within which 16-byte pieces change places; 16: they stay
@@ -42,7 +43,14 @@ struct Hopper : Wgmma {
     uint32_t values[4];
     uint64_t product;
   };
+  struct Store {
+    uint64_t unit;
+    uint32_t clock;
+  };
   struct OfThread {
+    std::vector<Store> stores;               // issued since the last group of stores
+    std::vector<std::vector<Store>> groups_of_stores;  // committed and not waited for
+    uint32_t store_agent = 0;
     bool fenced = false;
     uint64_t issued = 0;
     std::vector<uint64_t> groups;  // committed and not waited for: the last product of each
@@ -57,6 +65,8 @@ struct Hopper : Wgmma {
     std::shared_ptr<Knowledge> common, fenced;
     uint64_t common_version = 0, fences = 0;
   };
+
+  static constexpr uint64_t kCopies = 1000;  // their units' numbers come after those of products
 
   uint64_t block = 0;
   uint32_t agents = 0;           // of mbarriers, so far
@@ -94,10 +104,12 @@ struct Hopper : Wgmma {
     Mbarrier& b = mbarriers[address];
     if (b.count) Machine::get().fail("an mbarrier is initialised twice");
     b.count = b.pending = count;
-    b.agent = Machine::get().threads.size() * 33 / 32 + 1 + ++agents;
+    b.agent = next_agent();
     b.maker = t.id;
     b.made = t.clock;
   }
+
+  uint32_t next_agent() { return Machine::get().threads.size() * 33 / 32 + 1 + ++agents; }
 
   // Its memory may be reused afterwards.
   void unmake(uint32_t address) {
@@ -179,6 +191,49 @@ struct Hopper : Wgmma {
     });
   }
 
+  // A tile of shared memory to global memory; its group tells when it has been read.
+  void store(uint32_t from, const TensorMap& map, const int (&to)[4]) {
+    Machine& m = Machine::get();
+    Thread& t = thread();
+    if (from % (8 * map.swizzle)) m.fail("a tile must be aligned to the period of its swizzle");
+    OfThread& mine = threads[t.id];
+    if (!mine.store_agent) mine.store_agent = next_agent();
+    auto knows = std::make_shared<Knowledge>(t.knows);
+    knows->learn(t.id, t.clock);
+    const uint32_t clock = m.race_detector.tick();
+    mine.stores.push_back({kCopies + ++m.units, clock});
+    const std::array<int, 4> start{to[0], to[1], to[2], to[3]};
+    m.in_flight[mine.stores.back().unit].push_back([=, agent = mine.store_agent, fenced = mine.at_fence] {
+      put(from, map, start, Actor{agent, clock, knows.get(), true, false, fenced.get()});
+    });
+  }
+
+  void commit_stores(const char* reason) {
+    Thread& t = thread();
+    OfThread& mine = threads[t.id];
+    if (Machine::get().drops(reason)) return;
+    mine.groups_of_stores.push_back(std::move(mine.stores));
+    mine.stores.clear();
+  }
+
+  // Until at most `left` groups of this thread's stores are on their way.
+  void wait_stores(size_t left, const char* reason) {
+    Machine& m = Machine::get();
+    Thread& t = thread();
+    auto& groups = threads[t.id].groups_of_stores;
+    if (m.drops(reason) || groups.size() <= left) return;
+    for (auto group = groups.begin(); group != groups.end() - left; ++group)
+      for (const Store& store : *group) {
+        if (auto unit = m.in_flight.find(store.unit); unit != m.in_flight.end()) {
+          auto work = std::move(unit->second.front());
+          m.in_flight.erase(unit);
+          work();
+        }
+        t.knows.learn(threads[t.id].store_agent, store.clock);
+      }
+    groups.erase(groups.begin(), groups.end() - left);
+  }
+
   // Has a copy happen at some time, and its bytes counted then.
   void send(uint32_t address, int64_t bytes, std::function<void(const Actor&)> copies) {
     Machine& m = Machine::get();
@@ -189,7 +244,7 @@ struct Hopper : Wgmma {
     auto knows = std::make_shared<Knowledge>(t.knows);
     knows->learn(t.id, t.clock);
     const uint32_t clock = m.race_detector.tick();
-    m.in_flight[1000 + ++m.units].push_back([=, this, &b, fenced = threads[t.id].at_fence] {
+    m.in_flight[kCopies + ++m.units].push_back([=, this, &b, fenced = threads[t.id].at_fence] {
       copies(Actor{b.agent, clock, knows.get(), true, false, fenced.get()});
       b.bytes -= bytes;
       b.told.learn(b.agent, clock);
@@ -197,13 +252,13 @@ struct Hopper : Wgmma {
     });
   }
 
-  static void copy(uint32_t to, const TensorMap& map, const std::array<int, 4>& start, const Actor& actor) {
-    Machine& m = Machine::get();
+  // Calls row(address in shared memory, where in global memory, first byte and number of bytes inside of the tensor) for each.
+  template <typename F>
+  static void each_row(uint32_t address, const TensorMap& map, const std::array<int, 4>& start, F&& row) {
     const int inner = map.box[0] * map.element;
-    std::vector<unsigned char> row(inner);
     for (int i3 = 0; i3 < map.box[3]; ++i3)
       for (int i2 = 0; i2 < map.box[2]; ++i2)
-        for (int i1 = 0; i1 < map.box[1]; ++i1, to += inner) {
+        for (int i1 = 0; i1 < map.box[1]; ++i1, address += inner) {
           const int64_t at[3] = {start[1] + i1, start[2] + i2, start[3] + i3};
           bool inside = true;
           int64_t offset = 0;
@@ -211,21 +266,47 @@ struct Hopper : Wgmma {
             inside = inside && at[d] >= 0 && at[d] < map.sizes[d + 1];
             offset += at[d] * map.strides[d + 1];
           }
-          std::fill(row.begin(), row.end(), 0);
           const int64_t low = std::max<int64_t>(0, -start[0]), high = std::min<int64_t>(map.box[0], map.sizes[0] - start[0]);
-          if (inside && low < high) {
-            const unsigned char* source = map.base + offset + (start[0] + low) * map.element;
-            const size_t bytes = (high - low) * map.element;
-            if (!m.inside(source, bytes)) m.fail("a bulk copy reads outside the tensors of the launch");
-            m.touch(actor, source, bytes, false, false);
-            std::memcpy(row.data() + low * map.element, source, bytes);
-          }
-          for (int chunk = 0; chunk < inner; chunk += 16) {
-            unsigned char* where = shared(swizzled(to + chunk, map.swizzle), 16);
-            m.touch(actor, where, 16, true, true);
-            std::memcpy(where, row.data() + chunk, 16);
-          }
+          const size_t bytes = inside && low < high ? (high - low) * map.element : 0;
+          row(address, map.base + offset + (start[0] + low) * map.element, low * map.element, bytes);
         }
+  }
+
+  static void copy(uint32_t to, const TensorMap& map, const std::array<int, 4>& start, const Actor& actor) {
+    Machine& m = Machine::get();
+    const int inner = map.box[0] * map.element;
+    std::vector<unsigned char> row(inner);
+    each_row(to, map, start, [&](uint32_t address, const unsigned char* source, size_t first, size_t bytes) {
+      std::fill(row.begin(), row.end(), 0);
+      if (bytes) {
+        if (!m.inside(source, bytes)) m.fail("a bulk copy reads outside the tensors of the launch");
+        m.touch(actor, source, bytes, false, false);
+        std::memcpy(row.data() + first, source, bytes);
+      }
+      for (int chunk = 0; chunk < inner; chunk += 16) {
+        unsigned char* where = shared(swizzled(address + chunk, map.swizzle), 16);
+        m.touch(actor, where, 16, true, true);
+        std::memcpy(where, row.data() + chunk, 16);
+      }
+    });
+  }
+
+  // All of the box is read, though what lies outside of the tensor goes nowhere.
+  static void put(uint32_t from, const TensorMap& map, const std::array<int, 4>& start, const Actor& actor) {
+    Machine& m = Machine::get();
+    const int inner = map.box[0] * map.element;
+    std::vector<unsigned char> row(inner);
+    each_row(from, map, start, [&](uint32_t address, unsigned char* target, size_t first, size_t bytes) {
+      for (int chunk = 0; chunk < inner; chunk += 16) {
+        const unsigned char* where = shared(swizzled(address + chunk, map.swizzle), 16);
+        m.touch(actor, where, 16, false, true);
+        std::memcpy(row.data() + chunk, where, 16);
+      }
+      if (!bytes) return;
+      if (!m.inside(target, bytes)) m.fail("a bulk copy writes outside the tensors of the launch");
+      m.touch(actor, target, bytes, true, false);
+      std::memcpy(target, row.data() + first, bytes);
+    });
   }
 
   void fence_async(const char* reason) {

@@ -18,6 +18,8 @@ from emergence_kernels import (
     LMHead,
     PositionLoss,
     document_plan,
+    feed_forward,
+    projected_attention,
     rms_norm,
     rotary,
     rotary_attention,
@@ -50,15 +52,13 @@ class RMSNorm(nn.Module):
         """Of the sum alone; by a call of the module, before which ZeRO-3 gathers the weight."""
         return self(residual_BTD)[0]
 
-    def then(
-        self, layer: nn.Linear, x_BTD: Tensor, residual_BTD: Tensor | None, recompute: bool
-    ) -> tuple[Tensor, Tensor]:
-        """layer(norm) and the new residual. recompute: the norm is not kept, but computed again from that."""
-        if recompute and torch.compiler.is_compiling():  # which would compute the norm twice, had it made the residual
+    def then_again(self, layer: nn.Linear, x_BTD: Tensor, residual_BTD: Tensor | None) -> tuple[Tensor, Tensor]:
+        """layer(norm) and the new residual; the norm is not kept, but computed again from that."""
+        if torch.compiler.is_compiling():  # which would compute the norm twice, had it made the residual
             residual = x_BTD if residual_BTD is None else x_BTD + residual_BTD
             return linear_of(layer, self.again, residual), residual
         normed, residual = self(x_BTD, residual_BTD)
-        return (linear_of(layer, self.again, residual, normed) if recompute else layer(normed)), residual
+        return linear_of(layer, self.again, residual, normed), residual
 
 
 class RotaryTable(nn.Module):
@@ -111,12 +111,17 @@ class Shared(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Causal self-attention with grouped queries."""
+    """Causal self-attention with grouped queries.
+
+    main_grad: of qkv's weight, where its gradient is accumulated by products (training.main_gradients). In training projection
+    and attention are one operation then.
+    """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.softcap = config.attention.softcap
+        self.main_grad: Tensor | None = None
         self.qkv = nn.Linear(config.width, (config.heads + 2 * config.kv_heads) * config.head_dim, bias=False)
         self.out = nn.Linear(config.width, config.width, bias=False)
         self.sinks = nn.Parameter(torch.zeros(config.heads)) if config.attention.sinks else None
@@ -130,7 +135,26 @@ class Attention(nn.Module):
         q, k = rotary(turned, shared.cos, shared.sin).split([self.heads, self.kv_heads], dim=2)
         return q, k, v
 
-    def forward(self, qkv_BTE: Tensor, shared: Shared) -> Tensor:
+    def forward(self, x_BTD: Tensor, shared: Shared) -> Tensor:
+        one = self.main_grad is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if not one or shared.group is not None:
+            return self.attend(self.qkv(x_BTD), shared)
+        out_BTHd = projected_attention(
+            x_BTD,
+            self.qkv.weight,
+            shared.cos,
+            shared.sin,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            document_ids=shared.documents,
+            softcap=self.softcap,
+            sinks=self.sinks,
+            alibi=shared.slopes,
+            main_grad=self.main_grad,
+        )
+        return self.out(out_BTHd.flatten(2))
+
+    def attend(self, qkv_BTE: Tensor, shared: Shared) -> Tensor:
         """Of the projection self.qkv(x), which must have no other reader: it is overwritten."""
         heads, kv_heads, group = self.heads, self.kv_heads, shared.group
         sinks: Tensor | None = self.sinks
@@ -196,21 +220,26 @@ class Attention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x))."""
+    """down(silu(gate(x)) * up(x)).
+
+    main_grads: of both weights, where their gradients are accumulated by products (training.main_gradients). In training both
+    layers are one operation then.
+    """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
+        self.main_grads: tuple[Tensor, Tensor] | None = None
         self.gate_up = nn.Linear(config.width, 2 * config.ffn, bias=False)
         self.down = nn.Linear(config.ffn, config.width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.project(self.gate_up(x_BTD))
+        if self.main_grads and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return feed_forward(x_BTD, self.gate_up.weight, self.down.weight, main_grads=self.main_grads)
+        return self.down(swiglu(self.gate_up(x_BTD)))
 
-    def project(self, gate_up_BTF: Tensor, recompute: bool = False) -> Tensor:
-        """down(silu(gate) * up). recompute: the product is not kept."""
-        if recompute:
-            return linear_of(self.down, swiglu, gate_up_BTF)
-        return self.down(swiglu(gate_up_BTF))
+    def project_again(self, gate_up_BTF: Tensor) -> Tensor:
+        """down(silu(gate) * up); their product is not kept, but computed again."""
+        return linear_of(self.down, swiglu, gate_up_BTF)
 
 
 class Block(nn.Module):
@@ -233,10 +262,14 @@ class Block(nn.Module):
         shared: Shared,
         recompute: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        qkv, residual = self.attention_norm.then(self.attention.qkv, x_BTD, residual_BTD, recompute)
-        x = self.attention(qkv, shared)
-        gate_up, residual = self.swiglu_norm.then(self.swiglu.gate_up, x, residual, recompute)
-        return self.swiglu.project(gate_up, recompute), residual
+        if not recompute:
+            x, residual = self.attention_norm(x_BTD, residual_BTD)
+            x, residual = self.swiglu_norm(self.attention(x, shared), residual)
+            return self.swiglu(x), residual
+        qkv, residual = self.attention_norm.then_again(self.attention.qkv, x_BTD, residual_BTD)
+        x = self.attention.attend(qkv, shared)
+        gate_up, residual = self.swiglu_norm.then_again(self.swiglu.gate_up, x, residual)
+        return self.swiglu.project_again(gate_up), residual
 
 
 class Cache:

@@ -21,7 +21,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emergence_kernels.backends.products import add_to_dw
+from emergence_kernels.backends import accumulating
+from emergence_train.models.decoder import Attention, SwiGLU
 from emergence_train.training.fp8 import Fp8Linear
 
 
@@ -32,24 +33,7 @@ class AccumulatingLinear(nn.Linear):
         main_grad = getattr(self.weight, "main_grad", None)
         if main_grad is None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return F.linear(x, self.weight)
-        return _Accumulating.apply(x, self.weight, main_grad)
-
-
-class _Accumulating(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, main_grad: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.main_grad = main_grad  # not saved for backward: it is changed in place, which autograd treats as an error
-        return F.linear(x, weight)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None, None]:
-        x, weight = ctx.saved_tensors
-        dy_ND = dy.reshape(-1, dy.shape[-1])
-        add_to_dw(ctx.main_grad, dy_ND, x.reshape(-1, x.shape[-1]), single=False)
-        dx = (dy_ND @ weight).view(x.shape) if ctx.needs_input_grad[0] else None
-        return dx, None, None
+        return accumulating.linear(x, self.weight, main_grad)
 
 
 def install(engine: Any) -> bool:
@@ -67,6 +51,11 @@ def install(engine: Any) -> bool:
             module.weight.main_grad = main_grads[module.weight]
             if type(module) is nn.Linear:  # an Fp8Linear adds to it by itself
                 module.__class__ = AccumulatingLinear
+    for module in engine.module.modules():
+        if isinstance(module, SwiGLU) and type(module.gate_up) is type(module.down) is AccumulatingLinear:
+            module.main_grads = main_grads[module.gate_up.weight], main_grads[module.down.weight]
+        if isinstance(module, Attention) and type(module.qkv) is AccumulatingLinear:
+            module.main_grad = main_grads[module.qkv.weight]
     engine.enable_backward_allreduce = False  # the step all-reduces the gradients, in one piece
     optimizer.step = types.MethodType(step, optimizer)
     return True

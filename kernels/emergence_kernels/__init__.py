@@ -7,11 +7,13 @@ package needs torch only; Triton is imported when a Triton kernel is used.
 
 from .attention.document_ranges import DocumentPlan
 from .attention.op import attention, document_plan
+from .attention.projected_attention import projected_attention
 from .attention.rotary_attention import rotary_attention
 from .backends.dispatch import BACKENDS, BackendError, available_backends, resolve_backend
 from .cross_entropy.linear import linear_cross_entropy
 from .cross_entropy.lm_head import LMHead
 from .cross_entropy.position_loss import PositionLoss, PositionSums, position_loss
+from .feed_forward.op import feed_forward
 from .fp8_linear.op import Fp8Weight, fp8_linear, quantize_weight
 from .llama_patch import patch_llama
 from .modules import RMSNorm, SwiGLU
@@ -32,10 +34,12 @@ __all__ = [
     "attention",
     "available_backends",
     "document_plan",
+    "feed_forward",
     "fp8_linear",
     "linear_cross_entropy",
     "patch_llama",
     "position_loss",
+    "projected_attention",
     "quantize_weight",
     "resolve_backend",
     "rms_norm",

@@ -99,15 +99,6 @@ __device__ __forceinline__ void narrow(const float (&s)[N], uint32_t (&p)[N / 8]
     for (int i = 0; i < 4; ++i) p[step][i] = packed<T>(s[step * 8 + 2 * i], s[step * 8 + 2 * i + 1]);
 }
 
-// The first or second of packed()'s values.
-template <typename T>
-__device__ __forceinline__ float unpacked(uint32_t both, int which) {
-  if constexpr (std::is_same_v<T, bf16>) return as_float(which ? both & 0xffff0000u : both << 16);
-  T halves[2];
-  memcpy(halves, &both, 4);
-  return to_float(halves[which]);
-}
-
 // A warpgroup's 64 rows of results go to global memory by way of shared memory, so that whole rows are stored. `tile`: the
 // first of its rows in a tile that it alone has used, `slab` from one 64 columns to the next.
 template <typename T, int D>

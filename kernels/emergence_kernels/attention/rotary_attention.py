@@ -209,14 +209,14 @@ class _Fused(torch.autograd.Function):
         q, k, v, out, lse, cos, sin, *tensors = ctx.saved_tensors
         rotation, options, backend = ctx.rest
         options = options.with_tensors(tensors)
-        d_qkv = _gradient(grad, q, k, v, out, lse, cos, sin, rotation, options, backend, direct)
+        d_qkv = gradient_of_qkv(grad, q, k, v, out, lse, cos, sin, rotation, options, backend, direct)
         d_sinks = None
         if grad is not None and ctx.needs_input_grad[7 + SINKS]:
             d_sinks = kernels_of(backend).sinks_gradient(grad, out, lse, options.sinks)
         return d_qkv, *(None,) * (6 + SINKS), d_sinks, *(None,) * (len(options) - SINKS)
 
 
-def _gradient(
+def gradient_of_qkv(
     grad: Tensor | None,
     q: Tensor,
     k: Tensor,
@@ -281,7 +281,7 @@ def _gradient_in_graph(
     options, backend = Options.parse(rest)
     q, k = turned.split([heads, kv_heads], 2)
     v = _parts(qkv, heads, kv_heads)[2]
-    return _gradient(grad, q, k, v, out, lse, cos, sin, rotation, options, backend)
+    return gradient_of_qkv(grad, q, k, v, out, lse, cos, sin, rotation, options, backend)
 
 
 def _save(ctx: Any, inputs: tuple, outputs: tuple) -> None:

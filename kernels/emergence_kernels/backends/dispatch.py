@@ -28,11 +28,12 @@ def interpreting() -> bool:
 
 
 # Backends of each operation, in the default order; ranking.py has the measured order where there is one. "auto" chooses "cuda"
-# only by measurement, or where the operation ranks it (attention on Hopper). "torch" is always last.
+# only by measurement, or where the operation ranks it (attention and feed_forward on Hopper). "torch" is always last.
 IMPLEMENTED = {
     "rms_norm": ("triton", "cuda", "cpu", "torch"),
     "rotary": ("triton", "cuda", "cpu", "torch"),
     "swiglu": ("triton", "cuda", "cpu", "torch"),
+    "feed_forward": ("triton", "cuda", "cpu", "torch"),
     "fp8_linear": ("triton", "torch"),
     "attention": ("flash", "triton", "cuda", "torch"),
     "linear_cross_entropy": ("triton", "cuda", "cpu", "torch"),

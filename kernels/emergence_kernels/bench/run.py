@@ -19,11 +19,21 @@ import torch._dynamo
 
 from ..backends import library
 from ..backends.dispatch import HAS_TRITON, IMPLEMENTED, interpreting
-from . import attention, linears, losses, norms, step
+from . import attention, feed_forwards, linears, losses, norms, step
 from .candidate import Candidate, Case
 from .timing import Stopwatch, Timing, ceilings, clocks, measure, peak_extra_bytes, summary
 
-OPS = ("position_loss", "linear_cross_entropy", "rms_norm", "attention", "rotary", "swiglu", "fp8_linear", "step")
+OPS = (
+    "position_loss",
+    "linear_cross_entropy",
+    "rms_norm",
+    "attention",
+    "rotary",
+    "swiglu",
+    "feed_forward",
+    "fp8_linear",
+    "step",
+)
 PATIENCE = 60  # seconds that a process may take beyond its share of the budget: a measurement ends, or hangs
 PEERS = (
     "torch",
@@ -196,6 +206,8 @@ def all_cases(op: str, suite: str, device: torch.device, dtype: torch.dtype):
         return norms.rotary_cases(suite, device, dtype, backends)
     if op == "swiglu":
         return norms.swiglu_cases(suite, device, dtype, backends)
+    if op == "feed_forward":
+        return feed_forwards.cases(suite, device, dtype, backends)
     if op == "fp8_linear":
         return linears.cases(suite, device, dtype, backends)
     return attention.cases(suite, device, dtype, backends)

@@ -2,7 +2,8 @@
 
 A chunk of logits is computed in float32 into one buffer, whose rows start at multiples of 16 bytes. One sweep over it
 yields every row's statistics and writes the gradient over the logits, in the inputs' dtype: 16-bit gradients are in the
-first half of their float32 row. On a GPU ignored rows take part in the products and get zeros.
+first half of their float32 row. On a GPU ignored rows take part in the products and get zeros. On Hopper rows that fit into
+shared memory have a kernel of their own (loss_rows_hopper.cu).
 
 options.backend: "cuda" or "cpu" (float32 only).
 """
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..backends.library import operations
+from ..backends.logit_chunks import CHUNK_BYTES, CHUNK_MULTIPLE, equal_rows, padded, table_of
 from .chunks import Gradients, LogitChunks
 from .options import RowOptions
 from .reference import RowStatistics, chunk_rows, unpack
@@ -18,9 +20,25 @@ from .reference import RowStatistics, chunk_rows, unpack
 _Rows = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]  # loss, top, log_total, correct, entropy; (N,) each
 
 
+HOPPER_ROW = 14 << 14  # bytes of logits: slots of rows_hopper
+
+
 def _chunks(hidden_ND: Tensor, weight_VD: Tensor, rows_per_chunk: int | None) -> LogitChunks:
-    rows = rows_per_chunk or chunk_rows(hidden_ND.shape[0], weight_VD.shape[0], hidden_ND.device)
-    return LogitChunks(hidden_ND, weight_VD, rows)
+    N, V, device = hidden_ND.shape[0], weight_VD.shape[0], hidden_ND.device
+    if rows_per_chunk is None and device.type == "cuda":
+        most = CHUNK_BYTES[table_of(torch.cuda.get_device_capability(device)[0])] // (4 * padded(V))
+        rows_per_chunk = equal_rows(N, most, CHUNK_MULTIPLE)
+    return LogitChunks(hidden_ND, weight_VD, rows_per_chunk or chunk_rows(N, V, device))
+
+
+def _by_hopper(hidden_ND: Tensor, V: int, options: RowOptions) -> bool:
+    """Whether rows_hopper takes logits and gradients in one sweep: a short row would leave its threads idle."""
+    return (
+        hidden_ND.device.type == "cuda"
+        and torch.cuda.get_device_capability(hidden_ND.device) == (9, 0)
+        and options.softcap is None
+        and HOPPER_ROW // 8 <= 4 * V <= HOPPER_ROW
+    )
 
 
 def fused_rows(
@@ -61,19 +79,16 @@ def _sweep(
     rows = (loss_N, top_N, log_total_N, correct_N, entropy_N)
     chunks = _chunks(hidden_ND, weight_VD, options.rows_per_chunk)
     gradients = Gradients(chunks, wanted and options.need_dx, wanted and options.need_dw)
-    sweep = operations(options.backend).loss_rows.default
+    ops, by_hopper = operations(options.backend), wanted and statistics and _by_hopper(hidden_ND, chunks.V, options)
     for here, logits_RS, gradient_RS in chunks:
-        sweep(
-            logits_RS,
-            gradient_RS if wanted else logits_RS,
-            chunks.V,
-            targets_N[here],
-            packed.valid_N[here],
-            None if packed_scale_N is None else packed_scale_N[here],
-            *(None if row is None else row[here] for row in rows),
-            options.z_loss,
-            options.softcap or 0.0,
-        )
+        into_RS = gradient_RS if wanted else logits_RS
+        given = (logits_RS, into_RS, chunks.V, targets_N[here], packed.valid_N[here])
+        scale = None if packed_scale_N is None else packed_scale_N[here]
+        results = [None if row is None else row[here] for row in rows]
+        if by_hopper:
+            ops.loss_rows_hopper.default(*given, scale, *results, options.z_loss)
+        else:
+            ops.loss_rows.default(*given, scale, *results, options.z_loss, options.softcap or 0.0)
         if wanted:
             gradients.add(here, gradient_RS)
     return rows, gradients, packed

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backends.checks import autocast, check_loss_inputs, check_weights, require
-from ..backends.dispatch import dtype_limits, resolve_backend, slow_products
+from ..backends.dispatch import HAS_TRITON, dtype_limits, resolve_backend, slow_products
 from ..backends.ranking import fastest
 from ..backends.register_op import Op, register_op
 from ..backends.tracing import profiled
@@ -162,7 +162,7 @@ def _scaled(saved: Tensor, factor: Tensor, dtype: torch.dtype, backend: str, las
     Out of place, since saved tensors are needed for another backward pass over a retained graph; in place if this is the last.
     """
     last = last and saved.dtype == dtype
-    if backend == "triton":
+    if backend == "triton" or (backend == "cuda" and saved.is_cuda and HAS_TRITON):
         from .triton_scale import scale
 
         return scale(saved.contiguous(), factor, dtype, in_place=last)

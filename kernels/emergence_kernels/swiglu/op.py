@@ -5,6 +5,7 @@ from torch import Tensor
 from ..backends.checks import check_float, require
 from ..backends.dispatch import dtype_limits, resolve_backend
 from ..backends.register_op import Op, register_op
+from .reference import gradient as swiglu_gradient_torch
 from .reference import swiglu as swiglu_torch
 
 
@@ -35,7 +36,10 @@ def swiglu(gate_up: Tensor, *, backend: str | None = None) -> Tensor:
     return _swiglu(gate_up, backend)
 
 
-def _forward(gate_up: Tensor, backend: str) -> Tensor:
+def activated(gate_up: Tensor, backend: str) -> Tensor:
+    """swiglu by a backend that was resolved, without autograd."""
+    if backend == "torch":
+        return swiglu_torch(gate_up)
     if backend == "triton":
         from .triton import forward
 
@@ -45,7 +49,10 @@ def _forward(gate_up: Tensor, backend: str) -> Tensor:
     return forward(gate_up, backend=backend)
 
 
-def _gradient(grad: Tensor, gate_up: Tensor, backend: str) -> Tensor:
+def activation_gradient(grad: Tensor, gate_up: Tensor, backend: str) -> Tensor:
+    """Of gate and up, likewise."""
+    if backend == "torch":
+        return swiglu_gradient_torch(grad, gate_up)
     if backend == "triton":
         from .triton import backward
 
@@ -67,12 +74,12 @@ def _backward(ctx, gradient, grad: Tensor) -> tuple[Tensor]:
 _swiglu = register_op(
     Op(
         "swiglu(Tensor gate_up, str backend) -> Tensor",
-        _forward,
+        activated,
         lambda gate_up, backend: gate_up.new_empty((*gate_up.shape[:-1], gate_up.shape[-1] // 2)),
     ),
     Op(
         "swiglu_backward(Tensor grad, Tensor gate_up, str backend) -> Tensor",
-        _gradient,
+        activation_gradient,
         lambda grad, gate_up, backend: gate_up.new_empty(gate_up.shape),
     ),
     _save,

@@ -21,6 +21,14 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return (F.silu(gate.float()) * up.float()).to(gate_up.dtype)
 
 
+def gradient(dy: Tensor, gate_up: Tensor) -> Tensor:
+    """Of gate and up, (..., 2F), by the formulas above; computed in float32 and rounded once."""
+    wide = torch.promote_types(gate_up.dtype, torch.float32)
+    gate, up = gate_up.to(wide).chunk(2, -1)
+    grad, s = dy.to(wide), torch.sigmoid(gate)
+    return torch.cat([grad * up * s * (1 + gate * (1 - s)), grad * gate * s], -1).to(gate_up.dtype)
+
+
 class _OneBuffer(torch.autograd.Function):
     """The operations of autograd, bit for bit, without its concatenation of the two gradients: on a CPU passes over memory
     are the cost."""

@@ -123,7 +123,7 @@ def test_the_framework_is_not_imported():
 
 def test_available_backends():
     table = ek.available_backends("cpu")
-    others = {"rms_norm", "rotary", "swiglu", "attention", "fp8_linear"}
+    others = {"rms_norm", "rotary", "swiglu", "attention", "feed_forward", "fp8_linear"}
     assert set(table) == {"linear_cross_entropy", "position_loss", *others}
     assert all(row["torch"] == "yes" for row in table.values())
     assert table["attention"]["cpu"] == "it has no attention"

@@ -24,6 +24,7 @@ def on_a_cpu(monkeypatch):
     monkeypatch.setattr("emergence_kernels.bench.losses._peers", lambda *_: ())
     for peers in ("_norm_peers", "_swiglu_peers"):
         monkeypatch.setattr(f"emergence_kernels.bench.norms.{peers}", lambda *_: ())
+    monkeypatch.setattr("emergence_kernels.bench.feed_forwards._liger", lambda *_: ())
 
 
 def test_everything_once(tmp_path, capsys):
@@ -31,7 +32,8 @@ def test_everything_once(tmp_path, capsys):
     (file,) = (tmp_path / "cpu").glob("*.json")
     data = json.loads(file.read_text())
     assert data["complete"] and not data["failures"] and data["versions"]["torch"]
-    ops = ["position_loss", "linear_cross_entropy", "rms_norm", "attention", "rotary", "swiglu", "fp8_linear", "step"]
+    ops = ["position_loss", "linear_cross_entropy", "rms_norm", "attention", "rotary", "swiglu"]
+    ops += ["feed_forward", "fp8_linear", "step"]
     assert list(dict.fromkeys(row["op"] for row in data["rows"])) == ops
     for row in data["rows"]:
         both = row["modes"]["both"]
@@ -46,7 +48,7 @@ def test_everything_once(tmp_path, capsys):
     assert draw.main([str(tmp_path)]) == 0
     text = file.with_suffix(".md").read_text()
     assert all(row["contender"] in text for row in data["rows"]) and "Not complete" not in text
-    assert len(list((tmp_path / "cpu").glob("*.png"))) == 8
+    assert len(list((tmp_path / "cpu").glob("*.png"))) == 9
 
 
 def test_a_spent_budget_keeps_what_there_is(tmp_path):

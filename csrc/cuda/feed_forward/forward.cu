@@ -1,0 +1,171 @@
+// The feed-forward layer's first product and SwiGLU, for Hopper: gate_up = x weight^T, y = silu(gate) up. See products.h.
+//
+// A tile has the gate and the up of the same 128 features, loaded next to each other, so that a thread has both in registers.
+// They are rounded first, and y is computed in float32 from what they are rounded to. A consumer warpgroup writes 64 columns
+// of one after another, gate, up and y, to its slots, and its thread of the first warpgroup stores them.
+
+#include "cuda/feed_forward/products.h"
+
+namespace {
+
+using namespace hopper_feed_forward;
+
+constexpr int kFeatures = kColumns / 2;  // of a tile
+constexpr int kHalves = kFeatures / 64, kSteps = 3;  // of a tile; in which one is written: gate, up, and quarters of y
+
+#if HOPPER_CODE
+
+constexpr int kKinds = 3;  // gate, up, y
+constexpr int kSlabs = kFeatures / 64 * kKinds;
+
+// Slabs of the warpgroup's results go out.
+template <int FORM, typename Tiles>
+__device__ __forceinline__ void store_slabs(const Tiles& tiles, int group, const TensorMap& of_gate_up, const TensorMap& of_y,
+                                            const Problem& problem) {
+  int n = 0;
+  for (Walk<Tiles::kCluster> walk(problem); walk.more(); walk.advance(), ++n)
+#pragma unroll
+    for (int j = 0; j < kSlabs; ++j) {
+      const int which = j % Tiles::kSlots, use = n * (kSlabs / Tiles::kSlots) + j / Tiles::kSlots, kind = j % kKinds;
+      const int column = walk.column * kFeatures + j / kKinds * 64;
+      wait(tiles.done(group, which), use & 1, "results are in shared memory before they are stored (wait)");
+      if (FORM & kHints)
+        store_tile_once(kind == 2 ? of_y : of_gate_up, tiles.slot(group, which), column, walk.row + group * 64, kind % 2, 0);
+      else
+        store_tile(kind == 2 ? of_y : of_gate_up, tiles.slot(group, which), column, walk.row + group * 64, kind % 2, 0);
+      commit_stores("a slab's store is waited for");
+      wait_stores<0>("results are read before others overwrite them");
+      arrive(tiles.ready(group, which), "results are read before others overwrite them (arrival)");
+    }
+}
+
+template <typename T>
+__device__ __forceinline__ uint32_t activated(uint32_t gates, uint32_t ups) {
+  float y[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float gate = unpacked<T>(gates, i);
+    y[i] = gate * sigmoid(gate) * unpacked<T>(ups, i);
+  }
+  return packed<T>(y[0], y[1]);
+}
+
+// Part of a half of tile n's results: see kHalves. words: its gates, then its ups.
+template <typename T, typename Tiles>
+__device__ __forceinline__ void put(const Tiles& tiles, int group, int half, int part, int n, const uint32_t (&words)[kWords]) {
+  constexpr int kOfSlab = kWords / 4;
+  static_assert(kSlabs % Tiles::kSlots == 0);
+  const int kind = min(part, 2), quarter = part - 2;
+  const int j = half * kKinds + kind, which = j % Tiles::kSlots, use = n * (kSlabs / Tiles::kSlots) + j / Tiles::kSlots;
+  const uint32_t to = tiles.slot(group, which);
+  if (quarter <= 0) wait(tiles.ready(group, which), (use & 1) ^ 1, "results are read before others overwrite them (wait)");
+  if (kind < 2) {
+#pragma unroll
+    for (int i = 0; i < kOfSlab; ++i) store_shared(to + word_in_slab(i), words[kind * kOfSlab + i]);
+  } else {
+#pragma unroll
+    for (int i = quarter * (kOfSlab / 4); i < (quarter + 1) * (kOfSlab / 4); ++i)
+      store_shared(to + word_in_slab(i), activated<T>(words[i], words[kOfSlab + i]));
+  }
+  if (kind < 2 || quarter == 3) finish_slot(tiles.done(group, which));
+}
+
+#endif
+
+template <typename T, int STAGES, int SLOTS, int CLUSTER, int FORM>
+__global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(CLUSTER)
+    linear_swiglu_hopper(const __grid_constant__ TensorMap of_x, const __grid_constant__ TensorMap of_weight,
+                         const __grid_constant__ TensorMap of_gate_up, const __grid_constant__ TensorMap of_y,
+                         const Problem problem) {
+#if HOPPER_CODE
+  using Tiles = Layout<STAGES, SLOTS, 1, CLUSTER>;
+  TILES(memory);
+  const Tiles tiles{memory};
+  if (threadIdx.x == 0) init_mbarriers(tiles);
+  if (CLUSTER > 1)
+    sync_cluster("mbarriers of all blocks are initialised before anybody waits for them");
+  else
+    barrier("mbarriers are initialised before anybody waits for them");
+  const int warpgroup = uniform(threadIdx.x / kGroup);
+  if (warpgroup == 0) {
+    give_registers<kForProducer>();
+    const int warp = uniform(threadIdx.x / kWarp);
+    if (threadIdx.x == 0) {
+      produce(tiles, of_x, problem, [&](int stage, int k, int column) {
+        const uint32_t to = tiles.b(stage), full = tiles.full(stage);
+        if (CLUSTER == 1) {
+          load_tile(to, of_weight, full, k * kDepth, column * kFeatures, 0, 0);
+          load_tile(to + kB / 2, of_weight, full, k * kDepth, column * kFeatures, 1, 0);
+        } else {
+          const int half = rank_in_cluster();
+          load_tile_for_all(CLUSTER, to + half * (kB / 2), of_weight, full, k * kDepth, column * kFeatures, half, 0);
+        }
+      });
+    } else if (threadIdx.x % kWarp == 0 && warp <= kConsumers) {
+      store_slabs<FORM>(tiles, warp - 1, of_gate_up, of_y, problem);
+    }
+  } else {
+    take_registers<kForConsumers>();
+    const int group = warpgroup - 1;
+    consume<T, false, kHalves, kSteps, true, (FORM & kUnrolled) != 0>(
+        tiles, group, problem, [&](int half, int part, int n, const uint32_t(&words)[kWords]) {
+          put<T>(tiles, group, half, part, n, words);
+        });
+  }
+  if (CLUSTER > 1) sync_cluster("no block ends while another still reaches it");
+#endif
+}
+
+// ---- host ------------------------------------------------------------------------------------------------------------
+
+// x (N, K), weight (2F, K) with the gate's features first, gate_up (N, 2F), y (N, F): rows of adjacent values, K and F multiples
+// of 8.
+void linear_swiglu(const Tensor& x, const Tensor& weight, const Tensor& gate_up, const Tensor& y, int64_t variant) {
+  CHECK_INPUT(x.dim() == 2 && weight.dim() == 2, "emergence_cuda: linear_swiglu: x and weight must be matrices");
+  const int64_t N = x.size(0), K = x.size(1), F = weight.size(0) / 2;
+  CHECK_INPUT(K > 0 && F > 0 && K % 8 == 0 && F % 8 == 0,
+                  "emergence_cuda: linear_swiglu: features must be multiples of 8 on both sides");
+  check_rows(x, x, N, K, "x");
+  check_rows(weight, x, 2 * F, K, "weight");
+  check_rows(gate_up, x, N, 2 * F, "gate_up");
+  check_rows(y, x, N, F, "y");
+  if (N == 0) return;
+  by_type(x, [&](auto of_x) {
+    using E = decltype(of_x);
+    const auto run = [&](auto stages, auto slots, auto cluster, auto form) {
+      using Tiles = Layout<stages(), slots(), 1, cluster()>;
+      const Problem problem = problem_of<Tiles>(N, F, kFeatures, K, kHalves * kSteps);
+      glue::launch(&linear_swiglu_hopper<E, stages(), slots(), cluster(), form()>, resident<Tiles>(problem, x), dim3(kThreads),
+                   Tiles::kBytes, x, {&x, &weight, &gate_up, &y}, boxes_of_rows(x, kRows), boxes_of_stacked(weight, kFeatures),
+                   boxes_of_halves(gate_up, 64), boxes_of_rows(y, 64), problem);
+    };
+    switch (variant) {
+      case 0:
+        return run(number<4>{}, number<2>{}, number<1>{}, number<kUnrolled>{});
+      case 4:
+        return run(number<4>{}, number<2>{}, number<1>{}, number<0>{});
+      case 8:
+        return run(number<4>{}, number<2>{}, number<1>{}, number<kHints>{});
+#ifdef __CUDACC__
+      case 2:
+        return run(number<4>{}, number<2>{}, number<2>{}, number<kUnrolled>{});
+      case 5:
+        return run(number<4>{}, number<2>{}, number<2>{}, number<0>{});
+      case 9:
+        return run(number<4>{}, number<2>{}, number<2>{}, number<kHints>{});
+#endif
+      default:
+        CHECK_INPUT(false, "emergence_cuda: linear_swiglu: no such variant");
+    }
+  });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(emergence_cuda, library) {
+  library.def("linear_swiglu(Tensor x, Tensor weight, Tensor(a!) gate_up, Tensor(b!) y, int variant) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(emergence_cuda, KERNELS_DEVICE, library) {
+  library.impl("linear_swiglu", TORCH_BOX(&linear_swiglu));
+}

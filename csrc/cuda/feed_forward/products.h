@@ -1,0 +1,295 @@
+// Products of the feed-forward layer for Hopper (sm_90a) whose results do not reach memory as they are: SwiGLU, or its gradient,
+// is applied on the way. Shared by forward.cu and backward.cu: the loop over products, and what brings their operands.
+//
+// A block of threads stays, and takes tiles of kRows x kColumns results. Its first warpgroup, which releases registers to the
+// others, has three threads at work: one loads operands by TMA into a ring of stages, kDepth deep along k; two serve
+// one consumer warpgroup each, and move its results, and what these are combined with, between slots of shared memory and global
+// memory by TMA. A consumer warpgroup multiplies 64 rows by all columns, since wgmma reads 80 bytes of shared memory a clock that
+// way, and 96 with half of the columns, of 128.
+//
+// The sums of a finished tile are rounded to T at once, into half of their registers, and what becomes of them is computed in
+// parts, one a step of the next tile, while the tensor cores multiply for that: nothing waits for it.
+//
+// Per stage two mbarriers: `full` counts TMA's bytes, `empty` one arrival of each consumer warp. Per slot two: `ready` for the
+// consumers, `done` with one arrival of each of their warps. In a cluster the blocks take tiles of the same columns, so each
+// loads its share of the weights for all: a stage is empty when it is so in all of them.
+#pragma once
+
+#include "common/tensor_map.h"
+
+namespace hopper_feed_forward {
+
+using namespace hopper;
+
+constexpr int kRows = 128, kColumns = 256, kDepth = 64, kConsumers = kRows / 64;
+constexpr int kThreads = kGroup * (1 + kConsumers);
+constexpr int kA = kRows * kSwizzleRow, kB = kColumns * kSwizzleRow;  // bytes of a stage
+constexpr int kSlab = 64 * kSwizzleRow;                               // of 64 rows of 64 values
+constexpr int kWords = kColumns / 4;                                  // of a thread's rounded results, two each
+constexpr int kForProducer = 24, kForConsumers = 240;
+static_assert(kGroup * (kForProducer + kConsumers * kForConsumers) <= 65536);
+
+// SLOTS of a consumer warpgroup, of SLABS each.
+template <int STAGES, int SLOTS, int SLABS, int CLUSTER>
+struct Layout {
+  static constexpr int kStages = STAGES, kSlots = SLOTS, kCluster = CLUSTER, kSlot = SLABS * kSlab;
+  static constexpr int kRing = STAGES * (kA + kB);
+  static constexpr int kBarriers = kRing + kConsumers * SLOTS * kSlot;
+  static constexpr int kBytes = kBarriers + 16 * STAGES + 16 * kConsumers * SLOTS;
+  static_assert(kBytes <= 227 << 10);
+
+  uint32_t base;
+  __device__ uint32_t a(int stage) const { return base + stage * (kA + kB); }
+  __device__ uint32_t b(int stage) const { return a(stage) + kA; }
+  __device__ uint32_t slot(int group, int which) const { return base + kRing + (group * SLOTS + which) * kSlot; }
+  __device__ uint32_t full(int stage) const { return base + kBarriers + 16 * stage; }
+  __device__ uint32_t empty(int stage) const { return full(stage) + 8; }
+  __device__ uint32_t ready(int group, int which) const {
+    return base + kBarriers + 16 * STAGES + 16 * (group * SLOTS + which);
+  }
+  __device__ uint32_t done(int group, int which) const { return ready(group, which) + 8; }
+};
+
+// Tiles of results by rows, of all blocks of a cluster together, and by columns; steps along k.
+struct Problem {
+  int rows, columns, steps;
+};
+
+template <int N>
+using number = std::integral_constant<int, N>;
+
+// Forms that are compared.
+enum Form : int { kUnrolled = 1, kHints = 2, kBunched = 4, kNoWork = 8, kNoTraffic = 16 };
+
+#if HOPPER_CODE
+
+constexpr int kTogether = 16;  // tiles of rows that are taken together, for all columns, so that the weights stay in the L2 cache
+constexpr int kTurn = 1;       // a barrier's number
+
+// A block's way through the tiles.
+template <int CLUSTER>
+struct Walk {
+  Problem problem;
+  int now;
+  int row, column;  // the first ones of the tile, but for the width of a column's tile
+
+  __device__ __forceinline__ explicit Walk(const Problem& problem) : problem(problem), now(int(blockIdx.x) / CLUSTER) { find(); }
+  __device__ __forceinline__ bool more() const { return now < problem.rows * problem.columns; }
+  __device__ __forceinline__ void advance() {
+    now += int(gridDim.x) / CLUSTER;
+    find();
+  }
+  __device__ __forceinline__ void find() {
+    constexpr int kHigh = kTogether / CLUSTER;
+    const int first = now / (kHigh * problem.columns) * kHigh, within = now - first * problem.columns;
+    const int high = min(kHigh, problem.rows - first);
+    column = within / max(high, 1);
+    row = ((first + within - column * high) * CLUSTER + (CLUSTER > 1 ? rank_in_cluster() : 0)) * kRows;
+  }
+};
+
+// The number of a block's tiles.
+template <int CLUSTER>
+__device__ __forceinline__ int count_tiles(const Problem& problem) {
+  const int first = int(blockIdx.x) / CLUSTER, stride = int(gridDim.x) / CLUSTER;
+  return (problem.rows * problem.columns - first + stride - 1) / stride;
+}
+
+struct Ring {
+  int stage = 0, phase = 0;
+  template <int STAGES>
+  __device__ __forceinline__ void advance() {
+    if (++stage == STAGES) {
+      stage = 0;
+      phase ^= 1;
+    }
+  }
+};
+
+template <typename Tiles>
+__device__ __forceinline__ void init_mbarriers(const Tiles& tiles) {
+  for (int stage = 0; stage < Tiles::kStages; ++stage) {
+    mbarrier_init(tiles.full(stage), 1);
+    mbarrier_init(tiles.empty(stage), 4 * kConsumers * Tiles::kCluster);
+  }
+  for (int group = 0; group < kConsumers; ++group)
+    for (int which = 0; which < Tiles::kSlots; ++which) {
+      mbarrier_init(tiles.ready(group, which), 1);
+      mbarrier_init(tiles.done(group, which), 4);
+    }
+  fence_mbarrier_init("copies know of the mbarriers that they tell");
+}
+
+// load_b(stage, k, column): the part of b that this block loads, for all of the cluster.
+template <typename Tiles, typename F>
+__device__ __forceinline__ void produce(const Tiles& tiles, const TensorMap& of_a, const Problem& problem, F&& load_b) {
+  Ring ring;
+  for (Walk<Tiles::kCluster> walk(problem); walk.more(); walk.advance())
+    for (int k = 0; k < problem.steps; ++k) {
+      const int stage = ring.stage;
+      wait(tiles.empty(stage), ring.phase ^ 1, "operands are multiplied before others overwrite them (wait)");
+      arrive_expecting(tiles.full(stage), kA + kB, "operands have arrived before they are multiplied (bytes)");
+      load_tile(tiles.a(stage), of_a, tiles.full(stage), k * kDepth, walk.row, 0, 0);
+      load_b(stage, k, walk.column);
+      ring.advance<Tiles::kStages>();
+    }
+}
+
+// A step of products, issued as a group.
+template <typename T, bool TRANSPOSED_B, typename Tiles>
+__device__ __forceinline__ void multiply(const Tiles& tiles, int group, const Ring& ring, bool add, float (&sums)[kColumns / 2]) {
+  wait(tiles.full(ring.stage), ring.phase, "operands have arrived before they are multiplied (wait)");
+  const uint32_t a = tiles.a(ring.stage) + group * kSlab, b = tiles.b(ring.stage);
+  fence_products("registers are settled before products take them");
+#pragma unroll
+  for (int step = 0; step < kDepth / 16; ++step)
+    Products<T, kColumns>::template shared<0, TRANSPOSED_B>(
+        sums, rows_of_k(a + step * 32),
+        TRANSPOSED_B ? columns_of_k(b + step * 16 * kSwizzleRow, kSlab) : rows_of_k(b + step * 32), add || step > 0);
+  commit_products("a step of products is waited for as a group");
+}
+
+template <typename Tiles>
+__device__ __forceinline__ void release(const Tiles& tiles, int stage) {
+  constexpr const char* kReason = "operands are multiplied before others overwrite them (arrival)";
+  const int lane = threadIdx.x % kWarp;
+  if (Tiles::kCluster == 1) {
+    if (lane == 0) arrive(tiles.empty(stage), kReason);
+  } else if (lane < Tiles::kCluster) {
+    arrive_at(tiles.empty(stage), lane, kReason);
+  }
+}
+
+// What becomes of a tile is computed in CHUNKS of its words, each over STEPS of the next tile: part(chunk, i, n, words) for
+// i = 2 x step before the step before is waited for, and i + 1 after it, with the chunk's words of the block's tile n in front.
+// UNROLLED: a chunk has instructions of its own. PAIRED: a chunk has words of both halves of the columns.
+template <typename T, bool TRANSPOSED_B, int CHUNKS, int STEPS, bool PAIRED, bool UNROLLED, typename Tiles, typename F>
+__device__ __forceinline__ void consume(const Tiles& tiles, int group, const Problem& problem, F&& part) {
+  constexpr int kChunk = kWords / CHUNKS;
+  [[maybe_unused]] constexpr int kUnroll = UNROLLED ? CHUNKS : 1;
+  const int count = count_tiles<Tiles::kCluster>(problem);
+  float sums[kColumns / 2];
+  uint32_t words[kWords];
+#pragma unroll
+  for (int i = 0; i < kColumns / 2; ++i) sums[i] = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kWords; ++i) words[i] = 0;
+  const auto next_chunk = [&] {
+#pragma unroll
+    for (int i = 0; i < kWords - kChunk; ++i) words[i] = words[i + kChunk];
+  };
+  Ring ring;
+  int before = 0;
+  if (group == 1) sync_some(kTurn, kConsumers * kGroup, "warpgroups start in turns (wait)");
+  for (int n = 0; n < count; ++n) {
+    hold(sums);
+#pragma unroll kUnroll
+    for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+#pragma unroll
+      for (int step = 0; step < STEPS; ++step) {
+        const bool first = chunk == 0 && step == 0;
+        multiply<T, TRANSPOSED_B>(tiles, group, ring, !first, sums);
+        if (step == 1 && chunk == 0 && group == 0 && n == 0)
+          arrive_some(kTurn, kConsumers * kGroup, "warpgroups start in turns (arrival)");
+        if (n > 0) part(chunk, 2 * step, n - 1, words);
+        wait_products<1>("the step before is multiplied before its operands are released");
+        if (!first) release(tiles, before);
+        if (n > 0) part(chunk, 2 * step + 1, n - 1, words);
+        before = ring.stage;
+        ring.template advance<Tiles::kStages>();
+      }
+      next_chunk();
+    }
+    for (int k = CHUNKS * STEPS; k < problem.steps; ++k) {
+      multiply<T, TRANSPOSED_B>(tiles, group, ring, true, sums);
+      wait_products<1>("the step before is multiplied before its operands are released");
+      release(tiles, before);
+      before = ring.stage;
+      ring.template advance<Tiles::kStages>();
+    }
+    wait_products<0>("a tile is multiplied before its sums are read");
+    hold(sums);
+    release(tiles, before);
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      const int from = PAIRED ? i / kChunk * (kChunk / 2) + i % kChunk / (kChunk / 2) * (kWords / 2) + i % (kChunk / 2) : i;
+      words[i] = packed<T>(sums[2 * from], sums[2 * from + 1]);
+    }
+  }
+#pragma unroll kUnroll
+  for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+#pragma unroll
+    for (int i = 0; i < 2 * STEPS; ++i) part(chunk, i, count - 1, words);
+    next_chunk();
+  }
+}
+
+// Of the word i of a thread's 64 rows x 64 columns: where it lies in its slab.
+__device__ __forceinline__ uint32_t word_in_slab(int i) {
+  const int lane = threadIdx.x % kWarp, row = threadIdx.x % kGroup / kWarp * 16 + lane / 4 + i % 2 * 8;
+  return in_tile(0, row, i / 2) + lane % 4 * 4;
+}
+
+// A warp is done with a slot.
+__device__ __forceinline__ void finish_slot(uint32_t done) {
+  fence_async("results reach the copies that store them");
+  sync_warp("a warp's results are in shared memory before they are stored");
+  if (threadIdx.x % kWarp == 0) arrive(done, "results are in shared memory before they are stored (arrival)");
+}
+
+// The sigmoid. Where 2^-x is infinite it is 0, and NaN stays NaN.
+__device__ __forceinline__ float sigmoid(float x) {
+  constexpr float kLog2e = 1.4426950408889634f;
+  return reciprocal_fast(1.0f + exp2_fast(-kLog2e * x));
+}
+
+#endif
+
+// ---- host ------------------------------------------------------------------------------------------------------------
+
+using glue::Tensor;
+
+// Rows of adjacent values, of `like`'s type.
+inline void check_rows(const Tensor& t, const Tensor& like, int64_t rows, int64_t columns, const char* name) {
+  CHECK_INPUT(t.dim() == 2 && t.size(0) == rows && t.size(1) == columns && t.scalar_type() == like.scalar_type(),
+                  "emergence_cuda: ", name, " must be (", rows, ", ", columns, ") of the others' type");
+  CHECK_INPUT(rows < (int64_t(1) << 31) - 2 * kRows && columns < (int64_t(1) << 30), "emergence_cuda: ", name, " is too large");
+}
+
+// A matrix (N, K), or `halves` of one side by side, or of a weight above each other, as boxes of 64 columns. Coordinates: column,
+// row, half, 0.
+inline TensorMap boxes_of_rows(const Tensor& t, int rows) {
+  return boxes_of(t, {{t.size(1), t.size(0), 1, 1}, {t.stride(0), 0, 0}}, rows);
+}
+inline TensorMap boxes_of_halves(const Tensor& t, int rows) {
+  const int64_t F = t.size(1) / 2;
+  return boxes_of(t, {{F, t.size(0), 2, 1}, {t.stride(0), F, 0}}, rows);
+}
+inline TensorMap boxes_of_stacked(const Tensor& t, int rows) {
+  const int64_t F = t.size(0) / 2;
+  return boxes_of(t, {{t.size(1), F, 2, 1}, {t.stride(0), F * t.stride(0), 0}}, rows);
+}
+
+// features: of a tile of columns. least: steps that a tile has in any case; operands outside of their tensors are zeros.
+template <typename Tiles>
+Problem problem_of(int64_t N, int64_t columns, int64_t features, int64_t K, int least) {
+  const Problem problem{int(glue::divide_up(N, kRows * Tiles::kCluster)), int(glue::divide_up(columns, features)),
+                        std::max<int>(glue::divide_up(K, kDepth), least)};
+  CHECK_INPUT(int64_t(problem.rows) * problem.columns < (int64_t(1) << 30), "emergence_cuda: a product of too many tiles");
+  return problem;
+}
+
+template <typename Tiles>
+dim3 resident(const Problem& problem, const Tensor& on) {
+  const int clusters = glue::multiprocessors(on.get_device_index()) / Tiles::kCluster;
+  return dim3(std::min(problem.rows * problem.columns, clusters) * Tiles::kCluster);
+}
+
+template <typename F>
+void by_type(const Tensor& t, F&& f) {
+  if (t.scalar_type() == glue::ScalarType::BFloat16) return f(bf16{});
+  CHECK_INPUT(t.scalar_type() == glue::ScalarType::Half, "emergence_cuda: Hopper's products take bfloat16 and float16");
+  f(f16{});
+}
+
+}  // namespace hopper_feed_forward

@@ -1,0 +1,183 @@
+// The projection to attention's queries, keys and values with the rotary embedding of the first two, for Hopper:
+// qkv = x weight^T, where the pairs (i, i + R) of the features of a head are turned (kernels/emergence_kernels/rotary). See products.h.
+//
+// Both of a pair are in one thread's registers. They are rounded first, turned in float32, and rounded again, as by two operations.
+// A consumer warpgroup writes 64 columns after another to its slots, and its thread of the first warpgroup stores them.
+
+#include "cuda/feed_forward/products.h"
+
+namespace {
+
+using namespace hopper_feed_forward;
+
+constexpr int kSlabs = kColumns / 64, kParts = 4 * kSlabs;
+
+// cos, sin (T, R); columns from `turned` on, of values, pass.
+struct Angles {
+  const float *cos, *sin;
+  int T, turned;
+};
+
+#if HOPPER_CODE
+
+template <typename Tiles>
+__device__ __forceinline__ void store_slabs(const Tiles& tiles, int group, const TensorMap& of_qkv, const Problem& problem) {
+  int n = 0;
+  for (Walk<Tiles::kCluster> walk(problem); walk.more(); walk.advance(), ++n)
+#pragma unroll
+    for (int j = 0; j < kSlabs; ++j) {
+      const int which = j % Tiles::kSlots, use = n * (kSlabs / Tiles::kSlots) + j / Tiles::kSlots;
+      wait(tiles.done(group, which), use & 1, "results are in shared memory before they are stored (wait)");
+      store_tile(of_qkv, tiles.slot(group, which), walk.column * kColumns + j * 64, walk.row + group * 64, 0, 0);
+      commit_stores("a slab's store is waited for");
+      wait_stores<0>("results are read before others overwrite them");
+      arrive(tiles.ready(group, which), "results are read before others overwrite them (arrival)");
+    }
+}
+
+// Two neighbours of a head's feature, and those R features further (`second`: or before), by their angles.
+template <typename T>
+__device__ __forceinline__ uint32_t turned(uint32_t mine, uint32_t other, bool second, const Pack<float, 2>& cos,
+                                           const Pack<float, 2>& sin) {
+  float out[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float across = unpacked<T>(other, i) * sin.v[i];
+    out[i] = unpacked<T>(mine, i) * cos.v[i] + (second ? across : -across);
+  }
+  return packed<T>(out[0], out[1]);
+}
+
+// A quarter of a slab of the tile whose first row and column these are.
+template <typename T, int D, int R, typename Tiles>
+__device__ __forceinline__ void put(const Tiles& tiles, int group, int part, int n, int row0, int column0, const Angles& angles,
+                                    const uint32_t (&words)[kWords]) {
+  constexpr int kOfSlab = kWords / kSlabs, kAtOnce = kOfSlab / 4, kApart = R / 4;  // words
+  static_assert(kSlabs % Tiles::kSlots == 0 && R % 8 == 0 && kColumns % D == 0);
+  const int j = part / 4, first = part % 4 * kAtOnce, which = j % Tiles::kSlots;
+  const int use = n * (kSlabs / Tiles::kSlots) + j / Tiles::kSlots;
+  const uint32_t to = tiles.slot(group, which);
+  const int lane = threadIdx.x % kWarp, row = row0 + group * 64 + threadIdx.x % kGroup / kWarp * 16 + lane / 4;
+  const bool turns = column0 + j * 64 < angles.turned;
+  const auto feature = [&](int i) { return (j * 64 + i / 2 * 8) % D; };  // the head's first of the word's eight
+  Pack<float, 2> cos[kAtOnce], sin[kAtOnce];
+#pragma unroll
+  for (int k = 0; k < kAtOnce; ++k)  // all on their way before the first is needed
+    if (feature(first + k) < 2 * R && turns) {
+      const int64_t at = int64_t((row + (first + k) % 2 * 8) % angles.T) * R + feature(first + k) % R + lane % 4 * 2;
+      cos[k] = load(reinterpret_cast<const Pack<float, 2>*>(angles.cos + at));
+      sin[k] = load(reinterpret_cast<const Pack<float, 2>*>(angles.sin + at));
+    }
+  if (part % 4 == 0) wait(tiles.ready(group, which), (use & 1) ^ 1, "results are read before others overwrite them (wait)");
+#pragma unroll
+  for (int k = 0; k < kAtOnce; ++k) {
+    const int word = j * kOfSlab + first + k;
+    const bool second = feature(first + k) >= R;
+    uint32_t value = words[word];
+    if (feature(first + k) < 2 * R && turns)
+      value = turned<T>(value, words[(second ? word - kApart : word + kApart) % kWords], second, cos[k], sin[k]);
+    store_shared(to + word_in_slab(first + k), value);
+  }
+  if (part % 4 == 3) finish_slot(tiles.done(group, which));
+}
+
+#endif
+
+template <typename T, int D, int R, int STAGES, int CLUSTER>
+__global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(CLUSTER)
+    linear_rotary_hopper(const __grid_constant__ TensorMap of_x, const __grid_constant__ TensorMap of_weight,
+                         const __grid_constant__ TensorMap of_qkv, const Angles angles, const Problem problem) {
+#if HOPPER_CODE
+  using Tiles = Layout<STAGES, 2, 1, CLUSTER>;
+  TILES(memory);
+  const Tiles tiles{memory};
+  if (threadIdx.x == 0) init_mbarriers(tiles);
+  if (CLUSTER > 1)
+    sync_cluster("mbarriers of all blocks are initialised before anybody waits for them");
+  else
+    barrier("mbarriers are initialised before anybody waits for them");
+  const int warpgroup = uniform(threadIdx.x / kGroup);
+  if (warpgroup == 0) {
+    give_registers<kForProducer>();
+    const int warp = uniform(threadIdx.x / kWarp);
+    if (threadIdx.x == 0) {
+      produce(tiles, of_x, problem, [&](int stage, int k, int column) {
+        const uint32_t to = tiles.b(stage), full = tiles.full(stage);
+        if (CLUSTER == 1) {
+          load_tile(to, of_weight, full, k * kDepth, column * kColumns, 0, 0);
+          load_tile(to + kB / 2, of_weight, full, k * kDepth, column * kColumns + kColumns / 2, 0, 0);
+        } else {
+          const int half = rank_in_cluster();
+          load_tile_for_all(CLUSTER, to + half * (kB / 2), of_weight, full, k * kDepth, column * kColumns + half * (kColumns / 2), 0,
+                            0);
+        }
+      });
+    } else if (threadIdx.x % kWarp == 0 && warp <= kConsumers) {
+      store_slabs(tiles, warp - 1, of_qkv, problem);
+    }
+  } else {
+    take_registers<kForConsumers>();
+    const int group = warpgroup - 1;
+    Walk<CLUSTER> walk(problem);
+    consume<T, false, 1, kParts / 2, false, true>(tiles, group, problem, [&](int, int part, int n, const uint32_t(&words)[kWords]) {
+      if (part == 0 && n > 0) walk.advance();
+      put<T, D, R>(tiles, group, part, n, walk.row, walk.column * kColumns, angles, words);
+    });
+  }
+  if (CLUSTER > 1) sync_cluster("no block ends while another still reaches it");
+#endif
+}
+
+// ---- host ------------------------------------------------------------------------------------------------------------
+
+// x (N, K), weight (E, K), qkv (N, E): rows of adjacent values, E heads of D features, K and E multiples of 8. cos, sin (T, R)
+// float32: row n of x is at position n % T. The first `heads` heads are turned.
+void linear_rotary(const Tensor& x, const Tensor& weight, const Tensor& cos, const Tensor& sin, const Tensor& qkv, int64_t heads,
+                   int64_t D, int64_t variant) {
+  CHECK_INPUT(x.dim() == 2 && weight.dim() == 2 && cos.dim() == 2, "emergence_cuda: linear_rotary: x, weight and cos must be matrices");
+  const int64_t N = x.size(0), K = x.size(1), E = weight.size(0), T = cos.size(0), R = cos.size(1);
+  CHECK_INPUT(K > 0 && K % 8 == 0 && (D == 64 || D == 128) && (2 * R == D || 4 * R == D) && E > 0 && E % D == 0 && heads * D <= E,
+                  "emergence_cuda: linear_rotary: heads of 64 or 128 features, of which all or half are turned");
+  CHECK_INPUT(T > 0 && N % T == 0, "emergence_cuda: linear_rotary: rows must be whole sequences of ", T, " positions");
+  check_rows(x, x, N, K, "x");
+  check_rows(weight, x, E, K, "weight");
+  check_rows(qkv, x, N, E, "qkv");
+  for (const Tensor* angle : {&cos, &sin}) glue::check_vector(*angle, T * R, glue::ScalarType::Float, "cos and sin");
+  if (N == 0) return;
+  const Angles angles{glue::pointer<float>(cos), glue::pointer<float>(sin), int(T), int(heads * D)};
+  by_type(x, [&](auto of_x) {
+    using X = decltype(of_x);
+    const auto run = [&](auto d, auto r, auto cluster) {
+      using Tiles = Layout<4, 2, 1, cluster()>;
+      const Problem problem = problem_of<Tiles>(N, E, kColumns, K, kParts / 2);
+      glue::launch(&linear_rotary_hopper<X, d(), r(), 4, cluster()>, resident<Tiles>(problem, x), dim3(kThreads), Tiles::kBytes, x,
+                   {&x, &weight, &cos, &sin, &qkv}, boxes_of_rows(x, kRows), boxes_of_rows(weight, kColumns / 2),
+                   boxes_of_rows(qkv, 64), angles, problem);
+    };
+    using std::integral_constant;
+    const auto by_cluster = [&](auto d, auto r) {
+#ifdef __CUDACC__
+      if (variant == 1) return run(d, r, integral_constant<int, 2>{});
+#endif
+      CHECK_INPUT(variant == 0, "emergence_cuda: linear_rotary: no such variant");
+      run(d, r, integral_constant<int, 1>{});
+    };
+    const auto by_pairs = [&](auto d) {
+      if (2 * R == D) return by_cluster(d, integral_constant<int, d() / 2>{});
+      by_cluster(d, integral_constant<int, d() / 4>{});
+    };
+    if (D == 64) return by_pairs(integral_constant<int, 64>{});
+    by_pairs(integral_constant<int, 128>{});
+  });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(emergence_cuda, library) {
+  library.def(
+      "linear_rotary(Tensor x, Tensor weight, Tensor cos, Tensor sin, Tensor(a!) qkv, int heads, int head_dim, int variant) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(emergence_cuda, KERNELS_DEVICE, library) {
+  library.impl("linear_rotary", TORCH_BOX(&linear_rotary));
+}
