@@ -1,4 +1,5 @@
-// RMSNorm on a CPU. The formulas, and the arguments, are those of cuda/rms_norm.cu. One pass over every tensor.
+// RMSNorm on a CPU. The formulas, and the arguments, are those of cuda/rms_norm.cu and cuda/rms_norm_backward.cu. One pass over
+// every tensor.
 
 #include "cpu/cpu.h"
 

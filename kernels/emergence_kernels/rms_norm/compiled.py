@@ -1,4 +1,4 @@
-"""RMSNorm by csrc/ (rms_norm.cu has the formulas), as triton.py, with `backend` "cuda" or "cpu"."""
+"""RMSNorm by csrc/ (rms_norm.cu and rms_norm_backward.cu have the formulas), as triton.py, with `backend` "cuda" or "cpu"."""
 
 import torch
 from torch import Tensor
