@@ -136,8 +136,8 @@ class Attention(nn.Module):
         return q, k, v
 
     def forward(self, x_BTD: Tensor, shared: Shared) -> Tensor:
-        one = self.main_grad is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if not one or shared.group is not None:
+        trains = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if self.main_grad is None or not trains or shared.group is not None:
             return self.attend(self.qkv(x_BTD), shared)
         out_BTHd = projected_attention(
             x_BTD,
