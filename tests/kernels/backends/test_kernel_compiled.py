@@ -244,11 +244,10 @@ def test_every_barrier_is_needed(emulation, monkeypatch, every):
     read.restype = ctypes.c_char_p
     met = read().decode().splitlines()
     in_source = set()
-    for source in build.sources("cuda"):
-        if "hopper" not in source.name:  # test_kernel_hopper.py
-            in_source |= set(
-                re.findall(r'\b(?:barrier|barrier_among|wait_for_copies<[^>]+>)\([^"]*"([^"]+)"\)', source.read_text())
-            )
+    for path in (*build.sources("cuda"), *build.headers("cuda")):
+        text = path.read_text()
+        if "hopper" not in text:  # test_kernel_hopper.py, and the tests of what else waits for mbarriers
+            in_source |= set(re.findall(r'\b(?:barrier|barrier_among|wait_for_copies<[^>]+>)\([^"]*"([^"]+)"\)', text))
     assert in_source <= set(met) and len(in_source) >= 4, "the shapes of every_kernel miss a barrier"
     for reason in sorted(in_source) if every else (min(in_source), max(in_source)):
         monkeypatch.setenv("EMERGENCE_EMULATE_DROP", reason)
