@@ -21,7 +21,7 @@ using namespace norm_rows;
 // A row is held by `warps` warps, kPacks packs a lane, and what it is made of comes by asynchronous copies, kAhead rows ahead: a
 // thread reads what it copied, so that rows wait for no barrier but their own warps' (none where a warp holds a row).
 constexpr int kWarps = 8, kThreads = kWarps * kWarp;  // of a block
-constexpr int kPacks = 4;
+constexpr int kPacks = 4, kAhead = 2;
 
 template <typename T>
 constexpr int kOfWarp = kWarp * kPacks * 16 / int(sizeof(T));  // values of a row
@@ -40,7 +40,7 @@ __device__ __forceinline__ float sum_of_warps(float value, Shares& share, int pa
 }
 
 // x is what was normalised. shares (gridDim.x, D): each block's share of dweight. warps: of a row, a power of two.
-template <typename T, bool RESIDUAL, int kAhead>
+template <typename T, bool RESIDUAL>
 __global__ void __launch_bounds__(kThreads, 2) backward_packs_kernel(
     const T* dy, const T* d_residual, const T* x, const T* weight, const float* rstd, T* dx, float* shares, int64_t stride_dy,
     int64_t stride_d_residual, int64_t stride_x, int rows, int D, int warps) {
@@ -242,15 +242,15 @@ __global__ void __launch_bounds__(kThreads) sum_shares_kernel(const float* share
 // ---- host ------------------------------------------------------------------------------------------------------------
 
 // Launches backward_packs_kernel. -> (blocks, D), its shares of dweight.
-template <typename T, int kAhead>
+template <typename T>
 Tensor backward_by_packs(const Tensor& dy, const std::optional<Tensor>& d_residual, const Tensor& x, const Tensor& weight,
-                         const Tensor& rstd, const Tensor& dx, int most) {
+                         const Tensor& rstd, const Tensor& dx) {
   const int64_t rows = x.size(0), D = x.size(1);
   const Tensor* passed = glue::given(d_residual);
   const int bytes = kAhead * (passed ? 3 : 2) * kPacks * kThreads * 16, device = x.get_device_index();
   int warps = 1;
   while (warps * kOfWarp<T> < D) warps *= 2;
-  const int resident = std::clamp(glue::shared_bytes_per_multiprocessor(device) / (bytes + 2048), 1, most);
+  const int resident = std::clamp(glue::shared_bytes_per_multiprocessor(device) / (bytes + 2048), 1, 2);
   const int64_t blocks = std::min<int64_t>(glue::divide_up(rows, kWarps / warps), glue::multiprocessors(device) * resident);
   const std::array<int64_t, 2> size{blocks, D};
   const Tensor shares = torch::stable::new_empty(x, size, glue::ScalarType::Float);
@@ -262,23 +262,42 @@ Tensor backward_by_packs(const Tensor& dy, const std::optional<Tensor>& d_residu
                  passed ? passed->stride(0) : 0, x.stride(0), static_cast<int>(rows), static_cast<int>(D), warps);
   };
   if (passed)
-    run(&backward_packs_kernel<T, true, kAhead>);
+    run(&backward_packs_kernel<T, true>);
   else
-    run(&backward_packs_kernel<T, false, kAhead>);
+    run(&backward_packs_kernel<T, false>);
   return shares;
 }
 
-// dweight = the sum of shares, in order.
-template <typename T>
-void sum_shares(const Tensor& shares, const Tensor& dweight) {
-  const int64_t D = shares.size(1);
-  glue::launch(&sum_shares_kernel<T>, dim3(glue::divide_up(D, kColumns)), dim3(kThreads), 0, dweight, {&shares, &dweight},
-               glue::pointer<float>(shares), glue::pointer<T>(dweight), static_cast<int>(shares.size(0)), static_cast<int>(D));
+// Launches backward_kernel. -> (blocks, D), its shares of dweight.
+template <typename T, int N, int P>
+Tensor backward_by_values(const Tensor& dy, const std::optional<Tensor>& d_residual, const Tensor& x, const Tensor& weight,
+                          const Tensor& rstd, const Tensor& dx) {
+  const int64_t rows = x.size(0), D = x.size(1);
+  const Tensor* passed = glue::given(d_residual);
+  const Shape s = shape(rows, D, N, P);
+  // As many blocks as are resident at once: about 1024 threads a multiprocessor at the registers that this takes.
+  const unsigned resident = glue::multiprocessors(x.get_device_index()) * std::max(1u, 1024 / (s.block.x * s.block.y));
+  const unsigned blocks = std::min(s.blocks, resident);
+  const std::array<int64_t, 2> size{blocks, D};
+  const Tensor shares = torch::stable::new_empty(x, size, glue::ScalarType::Float);
+  if (rows == 0) return shares;
+  const auto run = [&](auto kernel) {
+    glue::launch(kernel, dim3(blocks), s.block, s.block.y > 1 ? s.block.y * D * sizeof(float) : 0, x,
+                 {&dy, passed, &x, &weight, &rstd, &dx, &shares}, glue::pointer<T>(dy), glue::pointer<T>(d_residual),
+                 glue::pointer<T>(x), glue::pointer<T>(weight), glue::pointer<float>(rstd), glue::pointer<T>(dx),
+                 glue::pointer<float>(shares), dy.stride(0), passed ? passed->stride(0) : 0, x.stride(0), rows,
+                 static_cast<int>(D));
+  };
+  if (passed)
+    run(&backward_kernel<T, N, P, true>);
+  else
+    run(&backward_kernel<T, N, P, false>);
+  return shares;
 }
 
 // dy, d_residual, x (what was normalised) (rows, D), rstd (rows,) -> dx (rows, D) contiguous, dweight (D,).
-void backward_in_a_way(const Tensor& dy, std::optional<Tensor> d_residual, const Tensor& x, const Tensor& weight,
-                       const Tensor& rstd, const Tensor& dx, const Tensor& dweight, int64_t way) {
+void rms_norm_backward(const Tensor& dy, std::optional<Tensor> d_residual, const Tensor& x, const Tensor& weight,
+                       const Tensor& rstd, const Tensor& dx, const Tensor& dweight) {
   const int64_t rows = x.size(0), D = x.size(1);
   const Tensor* passed = glue::given(d_residual);
   check_rows(&x, x, "x");
@@ -291,49 +310,19 @@ void backward_in_a_way(const Tensor& dy, std::optional<Tensor> d_residual, const
   glue::check_vector(rstd, rows, glue::ScalarType::Float, "rstd");
   by_packing(x, {&x, &dy, passed, &weight, &dx}, [&](auto of_x, auto n, auto p) {
     using T = decltype(of_x);
-    if (way > 0 && n() > 1 && D <= kWarps * kOfWarp<T> && rows < (int64_t(1) << 30)) {
-      if (way == 1) return sum_shares<T>(backward_by_packs<T, 2>(dy, d_residual, x, weight, rstd, dx, 2), dweight);
-      if (way == 2) return sum_shares<T>(backward_by_packs<T, 2>(dy, d_residual, x, weight, rstd, dx, 1), dweight);
-      return sum_shares<T>(backward_by_packs<T, 3>(dy, d_residual, x, weight, rstd, dx, 1), dweight);
-    }
-    const Shape s = shape(rows, D, n, p);
-    // As many blocks as are resident at once: about 1024 threads a multiprocessor at the registers that this takes.
-    const unsigned resident = glue::multiprocessors(x.get_device_index()) * std::max(1u, 1024 / (s.block.x * s.block.y));
-    const unsigned blocks = std::min(s.blocks, resident);
-    const std::array<int64_t, 2> size{blocks, D};
-    const Tensor shares = torch::stable::new_empty(x, size, glue::ScalarType::Float);
-    if (rows > 0) {
-      auto run = [&](auto kernel) {
-        glue::launch(kernel, dim3(blocks), s.block, s.block.y > 1 ? s.block.y * D * sizeof(float) : 0, x,
-                     {&dy, passed, &x, &weight, &rstd, &dx, &shares}, glue::pointer<T>(dy), glue::pointer<T>(d_residual),
-                     glue::pointer<T>(x), glue::pointer<T>(weight), glue::pointer<float>(rstd), glue::pointer<T>(dx),
-                     glue::pointer<float>(shares), dy.stride(0), passed ? passed->stride(0) : 0, x.stride(0), rows,
-                     static_cast<int>(D));
-      };
-      if (passed)
-        run(&backward_kernel<T, n(), p(), true>);
-      else
-        run(&backward_kernel<T, n(), p(), false>);
-    }
-    sum_shares<T>(shares, dweight);
+    const bool by_packs = n() > 1 && D <= kWarps * kOfWarp<T> && rows < (int64_t(1) << 30);
+    const Tensor shares = by_packs ? backward_by_packs<T>(dy, d_residual, x, weight, rstd, dx)
+                                   : backward_by_values<T, n(), p()>(dy, d_residual, x, weight, rstd, dx);
+    glue::launch(&sum_shares_kernel<T>, dim3(glue::divide_up(D, kColumns)), dim3(kThreads), 0, x, {&shares, &dweight},
+                 glue::pointer<float>(shares), glue::pointer<T>(dweight), static_cast<int>(shares.size(0)),
+                 static_cast<int>(D));
   });
-}
-
-void rms_norm_backward(const Tensor& dy, std::optional<Tensor> d_residual, const Tensor& x, const Tensor& weight,
-                       const Tensor& rstd, const Tensor& dx, const Tensor& dweight) {
-  backward_in_a_way(dy, d_residual, x, weight, rstd, dx, dweight, 1);
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(emergence_cuda, library) {
-  library.def(RMS_NORM_BACKWARD);
-  library.def(
-      "rms_norm_backward_way(Tensor dy, Tensor? d_residual, Tensor x, Tensor weight, Tensor rstd, Tensor(a!) dx, "
-      "Tensor(b!) dweight, int way) -> ()");
-}
+STABLE_TORCH_LIBRARY_FRAGMENT(emergence_cuda, library) { library.def(RMS_NORM_BACKWARD); }
 
 STABLE_TORCH_LIBRARY_IMPL(emergence_cuda, KERNELS_DEVICE, library) {
   library.impl("rms_norm_backward", TORCH_BOX(&rms_norm_backward));
-  library.impl("rms_norm_backward_way", TORCH_BOX(&backward_in_a_way));
 }
