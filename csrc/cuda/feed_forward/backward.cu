@@ -14,13 +14,13 @@ using namespace hopper_feed_forward;
 
 constexpr int kChunks = kColumns / 64;
 template <int FORM>
-constexpr int kSteps = FORM & kBunched ? 3 : 4;  // of a chunk
+constexpr int kSteps = FORM & kSlow ? 4 : 3;  // of a chunk; the first two work on it
 
 #if HOPPER_CODE
 
 template <int FORM, typename Tiles>
 __device__ __forceinline__ void move_chunks(const Tiles& tiles, int group, const TensorMap& of_gate_up,
-                                            const TensorMap& of_gradient, const Problem& problem) {
+                                            const TensorMap& of_prefetch, const TensorMap& of_gradient, const Problem& problem) {
   constexpr int kSlots = Tiles::kSlots;
   const int chunks = count_tiles<Tiles::kCluster>(problem) * kChunks;
   Walk<Tiles::kCluster> loads(problem), stores(problem);
@@ -32,9 +32,7 @@ __device__ __forceinline__ void move_chunks(const Tiles& tiles, int group, const
       wait(tiles.done(group, which), phase ^ 1, "results are in shared memory before they are stored (wait)");
 #pragma unroll
       for (int half = 0; half < 2; ++half)
-        if (FORM & kHints)
-          store_tile_once(of_gradient, slot + half * kSlab, column, row, half, 0);
-        else if (!(FORM & kNoTraffic))
+        if (!(FORM & kNoStores))
           store_tile(of_gradient, slot + half * kSlab, column, row, half, 0);
       commit_stores("a chunk's stores are waited for");
       wait_stores<0>("results are read before the next gate and up overwrite them");
@@ -43,17 +41,23 @@ __device__ __forceinline__ void move_chunks(const Tiles& tiles, int group, const
     if (i < chunks) {
       const int column = loads.column * kColumns + i % kChunks * 64, row = loads.row + group * 64;
       const uint32_t ready = tiles.ready(group, which);
-      if (FORM & kNoTraffic)
+      if (FORM & kNoLoads)
         arrive(ready, "nothing is loaded");
       else
         arrive_expecting(ready, 2 * kSlab, "gate and up have arrived before they are read (bytes)");
 #pragma unroll
       for (int half = 0; half < 2; ++half)
-        if (FORM & kHints)
-          load_tile_once(slot + half * kSlab, of_gate_up, ready, column, row, half, 0);
-        else if (!(FORM & kNoTraffic))
+        if (!(FORM & kNoLoads))
           load_tile(slot + half * kSlab, of_gate_up, ready, column, row, half, 0);
       if (i % kChunks == kChunks - 1) loads.advance();
+      if ((FORM & kPrefetch) && i % kChunks == (FORM & kEarly ? 0 : 2)) {
+        Walk<Tiles::kCluster> next = loads;
+        next.advance();
+        if (next.more())
+#pragma unroll
+          for (int half = 0; half < 2; ++half)
+            prefetch_tile(of_prefetch, next.column * kColumns, next.row + group * 64, half, 0);
+      }
     }
   }
 }
@@ -73,19 +77,13 @@ __device__ __forceinline__ void differentiate(uint32_t upstream, uint32_t& gates
 }
 
 // A quarter of chunk `chunk` of tile n, whose words come first.
-template <typename T, int FORM, typename Tiles>
+template <typename T, typename Tiles>
 __device__ __forceinline__ void put(const Tiles& tiles, int group, int chunk, int quarter, int n, const uint32_t (&words)[kWords]) {
   constexpr int kWordsOfChunk = kWords / kChunks, kAtOnce = kWordsOfChunk / 4;
   static_assert(kChunks % Tiles::kSlots == 0);
   const int which = chunk % Tiles::kSlots, use = n * (kChunks / Tiles::kSlots) + chunk / Tiles::kSlots;
   const uint32_t slot = tiles.slot(group, which);
   if (quarter == 0) wait(tiles.ready(group, which), use & 1, "gate and up have arrived before they are read (wait)");
-  if (FORM & kNoWork) {
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) store_shared(slot + word_in_slab(quarter * kAtOnce + i), words[quarter * kAtOnce + i]);
-    if (quarter == 3) finish_slot(tiles.done(group, which));
-    return;
-  }
   const int first = quarter * kAtOnce;
   uint32_t gates[kAtOnce], ups[kAtOnce];
 #pragma unroll
@@ -107,7 +105,7 @@ __device__ __forceinline__ void put(const Tiles& tiles, int group, int chunk, in
 template <typename T, int STAGES, int SLOTS, int CLUSTER, int FORM>
 __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(CLUSTER)
     linear_swiglu_backward_hopper(const __grid_constant__ TensorMap of_dy, const __grid_constant__ TensorMap of_weight,
-                                  const __grid_constant__ TensorMap of_gate_up, const __grid_constant__ TensorMap of_gradient,
+                                  const __grid_constant__ TensorMap of_gate_up, const __grid_constant__ TensorMap of_prefetch, const __grid_constant__ TensorMap of_gradient,
                                   const Problem problem) {
 #if HOPPER_CODE
   using Tiles = Layout<STAGES, SLOTS, 2, CLUSTER>;
@@ -136,18 +134,14 @@ __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(CLUSTER)
         }
       });
     } else if (threadIdx.x % kWarp == 0 && warp <= kConsumers) {
-      move_chunks<FORM>(tiles, warp - 1, of_gate_up, of_gradient, problem);
+      move_chunks<FORM>(tiles, warp - 1, of_gate_up, of_prefetch, of_gradient, problem);
     }
   } else {
     take_registers<kForConsumers>();
     const int group = warpgroup - 1;
     consume<T, true, kChunks, kSteps<FORM>, false, (FORM & kUnrolled) != 0>(
         tiles, group, problem, [&](int chunk, int part, int n, const uint32_t(&words)[kWords]) {
-          if (FORM & kBunched) {
-            if (part < 4) put<T, FORM>(tiles, group, chunk, part, n, words);
-          } else if (part % 2 == 0) {
-            put<T, FORM>(tiles, group, chunk, part / 2, n, words);
-          }
+          if (part < 4) put<T>(tiles, group, chunk, part, n, words);
         });
   }
   if (CLUSTER > 1) sync_cluster("no block ends while another still reaches it");
@@ -170,37 +164,40 @@ void linear_swiglu_backward(const Tensor& dy, const Tensor& weight, const Tensor
   if (N == 0) return;
   by_type(dy, [&](auto of_dy) {
     using E = decltype(of_dy);
-    const auto run = [&](auto stages, auto slots, auto cluster, auto form) {
+    const auto run = [&](auto stages, auto slots, auto cluster, auto form, int together = 16) {
       using Tiles = Layout<stages(), slots(), 2, cluster()>;
-      const Problem problem = problem_of<Tiles>(N, F, kColumns, D, kChunks * kSteps<form()>);
+      const Problem problem = problem_of<Tiles>(N, F, kColumns, D, kChunks * kSteps<form()>, together);
       glue::launch(&linear_swiglu_backward_hopper<E, stages(), slots(), cluster(), form()>, resident<Tiles>(problem, dy),
                    dim3(kThreads), Tiles::kBytes, dy, {&dy, &weight, &gate_up, &d_gate_up}, boxes_of_rows(dy, kRows),
-                   boxes_of_rows(weight, kDepth), boxes_of_halves(gate_up, 64), boxes_of_halves(d_gate_up, 64), problem);
+                   boxes_of_rows(weight, kDepth), boxes_of_halves(gate_up, 64), boxes_of_halves(gate_up, 64, kColumns),
+                   boxes_of_halves(d_gate_up, 64), problem);
     };
     switch (variant) {
       case 0:
-        return run(number<3>{}, number<2>{}, number<1>{}, number<kBunched | kUnrolled>{});
-      case 3:
-        return run(number<3>{}, number<2>{}, number<1>{}, number<kBunched>{});
-      case 4:
         return run(number<3>{}, number<2>{}, number<1>{}, number<0>{});
-      case 5:
-        return run(number<3>{}, number<2>{}, number<1>{}, number<kUnrolled>{});
-      case 6:
-        return run(number<4>{}, number<1>{}, number<1>{}, number<0>{});
-      case 8:
-        return run(number<3>{}, number<2>{}, number<1>{}, number<kHints>{});
+      case 10:
+        return run(number<3>{}, number<2>{}, number<1>{}, number<kPrefetch>{});
+      case 11:
+        return run(number<3>{}, number<2>{}, number<1>{}, number<kPrefetch | kEarly>{});
+      case 12:
+        return run(number<4>{}, number<1>{}, number<1>{}, number<kPrefetch | kSlow>{});
+      case 13:
+        return run(number<3>{}, number<2>{}, number<1>{}, number<kPrefetch>{}, 8);
+      case 14:
+        return run(number<3>{}, number<2>{}, number<1>{}, number<kPrefetch>{}, 32);
 #ifdef __CUDACC__
-      case 7:
-        return run(number<3>{}, number<2>{}, number<2>{}, number<0>{});
-      case 9:
-        return run(number<3>{}, number<2>{}, number<2>{}, number<kHints>{});
+      case 15:
+        return run(number<3>{}, number<2>{}, number<2>{}, number<kPrefetch>{});
+      case 16:
+        return run(number<4>{}, number<1>{}, number<2>{}, number<kPrefetch | kSlow>{});
+      case 17:
+        return run(number<4>{}, number<1>{}, number<2>{}, number<kSlow>{});
       case 20:
-        return run(number<3>{}, number<2>{}, number<1>{}, number<kNoWork>{});
+        return run(number<3>{}, number<2>{}, number<1>{}, number<kNoLoads>{});
       case 21:
-        return run(number<3>{}, number<2>{}, number<1>{}, number<kNoTraffic>{});
+        return run(number<3>{}, number<2>{}, number<1>{}, number<kNoStores>{});
       case 22:
-        return run(number<3>{}, number<2>{}, number<1>{}, number<kNoWork | kNoTraffic>{});
+        return run(number<3>{}, number<2>{}, number<1>{}, number<kNoLoads | kNoStores>{});
 #endif
       default:
         CHECK_INPUT(false, "emergence_cuda: linear_swiglu_backward: no such variant");

@@ -19,7 +19,7 @@ constexpr int kKinds = 3;  // gate, up, y
 constexpr int kSlabs = kFeatures / 64 * kKinds;
 
 // Slabs of the warpgroup's results go out.
-template <int FORM, typename Tiles>
+template <typename Tiles>
 __device__ __forceinline__ void store_slabs(const Tiles& tiles, int group, const TensorMap& of_gate_up, const TensorMap& of_y,
                                             const Problem& problem) {
   int n = 0;
@@ -29,10 +29,7 @@ __device__ __forceinline__ void store_slabs(const Tiles& tiles, int group, const
       const int which = j % Tiles::kSlots, use = n * (kSlabs / Tiles::kSlots) + j / Tiles::kSlots, kind = j % kKinds;
       const int column = walk.column * kFeatures + j / kKinds * 64;
       wait(tiles.done(group, which), use & 1, "results are in shared memory before they are stored (wait)");
-      if (FORM & kHints)
-        store_tile_once(kind == 2 ? of_y : of_gate_up, tiles.slot(group, which), column, walk.row + group * 64, kind % 2, 0);
-      else
-        store_tile(kind == 2 ? of_y : of_gate_up, tiles.slot(group, which), column, walk.row + group * 64, kind % 2, 0);
+      store_tile(kind == 2 ? of_y : of_gate_up, tiles.slot(group, which), column, walk.row + group * 64, kind % 2, 0);
       commit_stores("a slab's store is waited for");
       wait_stores<0>("results are read before others overwrite them");
       arrive(tiles.ready(group, which), "results are read before others overwrite them (arrival)");
@@ -72,7 +69,7 @@ __device__ __forceinline__ void put(const Tiles& tiles, int group, int half, int
 
 #endif
 
-template <typename T, int STAGES, int SLOTS, int CLUSTER, int FORM>
+template <typename T, int STAGES, int SLOTS, int CLUSTER>
 __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(CLUSTER)
     linear_swiglu_hopper(const __grid_constant__ TensorMap of_x, const __grid_constant__ TensorMap of_weight,
                          const __grid_constant__ TensorMap of_gate_up, const __grid_constant__ TensorMap of_y,
@@ -102,12 +99,12 @@ __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(CLUSTER)
         }
       });
     } else if (threadIdx.x % kWarp == 0 && warp <= kConsumers) {
-      store_slabs<FORM>(tiles, warp - 1, of_gate_up, of_y, problem);
+      store_slabs(tiles, warp - 1, of_gate_up, of_y, problem);
     }
   } else {
     take_registers<kForConsumers>();
     const int group = warpgroup - 1;
-    consume<T, false, kHalves, kSteps, true, (FORM & kUnrolled) != 0>(
+    consume<T, false, kHalves, kSteps, true, true>(
         tiles, group, problem, [&](int half, int part, int n, const uint32_t(&words)[kWords]) {
           put<T>(tiles, group, half, part, n, words);
         });
@@ -132,31 +129,19 @@ void linear_swiglu(const Tensor& x, const Tensor& weight, const Tensor& gate_up,
   if (N == 0) return;
   by_type(x, [&](auto of_x) {
     using E = decltype(of_x);
-    const auto run = [&](auto stages, auto slots, auto cluster, auto form) {
+    const auto run = [&](auto stages, auto slots, auto cluster) {
       using Tiles = Layout<stages(), slots(), 1, cluster()>;
       const Problem problem = problem_of<Tiles>(N, F, kFeatures, K, kHalves * kSteps);
-      glue::launch(&linear_swiglu_hopper<E, stages(), slots(), cluster(), form()>, resident<Tiles>(problem, x), dim3(kThreads),
+      glue::launch(&linear_swiglu_hopper<E, stages(), slots(), cluster()>, resident<Tiles>(problem, x), dim3(kThreads),
                    Tiles::kBytes, x, {&x, &weight, &gate_up, &y}, boxes_of_rows(x, kRows), boxes_of_stacked(weight, kFeatures),
                    boxes_of_halves(gate_up, 64), boxes_of_rows(y, 64), problem);
     };
-    switch (variant) {
-      case 0:
-        return run(number<4>{}, number<2>{}, number<1>{}, number<kUnrolled>{});
-      case 4:
-        return run(number<4>{}, number<2>{}, number<1>{}, number<0>{});
-      case 8:
-        return run(number<4>{}, number<2>{}, number<1>{}, number<kHints>{});
+    CHECK_INPUT(variant == 0 || variant == 2, "emergence_cuda: linear_swiglu: no such variant");
 #ifdef __CUDACC__
-      case 2:
-        return run(number<4>{}, number<2>{}, number<2>{}, number<kUnrolled>{});
-      case 5:
-        return run(number<4>{}, number<2>{}, number<2>{}, number<0>{});
-      case 9:
-        return run(number<4>{}, number<2>{}, number<2>{}, number<kHints>{});
+    run(number<4>{}, number<2>{}, number<2>{});
+#else
+    run(number<4>{}, number<2>{}, number<1>{});  // the emulator has no clusters
 #endif
-      default:
-        CHECK_INPUT(false, "emergence_cuda: linear_swiglu: no such variant");
-    }
   });
 }
 

@@ -53,18 +53,18 @@ struct Layout {
 // Tiles of results by rows, of all blocks of a cluster together, and by columns; steps along k.
 struct Problem {
   int rows, columns, steps;
+  int together;  // tiles of rows that are taken together, for all columns, so that the weights stay in the L2 cache
 };
 
 template <int N>
 using number = std::integral_constant<int, N>;
 
 // Forms that are compared.
-enum Form : int { kUnrolled = 1, kHints = 2, kBunched = 4, kNoWork = 8, kNoTraffic = 16 };
+enum Form : int { kUnrolled = 1, kPrefetch = 2, kEarly = 4, kSlow = 8, kNoLoads = 16, kNoStores = 32 };
 
 #if HOPPER_CODE
 
-constexpr int kTogether = 16;  // tiles of rows that are taken together, for all columns, so that the weights stay in the L2 cache
-constexpr int kTurn = 1;       // a barrier's number
+constexpr int kTurn = 1;  // a barrier's number
 
 // A block's way through the tiles.
 template <int CLUSTER>
@@ -80,9 +80,8 @@ struct Walk {
     find();
   }
   __device__ __forceinline__ void find() {
-    constexpr int kHigh = kTogether / CLUSTER;
-    const int first = now / (kHigh * problem.columns) * kHigh, within = now - first * problem.columns;
-    const int high = min(kHigh, problem.rows - first);
+    const int first = now / (problem.together * problem.columns) * problem.together, within = now - first * problem.columns;
+    const int high = min(problem.together, problem.rows - first);
     column = within / max(high, 1);
     row = ((first + within - column * high) * CLUSTER + (CLUSTER > 1 ? rank_in_cluster() : 0)) * kRows;
   }
@@ -261,9 +260,9 @@ inline void check_rows(const Tensor& t, const Tensor& like, int64_t rows, int64_
 inline TensorMap boxes_of_rows(const Tensor& t, int rows) {
   return boxes_of(t, {{t.size(1), t.size(0), 1, 1}, {t.stride(0), 0, 0}}, rows);
 }
-inline TensorMap boxes_of_halves(const Tensor& t, int rows) {
+inline TensorMap boxes_of_halves(const Tensor& t, int rows, int columns = 64) {
   const int64_t F = t.size(1) / 2;
-  return boxes_of(t, {{F, t.size(0), 2, 1}, {t.stride(0), F, 0}}, rows);
+  return boxes_of(t, {{F, t.size(0), 2, 1}, {t.stride(0), F, 0}}, rows, columns);
 }
 inline TensorMap boxes_of_stacked(const Tensor& t, int rows) {
   const int64_t F = t.size(0) / 2;
@@ -272,9 +271,9 @@ inline TensorMap boxes_of_stacked(const Tensor& t, int rows) {
 
 // features: of a tile of columns. least: steps that a tile has in any case; operands outside of their tensors are zeros.
 template <typename Tiles>
-Problem problem_of(int64_t N, int64_t columns, int64_t features, int64_t K, int least) {
+Problem problem_of(int64_t N, int64_t columns, int64_t features, int64_t K, int least, int together = 16) {
   const Problem problem{int(glue::divide_up(N, kRows * Tiles::kCluster)), int(glue::divide_up(columns, features)),
-                        std::max<int>(glue::divide_up(K, kDepth), least)};
+                        std::max<int>(glue::divide_up(K, kDepth), least), together / Tiles::kCluster};
   CHECK_INPUT(int64_t(problem.rows) * problem.columns < (int64_t(1) << 30), "emergence_cuda: a product of too many tiles");
   return problem;
 }
