@@ -258,16 +258,7 @@ __device__ __forceinline__ void load_tile(uint32_t to, const TensorMap& map, uin
 #endif
 }
 
-// The box into the L2 cache ("cp.async.bulk.prefetch.tensor"). Its swizzle does not matter.
-__device__ __forceinline__ void prefetch_tile([[maybe_unused]] const TensorMap& map, [[maybe_unused]] int c0, [[maybe_unused]] int c1,
-                                              [[maybe_unused]] int c2, [[maybe_unused]] int c3) {
-#ifdef __CUDACC__
-  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global [%0, {%1, %2, %3, %4}];" ::"l"(&map), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
-               : "memory");
-#endif
-}
-
-// load_tile for all blocks of a cluster of `blocks`, to the same address, and counted at the mbarrier of each.
+// The same for all blocks of a cluster of `blocks`, to the same address, and counted at the mbarrier of each.
 __device__ __forceinline__ void load_tile_for_all([[maybe_unused]] int blocks, uint32_t to, const TensorMap& map, uint32_t mbarrier,
                                                   int c0, int c1, int c2, int c3) {
 #ifdef __CUDACC__

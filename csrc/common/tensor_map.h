@@ -43,15 +43,14 @@ inline Encode encoder() {
 }
 #endif
 
-// Boxes of 64 adjacent values, or `columns`, without swizzle, where they are more, by `rows` rows, in 128-byte swizzle, of a tensor of four dimensions, or of a part of it: its sizes, the
+// Boxes of 64 adjacent values by `rows` rows, in 128-byte swizzle, of a tensor of four dimensions, or of a part of it: its sizes, the
 // adjacent one first, and the strides of the others in elements. Coordinates of a copy are in the order of the sizes.
 struct Extent {
   int64_t sizes[4], strides[3];
 };
 
-inline TensorMap boxes_of(const glue::Tensor& t, const Extent& extent, int rows, int columns = kSwizzleRow / 2) {
-  constexpr int kElement = 2;
-  const bool swizzled = columns * kElement <= kSwizzleRow;
+inline TensorMap boxes_of(const glue::Tensor& t, const Extent& extent, int rows) {
+  constexpr int kElement = 2, kSlab = kSwizzleRow / kElement;
   // The stride of a dimension of size 1 is irrelevant, and may be one that TMA rejects.
   const auto bytes = [&](int d) { return extent.sizes[d + 1] > 1 ? extent.strides[d] * kElement : int64_t(kSwizzleRow); };
   for (int d = 0; d < 3; ++d)
@@ -63,12 +62,11 @@ inline TensorMap boxes_of(const glue::Tensor& t, const Extent& extent, int rows,
   cuuint64_t sizes[4], strides[3];
   for (int d = 0; d < 4; ++d) sizes[d] = cuuint64_t(extent.sizes[d]);
   for (int d = 0; d < 3; ++d) strides[d] = cuuint64_t(bytes(d));
-  const cuuint32_t box[4] = {cuuint32_t(columns), cuuint32_t(rows), 1, 1}, steps[4] = {1, 1, 1, 1};
+  const cuuint32_t box[4] = {kSlab, cuuint32_t(rows), 1, 1}, steps[4] = {1, 1, 1, 1};
   TensorMap map;
   const CUresult result = encode(
       &map, t.scalar_type() == glue::ScalarType::Half ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4,
-      t.data_ptr(), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      swizzled ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
+      t.data_ptr(), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
       CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   CHECK_INPUT(result == CUDA_SUCCESS, "emergence_cuda: cuTensorMapEncodeTiled says ", int(result));
   return map;
@@ -76,9 +74,8 @@ inline TensorMap boxes_of(const glue::Tensor& t, const Extent& extent, int rows,
   return {static_cast<unsigned char*>(t.data_ptr()),
           {extent.sizes[0], extent.sizes[1], extent.sizes[2], extent.sizes[3]},
           {kElement, bytes(0), bytes(1), bytes(2)},
-          {columns, rows, 1, 1},
-          kElement,
-          swizzled ? 128u : 16u};
+          {kSlab, rows, 1, 1},
+          kElement};
 #endif
 }
 

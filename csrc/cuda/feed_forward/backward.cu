@@ -14,13 +14,20 @@ using namespace hopper_feed_forward;
 
 constexpr int kChunks = kColumns / 64;
 template <int FORM>
-constexpr int kSteps = FORM & kSlow ? 4 : 3;  // of a chunk; the first two work on it
+constexpr int kSteps = FORM & kSpread ? 2 : FORM & kSlow ? 4 : 3;  // of a chunk; the first two work on it
 
 #if HOPPER_CODE
 
+// The chunk that a warpgroup begins with. Were it the same for all, they would read the same 128 of every 512 bytes at a time, and
+// thus a part of the memory's channels.
+template <int FORM>
+__device__ __forceinline__ int start_of(int group) {
+  return FORM & kRotated ? (blockIdx.x + 2 * group) % kChunks : 0;
+}
+
 template <int FORM, typename Tiles>
 __device__ __forceinline__ void move_chunks(const Tiles& tiles, int group, const TensorMap& of_gate_up,
-                                            const TensorMap& of_prefetch, const TensorMap& of_gradient, const Problem& problem) {
+                                            const TensorMap& of_gradient, const Problem& problem, int start) {
   constexpr int kSlots = Tiles::kSlots;
   const int chunks = count_tiles<Tiles::kCluster>(problem) * kChunks;
   Walk<Tiles::kCluster> loads(problem), stores(problem);
@@ -28,7 +35,7 @@ __device__ __forceinline__ void move_chunks(const Tiles& tiles, int group, const
     const int which = i % kSlots, phase = i / kSlots & 1;
     const uint32_t slot = tiles.slot(group, which);
     if (i >= kSlots) {
-      const int column = stores.column * kColumns + (i - kSlots) % kChunks * 64, row = stores.row + group * 64;
+      const int column = stores.column * kColumns + (i - kSlots + start) % kChunks * 64, row = stores.row + group * 64;
       wait(tiles.done(group, which), phase ^ 1, "results are in shared memory before they are stored (wait)");
 #pragma unroll
       for (int half = 0; half < 2; ++half)
@@ -39,7 +46,7 @@ __device__ __forceinline__ void move_chunks(const Tiles& tiles, int group, const
       if ((i - kSlots) % kChunks == kChunks - 1) stores.advance();
     }
     if (i < chunks) {
-      const int column = loads.column * kColumns + i % kChunks * 64, row = loads.row + group * 64;
+      const int column = loads.column * kColumns + (i + start) % kChunks * 64, row = loads.row + group * 64;
       const uint32_t ready = tiles.ready(group, which);
       if (FORM & kNoLoads)
         arrive(ready, "nothing is loaded");
@@ -50,14 +57,6 @@ __device__ __forceinline__ void move_chunks(const Tiles& tiles, int group, const
         if (!(FORM & kNoLoads))
           load_tile(slot + half * kSlab, of_gate_up, ready, column, row, half, 0);
       if (i % kChunks == kChunks - 1) loads.advance();
-      if ((FORM & kPrefetch) && i % kChunks == (FORM & kEarly ? 0 : 2)) {
-        Walk<Tiles::kCluster> next = loads;
-        next.advance();
-        if (next.more())
-#pragma unroll
-          for (int half = 0; half < 2; ++half)
-            prefetch_tile(of_prefetch, next.column * kColumns, next.row + group * 64, half, 0);
-      }
     }
   }
 }
@@ -105,7 +104,7 @@ __device__ __forceinline__ void put(const Tiles& tiles, int group, int chunk, in
 template <typename T, int STAGES, int SLOTS, int CLUSTER, int FORM>
 __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(CLUSTER)
     linear_swiglu_backward_hopper(const __grid_constant__ TensorMap of_dy, const __grid_constant__ TensorMap of_weight,
-                                  const __grid_constant__ TensorMap of_gate_up, const __grid_constant__ TensorMap of_prefetch, const __grid_constant__ TensorMap of_gradient,
+                                  const __grid_constant__ TensorMap of_gate_up, const __grid_constant__ TensorMap of_gradient,
                                   const Problem problem) {
 #if HOPPER_CODE
   using Tiles = Layout<STAGES, SLOTS, 2, CLUSTER>;
@@ -134,15 +133,16 @@ __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(CLUSTER)
         }
       });
     } else if (threadIdx.x % kWarp == 0 && warp <= kConsumers) {
-      move_chunks<FORM>(tiles, warp - 1, of_gate_up, of_prefetch, of_gradient, problem);
+      move_chunks<FORM>(tiles, warp - 1, of_gate_up, of_gradient, problem, start_of<FORM>(warp - 1));
     }
   } else {
     take_registers<kForConsumers>();
     const int group = warpgroup - 1;
-    consume<T, true, kChunks, kSteps<FORM>, false, (FORM & kUnrolled) != 0>(
+    consume<T, true, kChunks, kSteps<FORM>, false, false, (FORM & kSpread) != 0>(
         tiles, group, problem, [&](int chunk, int part, int n, const uint32_t(&words)[kWords]) {
           if (part < 4) put<T>(tiles, group, chunk, part, n, words);
-        });
+        },
+        start_of<FORM>(group));
   }
   if (CLUSTER > 1) sync_cluster("no block ends while another still reaches it");
 #endif
@@ -169,35 +169,34 @@ void linear_swiglu_backward(const Tensor& dy, const Tensor& weight, const Tensor
       const Problem problem = problem_of<Tiles>(N, F, kColumns, D, kChunks * kSteps<form()>, together);
       glue::launch(&linear_swiglu_backward_hopper<E, stages(), slots(), cluster(), form()>, resident<Tiles>(problem, dy),
                    dim3(kThreads), Tiles::kBytes, dy, {&dy, &weight, &gate_up, &d_gate_up}, boxes_of_rows(dy, kRows),
-                   boxes_of_rows(weight, kDepth), boxes_of_halves(gate_up, 64), boxes_of_halves(gate_up, 64, kColumns),
-                   boxes_of_halves(d_gate_up, 64), problem);
+                   boxes_of_rows(weight, kDepth), boxes_of_halves(gate_up, 64), boxes_of_halves(d_gate_up, 64), problem);
     };
     switch (variant) {
       case 0:
         return run(number<3>{}, number<2>{}, number<1>{}, number<0>{});
-      case 10:
-        return run(number<3>{}, number<2>{}, number<1>{}, number<kPrefetch>{});
-      case 11:
-        return run(number<3>{}, number<2>{}, number<1>{}, number<kPrefetch | kEarly>{});
-      case 12:
-        return run(number<4>{}, number<1>{}, number<1>{}, number<kPrefetch | kSlow>{});
-      case 13:
-        return run(number<3>{}, number<2>{}, number<1>{}, number<kPrefetch>{}, 8);
-      case 14:
-        return run(number<3>{}, number<2>{}, number<1>{}, number<kPrefetch>{}, 32);
+      case 31:
+        return run(number<3>{}, number<2>{}, number<1>{}, number<kRotated>{});
+      case 33:
+        return run(number<4>{}, number<1>{}, number<1>{}, number<kRotated | kSlow>{});
+      case 38:
+        return run(number<3>{}, number<2>{}, number<1>{}, number<kRotated | kSpread>{});
 #ifdef __CUDACC__
-      case 15:
-        return run(number<3>{}, number<2>{}, number<2>{}, number<kPrefetch>{});
-      case 16:
-        return run(number<4>{}, number<1>{}, number<2>{}, number<kPrefetch | kSlow>{});
       case 17:
         return run(number<4>{}, number<1>{}, number<2>{}, number<kSlow>{});
-      case 20:
-        return run(number<3>{}, number<2>{}, number<1>{}, number<kNoLoads>{});
+      case 30:
+        return run(number<4>{}, number<1>{}, number<2>{}, number<kRotated | kSlow>{});
+      case 32:
+        return run(number<3>{}, number<2>{}, number<2>{}, number<kRotated>{});
+      case 34:
+        return run(number<4>{}, number<1>{}, number<2>{}, number<kRotated | kSpread>{});
+      case 35:
+        return run(number<3>{}, number<2>{}, number<2>{}, number<kRotated | kSpread>{});
+      case 36:
+        return run(number<4>{}, number<1>{}, number<2>{}, number<kSpread>{});
       case 21:
         return run(number<3>{}, number<2>{}, number<1>{}, number<kNoStores>{});
-      case 22:
-        return run(number<3>{}, number<2>{}, number<1>{}, number<kNoLoads | kNoStores>{});
+      case 37:
+        return run(number<3>{}, number<2>{}, number<1>{}, number<kNoStores | kRotated>{});
 #endif
       default:
         CHECK_INPUT(false, "emergence_cuda: linear_swiglu_backward: no such variant");

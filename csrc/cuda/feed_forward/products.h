@@ -60,7 +60,7 @@ template <int N>
 using number = std::integral_constant<int, N>;
 
 // Forms that are compared.
-enum Form : int { kUnrolled = 1, kPrefetch = 2, kEarly = 4, kSlow = 8, kNoLoads = 16, kNoStores = 32 };
+enum Form : int { kSlow = 8, kSpread = 64, kNoLoads = 16, kNoStores = 32, kRotated = 128 };
 
 #if HOPPER_CODE
 
@@ -161,9 +161,10 @@ __device__ __forceinline__ void release(const Tiles& tiles, int stage) {
 
 // What becomes of a tile is computed in CHUNKS of its words, each over STEPS of the next tile: part(chunk, i, n, words) for
 // i = 2 x step before the step before is waited for, and i + 1 after it, with the chunk's words of the block's tile n in front.
-// UNROLLED: a chunk has instructions of its own. PAIRED: a chunk has words of both halves of the columns.
-template <typename T, bool TRANSPOSED_B, int CHUNKS, int STEPS, bool PAIRED, bool UNROLLED, typename Tiles, typename F>
-__device__ __forceinline__ void consume(const Tiles& tiles, int group, const Problem& problem, F&& part) {
+// start: the first chunk, after which the others come in order, and round. UNROLLED: a chunk has instructions of its own. SPREAD: over all steps of the tile, evenly. PAIRED: a chunk has words of both halves of the columns.
+template <typename T, bool TRANSPOSED_B, int CHUNKS, int STEPS, bool PAIRED, bool UNROLLED, bool SPREAD = false, typename Tiles,
+          typename F>
+__device__ __forceinline__ void consume(const Tiles& tiles, int group, const Problem& problem, F&& part, int start = 0) {
   constexpr int kChunk = kWords / CHUNKS;
   [[maybe_unused]] constexpr int kUnroll = UNROLLED ? CHUNKS : 1;
   const int count = count_tiles<Tiles::kCluster>(problem);
@@ -173,12 +174,22 @@ __device__ __forceinline__ void consume(const Tiles& tiles, int group, const Pro
   for (int i = 0; i < kColumns / 2; ++i) sums[i] = 0.0f;
 #pragma unroll
   for (int i = 0; i < kWords; ++i) words[i] = 0;
+  Ring ring;
+  int before = 0;
+  const auto multiply_on = [&](int steps) {
+    for (int k = 0; k < steps; ++k) {
+      multiply<T, TRANSPOSED_B>(tiles, group, ring, true, sums);
+      wait_products<1>("the step before is multiplied before its operands are released");
+      release(tiles, before);
+      before = ring.stage;
+      ring.template advance<Tiles::kStages>();
+    }
+  };
+  const int between = SPREAD ? (problem.steps - CHUNKS * STEPS) / CHUNKS : 0;
   const auto next_chunk = [&] {
 #pragma unroll
     for (int i = 0; i < kWords - kChunk; ++i) words[i] = words[i + kChunk];
   };
-  Ring ring;
-  int before = 0;
   if (group == 1) sync_some(kTurn, kConsumers * kGroup, "warpgroups start in turns (wait)");
   for (int n = 0; n < count; ++n) {
     hold(sums);
@@ -198,22 +209,21 @@ __device__ __forceinline__ void consume(const Tiles& tiles, int group, const Pro
         ring.template advance<Tiles::kStages>();
       }
       next_chunk();
+      if (SPREAD) multiply_on(between);
     }
-    for (int k = CHUNKS * STEPS; k < problem.steps; ++k) {
-      multiply<T, TRANSPOSED_B>(tiles, group, ring, true, sums);
-      wait_products<1>("the step before is multiplied before its operands are released");
-      release(tiles, before);
-      before = ring.stage;
-      ring.template advance<Tiles::kStages>();
-    }
+    multiply_on(problem.steps - CHUNKS * (STEPS + between));
     wait_products<0>("a tile is multiplied before its sums are read");
     hold(sums);
     release(tiles, before);
 #pragma unroll
-    for (int i = 0; i < kWords; ++i) {
-      const int from = PAIRED ? i / kChunk * (kChunk / 2) + i % kChunk / (kChunk / 2) * (kWords / 2) + i % (kChunk / 2) : i;
-      words[i] = packed<T>(sums[2 * from], sums[2 * from + 1]);
-    }
+    for (int first = 0; first < CHUNKS; ++first)
+      if (first == start)
+#pragma unroll
+        for (int i = 0; i < kWords; ++i) {
+          const int at = (i + first * kChunk) % kWords;
+          const int from = PAIRED ? at / kChunk * (kChunk / 2) + at % kChunk / (kChunk / 2) * (kWords / 2) + at % (kChunk / 2) : at;
+          words[i] = packed<T>(sums[2 * from], sums[2 * from + 1]);
+        }
   }
 #pragma unroll kUnroll
   for (int chunk = 0; chunk < CHUNKS; ++chunk) {
@@ -260,9 +270,9 @@ inline void check_rows(const Tensor& t, const Tensor& like, int64_t rows, int64_
 inline TensorMap boxes_of_rows(const Tensor& t, int rows) {
   return boxes_of(t, {{t.size(1), t.size(0), 1, 1}, {t.stride(0), 0, 0}}, rows);
 }
-inline TensorMap boxes_of_halves(const Tensor& t, int rows, int columns = 64) {
+inline TensorMap boxes_of_halves(const Tensor& t, int rows) {
   const int64_t F = t.size(1) / 2;
-  return boxes_of(t, {{F, t.size(0), 2, 1}, {t.stride(0), F, 0}}, rows, columns);
+  return boxes_of(t, {{F, t.size(0), 2, 1}, {t.stride(0), F, 0}}, rows);
 }
 inline TensorMap boxes_of_stacked(const Tensor& t, int rows) {
   const int64_t F = t.size(0) / 2;
