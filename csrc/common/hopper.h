@@ -162,6 +162,7 @@ __device__ __forceinline__ void fence_mbarrier_init([[maybe_unused]] const char*
 #endif
 }
 
+// Loads of shared memory have happened where something depended on them; a copy that this lets in may overtake others.
 __device__ __forceinline__ void arrive(uint32_t mbarrier, [[maybe_unused]] const char* race) {
 #ifdef __CUDACC__
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(mbarrier) : "memory");

@@ -81,14 +81,15 @@ __device__ __forceinline__ void put_gradient(const Slots& slots, DZ* dz, int V, 
       const int place = threadIdx.x + k * kThreads;
       if ((i * (kSlot / 16) + place) * N < V) packs[k] = pack_at<Z>(slots.slot(i) + place * 16);
     }
-    sync_warp("a warp has read a slot before it says so");
-    if (threadIdx.x % kWarp == 0) arrive(slots.empty(i), "a row is read before the next one overwrites it (arrival)");
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
       const int column = (i * (kSlot / 16) + threadIdx.x + k * kThreads) * N;
       if (column < V)
         store(reinterpret_cast<Pack<DZ, N>*>(dz + column), gradient<false, Z, DZ, N>(packs[k], column, V, slope));
     }
+    // After stores of what was read: right behind the loads, a copy overwrote on an H100 what they had yet to read.
+    sync_warp("a warp has read a slot before it says so");
+    if (threadIdx.x % kWarp == 0) arrive(slots.empty(i), "a row is read before the next one overwrites it (arrival)");
   }
 }
 

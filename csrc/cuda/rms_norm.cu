@@ -198,38 +198,39 @@ __device__ __forceinline__ float sum_of_warps(float value, Shares& share, int pa
 template <typename T, bool RESIDUAL, int kAhead>
 __global__ void __launch_bounds__(kThreads, 2) backward_packs_kernel(
     const T* dy, const T* d_residual, const T* x, const T* weight, const float* rstd, T* dx, float* shares, int64_t stride_dy,
-    int64_t stride_d_residual, int64_t stride_x, int64_t rows, int D, int warps) {
+    int64_t stride_d_residual, int64_t stride_x, int rows, int D, int warps) {
   constexpr int N = 16 / sizeof(T), kTensors = RESIDUAL ? 3 : 2;
   SHARED(float, share, 2 * kWarps);
   DYNAMIC_SHARED(tensor_cores::Chunk<T>, ring);  // [kAhead][kTensors][kPacks][kThreads]
   DYNAMIC_SHARED(float, of_rows);                // in its place afterwards: (kWarps / warps, width)
   const int warp = threadIdx.x / kWarp, slot = warp / warps, slots = kWarps / warps;
   const float share_of_one = 1.0f / D;
-  int columns[kPacks];
+  const int first = (warp % warps * kWarp + int(threadIdx.x) % kWarp) * N, apart = warps * kWarp * N;  // of a lane's packs
   Pack<T, N> scales[kPacks];
 #pragma unroll
-  for (int p = 0; p < kPacks; ++p) {
-    columns[p] = ((p * warps + warp % warps) * kWarp + threadIdx.x % kWarp) * N;
-    scales[p] = columns[p] < D ? load(reinterpret_cast<const Pack<T, N>*>(weight + columns[p])) : Pack<T, N>{};
-  }
+  for (int p = 0; p < kPacks; ++p)
+    scales[p] = first + p * apart < D ? load(reinterpret_cast<const Pack<T, N>*>(weight + first + p * apart)) : Pack<T, N>{};
   // Neighbouring rows go to different blocks, so that multiprocessors have equally many, to one.
-  const int64_t step = int64_t(gridDim.x) * slots;
-  int64_t row = int64_t(slot) * gridDim.x + blockIdx.x;
+  const int step = int(gridDim.x) * slots;
+  int row = slot * int(gridDim.x) + int(blockIdx.x);
   const auto place_of = [&](int stage, int tensor, int p) {
     return ((stage * kTensors + tensor) * kPacks + p) * kThreads + int(threadIdx.x);
   };
-  const auto copy_row = [&](int64_t row, int stage) {
+  const auto copy_row = [&](int row, int stage) {
+    const int width = row < rows ? D : 0;
+    const int64_t at = row < rows ? row : 0;
 #pragma unroll
-    for (int p = 0; p < kPacks; ++p) {
-      const bool there = row < rows && columns[p] < D;
-      const int64_t at = there ? row : 0, column = there ? columns[p] : 0;
-      tensor_cores::copy_async(ring, place_of(stage, 0, p), x + at * stride_x + column, there);
-      tensor_cores::copy_async(ring, place_of(stage, 1, p), dy + at * stride_dy + column, there);
-      if (RESIDUAL) tensor_cores::copy_async(ring, place_of(stage, 2, p), d_residual + at * stride_d_residual + column, there);
+    for (int tensor = 0; tensor < kTensors; ++tensor) {
+      const T* from = tensor == 0 ? x + at * stride_x : tensor == 1 ? dy + at * stride_dy : d_residual + at * stride_d_residual;
+#pragma unroll
+      for (int p = 0; p < kPacks; ++p) {
+        const int column = first + p * apart;
+        tensor_cores::copy_async(ring, place_of(stage, tensor, p), column < width ? from + column : from, column < width);
+      }
     }
     tensor_cores::commit_copies();
   };
-  const auto rstd_of = [&](int64_t row) { return row < rows ? load(rstd + row) : 0.0f; };
+  const auto rstd_of = [&](int row) { return row < rows ? load(rstd + row) : 0.0f; };
   float dw[kPacks][N] = {}, r_ahead[kAhead];
 #pragma unroll
   for (int stage = 0; stage < kAhead; ++stage) {
@@ -267,7 +268,8 @@ __global__ void __launch_bounds__(kThreads, 2) backward_packs_kernel(
         if (RESIDUAL) gradient += to_float(passed.v[i]);
         gradients.v[i] = from_float<T>(gradient);
       }
-      if (columns[p] < D) store(reinterpret_cast<Pack<T, N>*>(dx + row * D + columns[p]), gradients);
+      const int column = first + p * apart;
+      if (column < D) store(reinterpret_cast<Pack<T, N>*>(dx + int64_t(row) * D + column), gradients);
     }
     copy_row(row + kAhead * step, stage);
   }
@@ -406,7 +408,7 @@ Tensor backward_by_packs(const Tensor& dy, const std::optional<Tensor>& d_residu
     glue::launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), bytes, x, {&dy, passed, &x, &weight, &rstd, &dx, &shares},
                  glue::pointer<T>(dy), glue::pointer<T>(d_residual), glue::pointer<T>(x), glue::pointer<T>(weight),
                  glue::pointer<float>(rstd), glue::pointer<T>(dx), glue::pointer<float>(shares), dy.stride(0),
-                 passed ? passed->stride(0) : 0, x.stride(0), rows, static_cast<int>(D), warps);
+                 passed ? passed->stride(0) : 0, x.stride(0), static_cast<int>(rows), static_cast<int>(D), warps);
   };
   if (passed)
     run(&backward_packs_kernel<T, true, kAhead>);
@@ -438,7 +440,7 @@ void backward_in_a_way(const Tensor& dy, std::optional<Tensor> d_residual, const
   glue::check_vector(rstd, rows, glue::ScalarType::Float, "rstd");
   by_packing(x, {&x, &dy, passed, &weight, &dx}, [&](auto of_x, auto n, auto p) {
     using T = decltype(of_x);
-    if (way > 0 && n() > 1 && D <= kWarps * kOfWarp<T>) {
+    if (way > 0 && n() > 1 && D <= kWarps * kOfWarp<T> && rows < (int64_t(1) << 30)) {
       if (way == 1) return sum_shares<T>(backward_by_packs<T, 2>(dy, d_residual, x, weight, rstd, dx, 2), dweight);
       if (way == 2) return sum_shares<T>(backward_by_packs<T, 2>(dy, d_residual, x, weight, rstd, dx, 1), dweight);
       return sum_shares<T>(backward_by_packs<T, 3>(dy, d_residual, x, weight, rstd, dx, 1), dweight);

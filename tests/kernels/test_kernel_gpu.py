@@ -152,7 +152,7 @@ def test_flash_agrees(causal, fused):
         assert (a - b).norm() <= 0.02 * b.norm()
 
 
-@pytest.mark.parametrize("D", [1024, 4096, 8192])
+@pytest.mark.parametrize("D", [520, 1024, 2048, 4096, 8192])
 def test_rms_norm_at_size(D, fused):
     x, residual = (torch.randn(8192, D, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
     weight = torch.randn(D, device="cuda", dtype=torch.bfloat16, requires_grad=True)

@@ -10,7 +10,12 @@ namespace {
 
 using namespace hopper_feed_forward;
 
-constexpr int kSlabs = kColumns / 64, kParts = 2 * kSlabs;
+constexpr int kSlabs = kColumns / 64, kParts = 4 * kSlabs;
+#ifdef __CUDACC__
+constexpr int kBlocks = 2;  // of a cluster
+#else
+constexpr int kBlocks = 1;
+#endif
 
 // cos, sin (T, R); columns from `turned` on, of values, pass.
 struct Angles {
@@ -35,52 +40,77 @@ __device__ __forceinline__ void store_slabs(const Tiles& tiles, int group, const
     }
 }
 
-// Two neighbours of a head's feature `first`, and those R features further or before.
-template <typename T, int R>
-__device__ __forceinline__ uint32_t turned(uint32_t mine, uint32_t other, int first, int64_t position, const Angles& angles) {
-  const int64_t at = position * R + first % R;
-  const Pack<float, 2> cos = load(reinterpret_cast<const Pack<float, 2>*>(angles.cos + at));
-  const Pack<float, 2> sin = load(reinterpret_cast<const Pack<float, 2>*>(angles.sin + at));
-  const float sign = first < R ? -1.0f : 1.0f;
+// Two neighbours of a head's feature, and those R features further (`second`: or before), by their angles.
+template <typename T>
+__device__ __forceinline__ uint32_t turned(uint32_t mine, uint32_t other, bool second, const Pack<float, 2>& cos,
+                                           const Pack<float, 2>& sin) {
   float out[2];
 #pragma unroll
-  for (int i = 0; i < 2; ++i) out[i] = unpacked<T>(mine, i) * cos.v[i] + sign * unpacked<T>(other, i) * sin.v[i];
+  for (int i = 0; i < 2; ++i) {
+    const float across = unpacked<T>(other, i) * sin.v[i];
+    out[i] = unpacked<T>(mine, i) * cos.v[i] + (second ? across : -across);
+  }
   return packed<T>(out[0], out[1]);
 }
 
-// Half of a slab of the tile whose first row and column these are.
-template <typename T, int D, int R, typename Tiles>
-__device__ __forceinline__ void put(const Tiles& tiles, int group, int part, int n, int row0, int column0, const Angles& angles,
-                                    const uint32_t (&words)[kWords]) {
-  constexpr int kWordsOfSlab = kWords / kSlabs, kApart = R / 4;  // words
-  static_assert(kSlabs % Tiles::kSlots == 0 && R % 8 == 0 && kColumns % D == 0);
-  const int j = part / 2, which = j % Tiles::kSlots, use = n * (kSlabs / Tiles::kSlots) + j / Tiles::kSlots;
-  const uint32_t to = tiles.slot(group, which);
-  if (part % 2 == 0) wait(tiles.ready(group, which), (use & 1) ^ 1, "results are read before others overwrite them (wait)");
-  const int lane = threadIdx.x % kWarp, row = row0 + group * 64 + threadIdx.x % kGroup / kWarp * 16 + lane / 4;
-  const bool turns = column0 + j * 64 < angles.turned;
+constexpr int kOfSlab = kWords / kSlabs, kAtOnce = kOfSlab / 4;  // words: of a slab, of a part
+
+// The head's first feature of the eight that word i of a slab is among.
+template <int D>
+__device__ __forceinline__ int feature_of(int slab, int i) {
+  return (slab * 64 + i / 2 * 8) % D;
+}
+
+// The angles of a part, which are loaded while the part before is worked on.
+struct Turns {
+  Pack<float, 2> cos[kAtOnce], sin[kAtOnce];
+};
+
+// Those of part `part` of the tile whose first row and column these are.
+template <int D, int R>
+__device__ __forceinline__ void fetch(Turns& turns, const Angles& angles, int group, int part, int row0, int column0) {
+  const int slab = part / 4, lane = threadIdx.x % kWarp;
+  const int row = row0 + group * 64 + threadIdx.x % kGroup / kWarp * 16 + lane / 4;
+  if (column0 + slab * 64 >= angles.turned) return;
 #pragma unroll
-  for (int k = 0; k < kWordsOfSlab / 2; ++k) {
-    const int i = part % 2 * (kWordsOfSlab / 2) + k, word = j * kWordsOfSlab + i;
-    const int eight = (j * 64 + i / 2 * 8) % D;  // the head's first feature of these eight
+  for (int k = 0; k < kAtOnce; ++k) {
+    const int i = part % 4 * kAtOnce + k, feature = feature_of<D>(slab, i);
+    if (feature >= 2 * R) continue;
+    const int64_t at = int64_t((row + i % 2 * 8) % angles.T) * R + feature % R + lane % 4 * 2;
+    turns.cos[k] = load(reinterpret_cast<const Pack<float, 2>*>(angles.cos + at));
+    turns.sin[k] = load(reinterpret_cast<const Pack<float, 2>*>(angles.sin + at));
+  }
+}
+
+// A part of tile n, a quarter of a slab, goes to its slot.
+template <typename T, int D, int R, typename Tiles>
+__device__ __forceinline__ void put(const Tiles& tiles, int group, int part, int n, int column0, const Angles& angles,
+                                    const Turns& turns, const uint32_t (&words)[kWords]) {
+  static_assert(kSlabs % Tiles::kSlots == 0 && R % 8 == 0 && kColumns % D == 0);
+  const int slab = part / 4, which = slab % Tiles::kSlots, use = n * (kSlabs / Tiles::kSlots) + slab / Tiles::kSlots;
+  const uint32_t to = tiles.slot(group, which);
+  const bool turn = column0 + slab * 64 < angles.turned;
+  if (part % 4 == 0) wait(tiles.ready(group, which), (use & 1) ^ 1, "results are read before others overwrite them (wait)");
+#pragma unroll
+  for (int k = 0; k < kAtOnce; ++k) {
+    const int i = part % 4 * kAtOnce + k, word = slab * kOfSlab + i, feature = feature_of<D>(slab, i);
+    const bool second = feature >= R;  // of a pair, which is R / 4 words apart
     uint32_t value = words[word];
-    if (eight < 2 * R && turns) {
-      const uint32_t other = words[(eight < R ? word + kApart : word - kApart) % kWords];
-      value = turned<T, R>(value, other, eight + lane % 4 * 2, (row + i % 2 * 8) % angles.T, angles);
-    }
+    if (feature < 2 * R && turn)
+      value = turned<T>(value, words[(second ? word - R / 4 : word + R / 4) % kWords], second, turns.cos[k], turns.sin[k]);
     store_shared(to + word_in_slab(i), value);
   }
-  if (part % 2 == 1) finish_slot(tiles.done(group, which));
+  if (part % 4 == 3) finish_slot(tiles.done(group, which));
 }
 
 #endif
 
-template <typename T, int D, int R, int STAGES, int CLUSTER>
+template <typename T, int D, int R, int CLUSTER>
 __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(CLUSTER)
     linear_rotary_hopper(const __grid_constant__ TensorMap of_x, const __grid_constant__ TensorMap of_weight,
                          const __grid_constant__ TensorMap of_qkv, const Angles angles, const Problem problem) {
 #if HOPPER_CODE
-  using Tiles = Layout<STAGES, 2, 1, CLUSTER>;
+  using Tiles = Layout<4, 2, 1, CLUSTER>;
   TILES(memory);
   const Tiles tiles{memory};
   if (threadIdx.x == 0) init_mbarriers(tiles);
@@ -111,9 +141,14 @@ __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(CLUSTER)
     take_registers<kForConsumers>();
     const int group = warpgroup - 1;
     Walk<CLUSTER> walk(problem);
+    Turns turns;
+    fetch<D, R>(turns, angles, group, 0, walk.row, walk.column * kColumns);
     consume<T, false, 1, kParts / 2, false, true>(tiles, group, problem, [&](int, int part, int n, const uint32_t(&words)[kWords]) {
-      if (part == 0 && n > 0) walk.advance();
-      put<T, D, R>(tiles, group, part, n, walk.row, walk.column * kColumns, angles, words);
+      const Turns now = turns;
+      const int column0 = walk.column * kColumns;
+      if (part == kParts - 1) walk.advance();
+      fetch<D, R>(turns, angles, group, (part + 1) % kParts, walk.row, walk.column * kColumns);
+      put<T, D, R>(tiles, group, part, n, column0, angles, now, words);
     });
   }
   if (CLUSTER > 1) sync_cluster("no block ends while another still reaches it");
@@ -125,7 +160,7 @@ __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(CLUSTER)
 // x (N, K), weight (E, K), qkv (N, E): rows of adjacent values, E heads of D features, K and E multiples of 8. cos, sin (T, R)
 // float32: row n of x is at position n % T. The first `heads` heads are turned.
 void linear_rotary(const Tensor& x, const Tensor& weight, const Tensor& cos, const Tensor& sin, const Tensor& qkv, int64_t heads,
-                   int64_t D, int64_t variant) {
+                   int64_t D) {
   CHECK_INPUT(x.dim() == 2 && weight.dim() == 2 && cos.dim() == 2, "emergence_cuda: linear_rotary: x, weight and cos must be matrices");
   const int64_t N = x.size(0), K = x.size(1), E = weight.size(0), T = cos.size(0), R = cos.size(1);
   CHECK_INPUT(K > 0 && K % 8 == 0 && (D == 64 || D == 128) && (2 * R == D || 4 * R == D) && E > 0 && E % D == 0 && heads * D <= E,
@@ -139,27 +174,19 @@ void linear_rotary(const Tensor& x, const Tensor& weight, const Tensor& cos, con
   const Angles angles{glue::pointer<float>(cos), glue::pointer<float>(sin), int(T), int(heads * D)};
   by_type(x, [&](auto of_x) {
     using X = decltype(of_x);
-    const auto run = [&](auto d, auto r, auto cluster) {
-      using Tiles = Layout<4, 2, 1, cluster()>;
+    const auto run = [&](auto d, auto r) {
+      using Tiles = Layout<4, 2, 1, kBlocks>;
       const Problem problem = problem_of<Tiles>(N, E, kColumns, K, kParts / 2);
-      glue::launch(&linear_rotary_hopper<X, d(), r(), 4, cluster()>, resident<Tiles>(problem, x), dim3(kThreads), Tiles::kBytes, x,
+      glue::launch(&linear_rotary_hopper<X, d(), r(), kBlocks>, resident<Tiles>(problem, x), dim3(kThreads), Tiles::kBytes, x,
                    {&x, &weight, &cos, &sin, &qkv}, boxes_of_rows(x, kRows), boxes_of_rows(weight, kColumns / 2),
                    boxes_of_rows(qkv, 64), angles, problem);
     };
-    using std::integral_constant;
-    const auto by_cluster = [&](auto d, auto r) {
-#ifdef __CUDACC__
-      if (variant == 1) return run(d, r, integral_constant<int, 2>{});
-#endif
-      CHECK_INPUT(variant == 0, "emergence_cuda: linear_rotary: no such variant");
-      run(d, r, integral_constant<int, 1>{});
-    };
     const auto by_pairs = [&](auto d) {
-      if (2 * R == D) return by_cluster(d, integral_constant<int, d() / 2>{});
-      by_cluster(d, integral_constant<int, d() / 4>{});
+      if (2 * R == D) return run(d, number<d() / 2>{});
+      run(d, number<d() / 4>{});
     };
-    if (D == 64) return by_pairs(integral_constant<int, 64>{});
-    by_pairs(integral_constant<int, 128>{});
+    if (D == 64) return by_pairs(number<64>{});
+    by_pairs(number<128>{});
   });
 }
 
@@ -167,7 +194,7 @@ void linear_rotary(const Tensor& x, const Tensor& weight, const Tensor& cos, con
 
 STABLE_TORCH_LIBRARY_FRAGMENT(emergence_cuda, library) {
   library.def(
-      "linear_rotary(Tensor x, Tensor weight, Tensor cos, Tensor sin, Tensor(a!) qkv, int heads, int head_dim, int variant) -> ()");
+      "linear_rotary(Tensor x, Tensor weight, Tensor cos, Tensor sin, Tensor(a!) qkv, int heads, int head_dim) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(emergence_cuda, KERNELS_DEVICE, library) {

@@ -133,7 +133,7 @@ class _Projected(torch.autograd.Function):
         qkv = torch.empty(*x.shape[:2], weight.shape[0] // D, D, dtype=x.dtype, device=x.device)
         turned = heads + kv_heads
         operations("cuda").linear_rotary.default(
-            x_NK, weight.contiguous(), cos, sin, qkv.view(len(x_NK), -1), turned, D, 0
+            x_NK, weight.contiguous(), cos, sin, qkv.view(len(x_NK), -1), turned, D
         )
         out, lse = kernels_of(backend).forward(*qkv.split([heads, kv_heads, kv_heads], 2), options)
         ctx.save_for_backward(x_NK, weight, qkv, out, lse, cos, sin, *options.tensors())

@@ -33,6 +33,7 @@ TRITON_KERNELS = {
     "_combine_kernel",
     "_loss_rows_kernel",
     "_scale_kernel",
+    "_sum_shares_kernel",
 }
 # Of each module a choice of its cases that is quick.
 TRITON = {
@@ -55,6 +56,7 @@ NVCC_KERNELS = {
         "position_sums_kernel",
         "forward_kernel",
         "backward_kernel",
+        "backward_packs_kernel",
         "sum_shares_kernel",
         "rotary_kernel",
         "swiglu_kernel",
@@ -75,7 +77,10 @@ NVCC = {
         "attention": "float64 and (GQA or peaked or wide or exact)",
         "compiled": "rms_norm_shapes or bit_for_bit",
     },
-    "90a": {"hopper": "every_form and bfloat16 or float64 and (documents and order or 128 and float16 or GQA or one)"},
+    "90a": {
+        "hopper": "every_form and bfloat16 or float64 and (documents and order or 128 and float16 or GQA or one)",
+        "rotary_attention": "rotate_back and (head or each)",
+    },
 }
 OBJECTIONS = (
     "race",

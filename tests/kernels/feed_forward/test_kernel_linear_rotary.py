@@ -24,9 +24,9 @@ def inputs(B, T, K, heads, kv_heads, D, R, dtype, device):
     return x.to(device, dtype), weight.to(device, dtype), angles.cos().to(device), angles.sin().to(device)
 
 
-def projected(x, weight, cos, sin, turned, D, variant=0):
+def projected(x, weight, cos, sin, turned, D):
     qkv = torch.full((x.shape[0], weight.shape[0]), torch.nan, dtype=x.dtype, device=x.device)
-    torch.ops.emergence_cuda.linear_rotary(x, weight, cos, sin, qkv, turned, D, variant)
+    torch.ops.emergence_cuda.linear_rotary(x, weight, cos, sin, qkv, turned, D)
     return qkv
 
 
@@ -47,13 +47,12 @@ CASES = [
 REAL = [(16, 1024, 1024, 16, 16, 64, 32), (4, 2048, 2048, 16, 4, 128, 64)]
 
 
-@pytest.mark.parametrize("variant", [0, 1] if CUDA else [0])
 @pytest.mark.parametrize("case", CASES + (REAL if CUDA else []), ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_against_float64(case, dtype, variant, device):
+def test_against_float64(case, dtype, device):
     heads, kv_heads, D = case[3:6]
     x, weight, cos, sin = inputs(*case, dtype, device)
-    qkv = projected(x, weight, cos, sin, heads + kv_heads, D, variant)
+    qkv = projected(x, weight, cos, sin, heads + kv_heads, D)
     wide = [t.double() for t in (x, weight, cos, sin)]
     exact = expected(*wide, heads + kv_heads, D, torch.float64)
     plain = expected(x, weight, cos, sin, heads + kv_heads, D, dtype)
