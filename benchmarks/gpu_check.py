@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_check.py [--limit SECONDS] [--out DIR] [options of pytest]
 
-The kernels that are most likely to hang (Hopper's attention) and the tests that only a GPU can pass come first, then everything
+The kernels that are most likely to hang (Hopper's) and the tests that only a GPU can pass come first, then everything
 that does not concern compilers alone. Several processes share the GPU, since most of the time goes into compiling; one that
 loses it (an illegal access) or hangs is replaced. Needs pytest and pytest-xdist. Skipped parts are listed at the end.
 """
@@ -18,7 +18,15 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FIRST = ("test_kernel_hopper.py", "test_kernel_gpu.py", "test_kernel_compiled_attention.py")
+FIRST = (
+    "test_kernel_hopper.py",
+    "test_kernel_gpu.py",
+    "test_kernel_compiled_attention.py",
+    "test_kernel_feed_forward.py",
+    "test_kernel_linear_rotary.py",
+    "test_kernel_projected_attention.py",
+    "test_kernel_loss_rows_hopper.py",
+)
 # no GPU
 NEVER = (
     "test_kernel_compile.py",
