@@ -26,6 +26,11 @@ constexpr int kThreads = kGroup * (1 + kConsumers);
 constexpr int kA = kRows * kSwizzleRow, kB = kColumns * kSwizzleRow;  // bytes of a stage
 constexpr int kSlab = 64 * kSwizzleRow;                               // of 64 rows of 64 values
 constexpr int kWords = kColumns / 4;                                  // of a thread's rounded results, two each
+#ifdef __CUDACC__
+constexpr int kCluster = 2;  // blocks
+#else
+constexpr int kCluster = 1;  // the emulator has one at a time
+#endif
 constexpr int kForProducer = 24, kForConsumers = 240;
 static_assert(kGroup * (kForProducer + kConsumers * kForConsumers) <= 65536);
 
@@ -53,18 +58,15 @@ struct Layout {
 // Tiles of results by rows, of all blocks of a cluster together, and by columns; steps along k.
 struct Problem {
   int rows, columns, steps;
-  int together;  // tiles of rows that are taken together, for all columns, so that the weights stay in the L2 cache
 };
 
 template <int N>
 using number = std::integral_constant<int, N>;
 
-// Forms that are compared.
-enum Form : int { kSlow = 8, kSpread = 64, kNoLoads = 16, kNoStores = 32, kRotated = 128 };
-
 #if HOPPER_CODE
 
-constexpr int kTurn = 1;  // a barrier's number
+constexpr int kTogether = 16;  // tiles of rows that are taken together, for all columns, so that the weights stay in the L2 cache
+constexpr int kTurn = 1;       // a barrier's number
 
 // A block's way through the tiles.
 template <int CLUSTER>
@@ -80,8 +82,9 @@ struct Walk {
     find();
   }
   __device__ __forceinline__ void find() {
-    const int first = now / (problem.together * problem.columns) * problem.together, within = now - first * problem.columns;
-    const int high = min(problem.together, problem.rows - first);
+    constexpr int kHigh = kTogether / CLUSTER;
+    const int first = now / (kHigh * problem.columns) * kHigh, within = now - first * problem.columns;
+    const int high = min(kHigh, problem.rows - first);
     column = within / max(high, 1);
     row = ((first + within - column * high) * CLUSTER + (CLUSTER > 1 ? rank_in_cluster() : 0)) * kRows;
   }
@@ -159,14 +162,17 @@ __device__ __forceinline__ void release(const Tiles& tiles, int stage) {
   }
 }
 
+// How a tile's words are cut into chunks, and when these are taken: by columns, in the next tile's first steps; the same, with columns
+// of both halves in each; or by columns, with steps in between that spread them over the tile, and instructions that they share.
+enum Chunking : int { kInOrder, kPaired, kSpread };
+
 // What becomes of a tile is computed in CHUNKS of its words, each over STEPS of the next tile: part(chunk, i, n, words) for
 // i = 2 x step before the step before is waited for, and i + 1 after it, with the chunk's words of the block's tile n in front.
-// start: the first chunk, after which the others come in order, and round. UNROLLED: a chunk has instructions of its own. SPREAD: over all steps of the tile, evenly. PAIRED: a chunk has words of both halves of the columns.
-template <typename T, bool TRANSPOSED_B, int CHUNKS, int STEPS, bool PAIRED, bool UNROLLED, bool SPREAD = false, typename Tiles,
-          typename F>
+// The first is chunk `start`, as number 0, and the others follow, and round.
+template <typename T, bool TRANSPOSED_B, int CHUNKS, int STEPS, Chunking CHUNKING, typename Tiles, typename F>
 __device__ __forceinline__ void consume(const Tiles& tiles, int group, const Problem& problem, F&& part, int start = 0) {
   constexpr int kChunk = kWords / CHUNKS;
-  [[maybe_unused]] constexpr int kUnroll = UNROLLED ? CHUNKS : 1;
+  [[maybe_unused]] constexpr int kUnroll = CHUNKING == kSpread ? 1 : CHUNKS;
   const int count = count_tiles<Tiles::kCluster>(problem);
   float sums[kColumns / 2];
   uint32_t words[kWords];
@@ -185,7 +191,7 @@ __device__ __forceinline__ void consume(const Tiles& tiles, int group, const Pro
       ring.template advance<Tiles::kStages>();
     }
   };
-  const int between = SPREAD ? (problem.steps - CHUNKS * STEPS) / CHUNKS : 0;
+  const int between = CHUNKING == kSpread ? (problem.steps - CHUNKS * STEPS) / CHUNKS : 0;
   const auto next_chunk = [&] {
 #pragma unroll
     for (int i = 0; i < kWords - kChunk; ++i) words[i] = words[i + kChunk];
@@ -209,7 +215,7 @@ __device__ __forceinline__ void consume(const Tiles& tiles, int group, const Pro
         ring.template advance<Tiles::kStages>();
       }
       next_chunk();
-      if (SPREAD) multiply_on(between);
+      if (CHUNKING == kSpread) multiply_on(between);
     }
     multiply_on(problem.steps - CHUNKS * (STEPS + between));
     wait_products<0>("a tile is multiplied before its sums are read");
@@ -221,7 +227,8 @@ __device__ __forceinline__ void consume(const Tiles& tiles, int group, const Pro
 #pragma unroll
         for (int i = 0; i < kWords; ++i) {
           const int at = (i + first * kChunk) % kWords;
-          const int from = PAIRED ? at / kChunk * (kChunk / 2) + at % kChunk / (kChunk / 2) * (kWords / 2) + at % (kChunk / 2) : at;
+          const int paired = at / kChunk * (kChunk / 2) + at % kChunk / (kChunk / 2) * (kWords / 2) + at % (kChunk / 2);
+          const int from = CHUNKING == kPaired ? paired : at;
           words[i] = packed<T>(sums[2 * from], sums[2 * from + 1]);
         }
   }
@@ -281,9 +288,9 @@ inline TensorMap boxes_of_stacked(const Tensor& t, int rows) {
 
 // features: of a tile of columns. least: steps that a tile has in any case; operands outside of their tensors are zeros.
 template <typename Tiles>
-Problem problem_of(int64_t N, int64_t columns, int64_t features, int64_t K, int least, int together = 16) {
+Problem problem_of(int64_t N, int64_t columns, int64_t features, int64_t K, int least) {
   const Problem problem{int(glue::divide_up(N, kRows * Tiles::kCluster)), int(glue::divide_up(columns, features)),
-                        std::max<int>(glue::divide_up(K, kDepth), least), together / Tiles::kCluster};
+                        std::max<int>(glue::divide_up(K, kDepth), least)};
   CHECK_INPUT(int64_t(problem.rows) * problem.columns < (int64_t(1) << 30), "emergence_cuda: a product of too many tiles");
   return problem;
 }
