@@ -259,21 +259,6 @@ __device__ __forceinline__ void load_tile(uint32_t to, const TensorMap& map, uin
 #endif
 }
 
-constexpr uint64_t kEvictFirst = 0x12f0000000000000;  // what createpolicy makes: the L2 cache drops these lines before others
-
-// The same, of what nobody reads again.
-__device__ __forceinline__ void load_tile_once(uint32_t to, const TensorMap& map, uint32_t mbarrier, int c0, int c1, int c2, int c3) {
-#ifdef __CUDACC__
-  asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4, %5, "
-      "%6}], [%2], %7;" ::"r"(to),
-      "l"(&map), "r"(mbarrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "l"(kEvictFirst)
-      : "memory");
-#else
-  load_tile(to, map, mbarrier, c0, c1, c2, c3);
-#endif
-}
-
 // The same for all blocks of a cluster of `blocks`, to the same address, and counted at the mbarrier of each.
 __device__ __forceinline__ void load_tile_for_all([[maybe_unused]] int blocks, uint32_t to, const TensorMap& map, uint32_t mbarrier,
                                                   int c0, int c1, int c2, int c3) {
@@ -296,18 +281,6 @@ __device__ __forceinline__ void store_tile(const TensorMap& map, uint32_t from, 
                : "memory");
 #else
   emulate::Hopper::get().store(from, map, {c0, c1, c2, c3});
-#endif
-}
-
-// The same, of what nobody reads soon.
-__device__ __forceinline__ void store_tile_once(const TensorMap& map, uint32_t from, int c0, int c1, int c2, int c3) {
-#ifdef __CUDACC__
-  asm volatile(
-      "cp.async.bulk.tensor.4d.global.shared::cta.bulk_group.L2::cache_hint [%0, {%2, %3, %4, %5}], [%1], %6;" ::"l"(&map),
-      "r"(from), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "l"(kEvictFirst)
-      : "memory");
-#else
-  store_tile(map, from, c0, c1, c2, c3);
 #endif
 }
 

@@ -2,9 +2,9 @@
 //
 //   d_gate = dh up s (1 + gate (1 - s))        d_up = dh gate s
 //
-// See products.h. A consumer warpgroup has 64 columns of gate and up at a time in a slot, and writes their gradients over
-// them. The thread of the first warpgroup that serves it stores these, and loads the next gate and up in their place: it is ahead
-// by as many as there are slots. From one to the next a consumer leaves steps for that.
+// See products.h. A consumer warpgroup has 64 columns of gate and up at a time in its slot, works on them in two steps of the next tile
+// and writes their gradients over them. The thread of the first warpgroup that serves it stores these, and loads the next gate and up
+// in their place, in the steps until the consumer comes to them.
 
 #include "cuda/feed_forward/products.h"
 
@@ -12,49 +12,36 @@ namespace {
 
 using namespace hopper_feed_forward;
 
-constexpr int kChunks = kColumns / 64;
-template <int FORM>
-constexpr int kSteps = FORM & kBunched ? 3 : 4;  // of a chunk
+using Tiles = Layout<4, 1, 2, kCluster>;  // stages, slots, slabs of a slot
+
+constexpr int kChunks = kColumns / 64, kSteps = 2;  // of a tile; that work on one
 
 #if HOPPER_CODE
 
-template <int FORM, typename Tiles>
+// The chunk that a warpgroup begins with. Where it was the same for all, which go in step, memory was slower: all want the same 128 of
+// every 512 bytes of a row at a time.
+__device__ __forceinline__ int start_of(int group) { return int(blockIdx.x + 2 * group) % kChunks; }
+
 __device__ __forceinline__ void move_chunks(const Tiles& tiles, int group, const TensorMap& of_gate_up,
                                             const TensorMap& of_gradient, const Problem& problem) {
-  constexpr int kSlots = Tiles::kSlots;
-  const int chunks = count_tiles<Tiles::kCluster>(problem) * kChunks;
-  Walk<Tiles::kCluster> loads(problem), stores(problem);
-  for (int i = 0; i < chunks + kSlots; ++i) {
-    const int which = i % kSlots, phase = i / kSlots & 1;
-    const uint32_t slot = tiles.slot(group, which);
-    if (i >= kSlots) {
-      const int column = stores.column * kColumns + (i - kSlots) % kChunks * 64, row = stores.row + group * 64;
-      wait(tiles.done(group, which), phase ^ 1, "results are in shared memory before they are stored (wait)");
+  const uint32_t slot = tiles.slot(group, 0), ready = tiles.ready(group, 0), done = tiles.done(group, 0);
+  int column = 0, row = 0;
+  Walk<Tiles::kCluster> walk(problem);
+  for (int i = 0;; ++i) {
+    if (i > 0) {
+      wait(done, (i - 1) & 1, "results are in shared memory before they are stored (wait)");
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-        if (FORM & kHints)
-          store_tile_once(of_gradient, slot + half * kSlab, column, row, half, 0);
-        else if (!(FORM & kNoTraffic))
-          store_tile(of_gradient, slot + half * kSlab, column, row, half, 0);
+      for (int half = 0; half < 2; ++half) store_tile(of_gradient, slot + half * kSlab, column, row, half, 0);
       commit_stores("a chunk's stores are waited for");
       wait_stores<0>("results are read before the next gate and up overwrite them");
-      if ((i - kSlots) % kChunks == kChunks - 1) stores.advance();
     }
-    if (i < chunks) {
-      const int column = loads.column * kColumns + i % kChunks * 64, row = loads.row + group * 64;
-      const uint32_t ready = tiles.ready(group, which);
-      if (FORM & kNoTraffic)
-        arrive(ready, "nothing is loaded");
-      else
-        arrive_expecting(ready, 2 * kSlab, "gate and up have arrived before they are read (bytes)");
+    if (!walk.more()) return;
+    column = walk.column * kColumns + (i + start_of(group)) % kChunks * 64;
+    row = walk.row + group * 64;
+    arrive_expecting(ready, 2 * kSlab, "gate and up have arrived before they are read (bytes)");
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-        if (FORM & kHints)
-          load_tile_once(slot + half * kSlab, of_gate_up, ready, column, row, half, 0);
-        else if (!(FORM & kNoTraffic))
-          load_tile(slot + half * kSlab, of_gate_up, ready, column, row, half, 0);
-      if (i % kChunks == kChunks - 1) loads.advance();
-    }
+    for (int half = 0; half < 2; ++half) load_tile(slot + half * kSlab, of_gate_up, ready, column, row, half, 0);
+    if (i % kChunks == kChunks - 1) walk.advance();
   }
 }
 
@@ -72,20 +59,13 @@ __device__ __forceinline__ void differentiate(uint32_t upstream, uint32_t& gates
   ups = packed<T>(d_up[0], d_up[1]);
 }
 
-// A quarter of chunk `chunk` of tile n, whose words come first.
-template <typename T, int FORM, typename Tiles>
-__device__ __forceinline__ void put(const Tiles& tiles, int group, int chunk, int quarter, int n, const uint32_t (&words)[kWords]) {
-  constexpr int kWordsOfChunk = kWords / kChunks, kAtOnce = kWordsOfChunk / 4;
-  static_assert(kChunks % Tiles::kSlots == 0);
-  const int which = chunk % Tiles::kSlots, use = n * (kChunks / Tiles::kSlots) + chunk / Tiles::kSlots;
-  const uint32_t slot = tiles.slot(group, which);
-  if (quarter == 0) wait(tiles.ready(group, which), use & 1, "gate and up have arrived before they are read (wait)");
-  if (FORM & kNoWork) {
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) store_shared(slot + word_in_slab(quarter * kAtOnce + i), words[quarter * kAtOnce + i]);
-    if (quarter == 3) finish_slot(tiles.done(group, which));
-    return;
-  }
+// A quarter of the words of a chunk, the how manyth of its tile, which are in front.
+template <typename T>
+__device__ __forceinline__ void put(const Tiles& tiles, int group, int chunk, int quarter, const uint32_t (&words)[kWords]) {
+  constexpr int kAtOnce = kWords / kChunks / (2 * kSteps);
+  static_assert(Tiles::kSlots == 1 && kChunks % 2 == 0);  // so a chunk's phase is the same in every tile
+  const uint32_t slot = tiles.slot(group, 0);
+  if (quarter == 0) wait(tiles.ready(group, 0), chunk & 1, "gate and up have arrived before they are read (wait)");
   const int first = quarter * kAtOnce;
   uint32_t gates[kAtOnce], ups[kAtOnce];
 #pragma unroll
@@ -99,22 +79,21 @@ __device__ __forceinline__ void put(const Tiles& tiles, int group, int chunk, in
     store_shared(slot + word_in_slab(first + i), gates[i]);
     store_shared(slot + kSlab + word_in_slab(first + i), ups[i]);
   }
-  if (quarter == 3) finish_slot(tiles.done(group, which));
+  if (quarter == 2 * kSteps - 1) finish_slot(tiles.done(group, 0));
 }
 
 #endif
 
-template <typename T, int STAGES, int SLOTS, int CLUSTER, int FORM>
-__global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(CLUSTER)
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(kCluster)
     linear_swiglu_backward_hopper(const __grid_constant__ TensorMap of_dy, const __grid_constant__ TensorMap of_weight,
                                   const __grid_constant__ TensorMap of_gate_up, const __grid_constant__ TensorMap of_gradient,
                                   const Problem problem) {
 #if HOPPER_CODE
-  using Tiles = Layout<STAGES, SLOTS, 2, CLUSTER>;
   TILES(memory);
   const Tiles tiles{memory};
   if (threadIdx.x == 0) init_mbarriers(tiles);
-  if (CLUSTER > 1)
+  if (kCluster > 1)
     sync_cluster("mbarriers of all blocks are initialised before anybody waits for them");
   else
     barrier("mbarriers are initialised before anybody waits for them");
@@ -124,41 +103,36 @@ __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(CLUSTER)
     const int warp = uniform(threadIdx.x / kWarp);
     if (threadIdx.x == 0) {
       produce(tiles, of_dy, problem, [&](int stage, int k, int column) {
-        constexpr int kMine = kChunks / CLUSTER;
-        const int first = CLUSTER > 1 ? rank_in_cluster() * kMine : 0;
+        constexpr int kMine = kChunks / kCluster;
+        const int first = kCluster > 1 ? rank_in_cluster() * kMine : 0;
 #pragma unroll
         for (int i = first; i < first + kMine; ++i) {
           const uint32_t to = tiles.b(stage) + i * kSlab;
-          if (CLUSTER > 1)
-            load_tile_for_all(CLUSTER, to, of_weight, tiles.full(stage), column * kColumns + i * 64, k * kDepth, 0, 0);
+          if (kCluster > 1)
+            load_tile_for_all(kCluster, to, of_weight, tiles.full(stage), column * kColumns + i * 64, k * kDepth, 0, 0);
           else
             load_tile(to, of_weight, tiles.full(stage), column * kColumns + i * 64, k * kDepth, 0, 0);
         }
       });
     } else if (threadIdx.x % kWarp == 0 && warp <= kConsumers) {
-      move_chunks<FORM>(tiles, warp - 1, of_gate_up, of_gradient, problem);
+      move_chunks(tiles, warp - 1, of_gate_up, of_gradient, problem);
     }
   } else {
     take_registers<kForConsumers>();
     const int group = warpgroup - 1;
-    consume<T, true, kChunks, kSteps<FORM>, false, (FORM & kUnrolled) != 0>(
-        tiles, group, problem, [&](int chunk, int part, int n, const uint32_t(&words)[kWords]) {
-          if (FORM & kBunched) {
-            if (part < 4) put<T, FORM>(tiles, group, chunk, part, n, words);
-          } else if (part % 2 == 0) {
-            put<T, FORM>(tiles, group, chunk, part / 2, n, words);
-          }
-        });
+    consume<T, true, kChunks, kSteps, kSpread>(
+        tiles, group, problem,
+        [&](int chunk, int part, int, const uint32_t(&words)[kWords]) { put<T>(tiles, group, chunk, part, words); },
+        start_of(group));
   }
-  if (CLUSTER > 1) sync_cluster("no block ends while another still reaches it");
+  if (kCluster > 1) sync_cluster("no block ends while another still reaches it");
 #endif
 }
 
 // ---- host ------------------------------------------------------------------------------------------------------------
 
 // dy (N, D), weight (D, F), gate_up and d_gate_up (N, 2F): rows of adjacent values, D and F multiples of 8.
-void linear_swiglu_backward(const Tensor& dy, const Tensor& weight, const Tensor& gate_up, const Tensor& d_gate_up,
-                            int64_t variant) {
+void linear_swiglu_backward(const Tensor& dy, const Tensor& weight, const Tensor& gate_up, const Tensor& d_gate_up) {
   CHECK_INPUT(dy.dim() == 2 && weight.dim() == 2, "emergence_cuda: linear_swiglu_backward: dy and weight must be matrices");
   const int64_t N = dy.size(0), D = dy.size(1), F = weight.size(1);
   CHECK_INPUT(D > 0 && F > 0 && D % 8 == 0 && F % 8 == 0,
@@ -170,41 +144,10 @@ void linear_swiglu_backward(const Tensor& dy, const Tensor& weight, const Tensor
   if (N == 0) return;
   by_type(dy, [&](auto of_dy) {
     using E = decltype(of_dy);
-    const auto run = [&](auto stages, auto slots, auto cluster, auto form) {
-      using Tiles = Layout<stages(), slots(), 2, cluster()>;
-      const Problem problem = problem_of<Tiles>(N, F, kColumns, D, kChunks * kSteps<form()>);
-      glue::launch(&linear_swiglu_backward_hopper<E, stages(), slots(), cluster(), form()>, resident<Tiles>(problem, dy),
-                   dim3(kThreads), Tiles::kBytes, dy, {&dy, &weight, &gate_up, &d_gate_up}, boxes_of_rows(dy, kRows),
-                   boxes_of_rows(weight, kDepth), boxes_of_halves(gate_up, 64), boxes_of_halves(d_gate_up, 64), problem);
-    };
-    switch (variant) {
-      case 0:
-        return run(number<3>{}, number<2>{}, number<1>{}, number<kBunched | kUnrolled>{});
-      case 3:
-        return run(number<3>{}, number<2>{}, number<1>{}, number<kBunched>{});
-      case 4:
-        return run(number<3>{}, number<2>{}, number<1>{}, number<0>{});
-      case 5:
-        return run(number<3>{}, number<2>{}, number<1>{}, number<kUnrolled>{});
-      case 6:
-        return run(number<4>{}, number<1>{}, number<1>{}, number<0>{});
-      case 8:
-        return run(number<3>{}, number<2>{}, number<1>{}, number<kHints>{});
-#ifdef __CUDACC__
-      case 7:
-        return run(number<3>{}, number<2>{}, number<2>{}, number<0>{});
-      case 9:
-        return run(number<3>{}, number<2>{}, number<2>{}, number<kHints>{});
-      case 20:
-        return run(number<3>{}, number<2>{}, number<1>{}, number<kNoWork>{});
-      case 21:
-        return run(number<3>{}, number<2>{}, number<1>{}, number<kNoTraffic>{});
-      case 22:
-        return run(number<3>{}, number<2>{}, number<1>{}, number<kNoWork | kNoTraffic>{});
-#endif
-      default:
-        CHECK_INPUT(false, "emergence_cuda: linear_swiglu_backward: no such variant");
-    }
+    const Problem problem = problem_of<Tiles>(N, F, kColumns, D, kChunks * kSteps);
+    glue::launch(&linear_swiglu_backward_hopper<E>, resident<Tiles>(problem, dy), dim3(kThreads), Tiles::kBytes, dy,
+                 {&dy, &weight, &gate_up, &d_gate_up}, boxes_of_rows(dy, kRows), boxes_of_rows(weight, kDepth),
+                 boxes_of_halves(gate_up, 64), boxes_of_halves(d_gate_up, 64), problem);
   });
 }
 
@@ -212,7 +155,7 @@ void linear_swiglu_backward(const Tensor& dy, const Tensor& weight, const Tensor
 
 STABLE_TORCH_LIBRARY_FRAGMENT(emergence_cuda, library) {
   library.def(
-      "linear_swiglu_backward(Tensor dy, Tensor weight, Tensor gate_up, Tensor(a!) d_gate_up, int variant) -> ()");
+      "linear_swiglu_backward(Tensor dy, Tensor weight, Tensor gate_up, Tensor(a!) d_gate_up) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(emergence_cuda, KERNELS_DEVICE, library) {

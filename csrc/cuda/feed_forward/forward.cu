@@ -10,6 +10,8 @@ namespace {
 
 using namespace hopper_feed_forward;
 
+using Tiles = Layout<4, 2, 1, kCluster>;  // stages, slots, slabs of a slot
+
 constexpr int kFeatures = kColumns / 2;  // of a tile
 constexpr int kHalves = kFeatures / 64, kSteps = 3;  // of a tile; in which one is written: gate, up, and quarters of y
 
@@ -19,7 +21,6 @@ constexpr int kKinds = 3;  // gate, up, y
 constexpr int kSlabs = kFeatures / 64 * kKinds;
 
 // Slabs of the warpgroup's results go out.
-template <int FORM, typename Tiles>
 __device__ __forceinline__ void store_slabs(const Tiles& tiles, int group, const TensorMap& of_gate_up, const TensorMap& of_y,
                                             const Problem& problem) {
   int n = 0;
@@ -29,10 +30,7 @@ __device__ __forceinline__ void store_slabs(const Tiles& tiles, int group, const
       const int which = j % Tiles::kSlots, use = n * (kSlabs / Tiles::kSlots) + j / Tiles::kSlots, kind = j % kKinds;
       const int column = walk.column * kFeatures + j / kKinds * 64;
       wait(tiles.done(group, which), use & 1, "results are in shared memory before they are stored (wait)");
-      if (FORM & kHints)
-        store_tile_once(kind == 2 ? of_y : of_gate_up, tiles.slot(group, which), column, walk.row + group * 64, kind % 2, 0);
-      else
-        store_tile(kind == 2 ? of_y : of_gate_up, tiles.slot(group, which), column, walk.row + group * 64, kind % 2, 0);
+      store_tile(kind == 2 ? of_y : of_gate_up, tiles.slot(group, which), column, walk.row + group * 64, kind % 2, 0);
       commit_stores("a slab's store is waited for");
       wait_stores<0>("results are read before others overwrite them");
       arrive(tiles.ready(group, which), "results are read before others overwrite them (arrival)");
@@ -51,7 +49,7 @@ __device__ __forceinline__ uint32_t activated(uint32_t gates, uint32_t ups) {
 }
 
 // Part of a half of tile n's results: see kHalves. words: its gates, then its ups.
-template <typename T, typename Tiles>
+template <typename T>
 __device__ __forceinline__ void put(const Tiles& tiles, int group, int half, int part, int n, const uint32_t (&words)[kWords]) {
   constexpr int kOfSlab = kWords / 4;
   static_assert(kSlabs % Tiles::kSlots == 0);
@@ -72,17 +70,16 @@ __device__ __forceinline__ void put(const Tiles& tiles, int group, int half, int
 
 #endif
 
-template <typename T, int STAGES, int SLOTS, int CLUSTER, int FORM>
-__global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(CLUSTER)
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(kCluster)
     linear_swiglu_hopper(const __grid_constant__ TensorMap of_x, const __grid_constant__ TensorMap of_weight,
                          const __grid_constant__ TensorMap of_gate_up, const __grid_constant__ TensorMap of_y,
                          const Problem problem) {
 #if HOPPER_CODE
-  using Tiles = Layout<STAGES, SLOTS, 1, CLUSTER>;
   TILES(memory);
   const Tiles tiles{memory};
   if (threadIdx.x == 0) init_mbarriers(tiles);
-  if (CLUSTER > 1)
+  if (kCluster > 1)
     sync_cluster("mbarriers of all blocks are initialised before anybody waits for them");
   else
     barrier("mbarriers are initialised before anybody waits for them");
@@ -93,26 +90,26 @@ __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(CLUSTER)
     if (threadIdx.x == 0) {
       produce(tiles, of_x, problem, [&](int stage, int k, int column) {
         const uint32_t to = tiles.b(stage), full = tiles.full(stage);
-        if (CLUSTER == 1) {
+        if (kCluster == 1) {
           load_tile(to, of_weight, full, k * kDepth, column * kFeatures, 0, 0);
           load_tile(to + kB / 2, of_weight, full, k * kDepth, column * kFeatures, 1, 0);
         } else {
           const int half = rank_in_cluster();
-          load_tile_for_all(CLUSTER, to + half * (kB / 2), of_weight, full, k * kDepth, column * kFeatures, half, 0);
+          load_tile_for_all(kCluster, to + half * (kB / 2), of_weight, full, k * kDepth, column * kFeatures, half, 0);
         }
       });
     } else if (threadIdx.x % kWarp == 0 && warp <= kConsumers) {
-      store_slabs<FORM>(tiles, warp - 1, of_gate_up, of_y, problem);
+      store_slabs(tiles, warp - 1, of_gate_up, of_y, problem);
     }
   } else {
     take_registers<kForConsumers>();
     const int group = warpgroup - 1;
-    consume<T, false, kHalves, kSteps, true, (FORM & kUnrolled) != 0>(
+    consume<T, false, kHalves, kSteps, kPaired>(
         tiles, group, problem, [&](int half, int part, int n, const uint32_t(&words)[kWords]) {
           put<T>(tiles, group, half, part, n, words);
         });
   }
-  if (CLUSTER > 1) sync_cluster("no block ends while another still reaches it");
+  if (kCluster > 1) sync_cluster("no block ends while another still reaches it");
 #endif
 }
 
@@ -120,7 +117,7 @@ __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(CLUSTER)
 
 // x (N, K), weight (2F, K) with the gate's features first, gate_up (N, 2F), y (N, F): rows of adjacent values, K and F multiples
 // of 8.
-void linear_swiglu(const Tensor& x, const Tensor& weight, const Tensor& gate_up, const Tensor& y, int64_t variant) {
+void linear_swiglu(const Tensor& x, const Tensor& weight, const Tensor& gate_up, const Tensor& y) {
   CHECK_INPUT(x.dim() == 2 && weight.dim() == 2, "emergence_cuda: linear_swiglu: x and weight must be matrices");
   const int64_t N = x.size(0), K = x.size(1), F = weight.size(0) / 2;
   CHECK_INPUT(K > 0 && F > 0 && K % 8 == 0 && F % 8 == 0,
@@ -132,38 +129,17 @@ void linear_swiglu(const Tensor& x, const Tensor& weight, const Tensor& gate_up,
   if (N == 0) return;
   by_type(x, [&](auto of_x) {
     using E = decltype(of_x);
-    const auto run = [&](auto stages, auto slots, auto cluster, auto form) {
-      using Tiles = Layout<stages(), slots(), 1, cluster()>;
-      const Problem problem = problem_of<Tiles>(N, F, kFeatures, K, kHalves * kSteps);
-      glue::launch(&linear_swiglu_hopper<E, stages(), slots(), cluster(), form()>, resident<Tiles>(problem, x), dim3(kThreads),
-                   Tiles::kBytes, x, {&x, &weight, &gate_up, &y}, boxes_of_rows(x, kRows), boxes_of_stacked(weight, kFeatures),
-                   boxes_of_halves(gate_up, 64), boxes_of_rows(y, 64), problem);
-    };
-    switch (variant) {
-      case 0:
-        return run(number<4>{}, number<2>{}, number<1>{}, number<kUnrolled>{});
-      case 4:
-        return run(number<4>{}, number<2>{}, number<1>{}, number<0>{});
-      case 8:
-        return run(number<4>{}, number<2>{}, number<1>{}, number<kHints>{});
-#ifdef __CUDACC__
-      case 2:
-        return run(number<4>{}, number<2>{}, number<2>{}, number<kUnrolled>{});
-      case 5:
-        return run(number<4>{}, number<2>{}, number<2>{}, number<0>{});
-      case 9:
-        return run(number<4>{}, number<2>{}, number<2>{}, number<kHints>{});
-#endif
-      default:
-        CHECK_INPUT(false, "emergence_cuda: linear_swiglu: no such variant");
-    }
+    const Problem problem = problem_of<Tiles>(N, F, kFeatures, K, kHalves * kSteps);
+    glue::launch(&linear_swiglu_hopper<E>, resident<Tiles>(problem, x), dim3(kThreads), Tiles::kBytes, x,
+                 {&x, &weight, &gate_up, &y}, boxes_of_rows(x, kRows), boxes_of_stacked(weight, kFeatures),
+                 boxes_of_halves(gate_up, 64), boxes_of_rows(y, 64), problem);
   });
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(emergence_cuda, library) {
-  library.def("linear_swiglu(Tensor x, Tensor weight, Tensor(a!) gate_up, Tensor(b!) y, int variant) -> ()");
+  library.def("linear_swiglu(Tensor x, Tensor weight, Tensor(a!) gate_up, Tensor(b!) y) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(emergence_cuda, KERNELS_DEVICE, library) {

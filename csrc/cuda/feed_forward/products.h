@@ -26,6 +26,11 @@ constexpr int kThreads = kGroup * (1 + kConsumers);
 constexpr int kA = kRows * kSwizzleRow, kB = kColumns * kSwizzleRow;  // bytes of a stage
 constexpr int kSlab = 64 * kSwizzleRow;                               // of 64 rows of 64 values
 constexpr int kWords = kColumns / 4;                                  // of a thread's rounded results, two each
+#ifdef __CUDACC__
+constexpr int kCluster = 2;  // blocks
+#else
+constexpr int kCluster = 1;  // the emulator has one at a time
+#endif
 constexpr int kForProducer = 24, kForConsumers = 240;
 static_assert(kGroup * (kForProducer + kConsumers * kForConsumers) <= 65536);
 
@@ -57,9 +62,6 @@ struct Problem {
 
 template <int N>
 using number = std::integral_constant<int, N>;
-
-// Forms that are compared.
-enum Form : int { kUnrolled = 1, kHints = 2, kBunched = 4, kNoWork = 8, kNoTraffic = 16 };
 
 #if HOPPER_CODE
 
@@ -160,13 +162,17 @@ __device__ __forceinline__ void release(const Tiles& tiles, int stage) {
   }
 }
 
+// How a tile's words are cut into chunks, and when these are taken: by columns, in the next tile's first steps; the same, with columns
+// of both halves in each; or by columns, with steps in between that spread them over the tile, and instructions that they share.
+enum Chunking : int { kInOrder, kPaired, kSpread };
+
 // What becomes of a tile is computed in CHUNKS of its words, each over STEPS of the next tile: part(chunk, i, n, words) for
 // i = 2 x step before the step before is waited for, and i + 1 after it, with the chunk's words of the block's tile n in front.
-// UNROLLED: a chunk has instructions of its own. PAIRED: a chunk has words of both halves of the columns.
-template <typename T, bool TRANSPOSED_B, int CHUNKS, int STEPS, bool PAIRED, bool UNROLLED, typename Tiles, typename F>
-__device__ __forceinline__ void consume(const Tiles& tiles, int group, const Problem& problem, F&& part) {
+// The first is chunk `start`, as number 0, and the others follow, and round.
+template <typename T, bool TRANSPOSED_B, int CHUNKS, int STEPS, Chunking CHUNKING, typename Tiles, typename F>
+__device__ __forceinline__ void consume(const Tiles& tiles, int group, const Problem& problem, F&& part, int start = 0) {
   constexpr int kChunk = kWords / CHUNKS;
-  [[maybe_unused]] constexpr int kUnroll = UNROLLED ? CHUNKS : 1;
+  [[maybe_unused]] constexpr int kUnroll = CHUNKING == kSpread ? 1 : CHUNKS;
   const int count = count_tiles<Tiles::kCluster>(problem);
   float sums[kColumns / 2];
   uint32_t words[kWords];
@@ -174,12 +180,22 @@ __device__ __forceinline__ void consume(const Tiles& tiles, int group, const Pro
   for (int i = 0; i < kColumns / 2; ++i) sums[i] = 0.0f;
 #pragma unroll
   for (int i = 0; i < kWords; ++i) words[i] = 0;
+  Ring ring;
+  int before = 0;
+  const auto multiply_on = [&](int steps) {
+    for (int k = 0; k < steps; ++k) {
+      multiply<T, TRANSPOSED_B>(tiles, group, ring, true, sums);
+      wait_products<1>("the step before is multiplied before its operands are released");
+      release(tiles, before);
+      before = ring.stage;
+      ring.template advance<Tiles::kStages>();
+    }
+  };
+  const int between = CHUNKING == kSpread ? (problem.steps - CHUNKS * STEPS) / CHUNKS : 0;
   const auto next_chunk = [&] {
 #pragma unroll
     for (int i = 0; i < kWords - kChunk; ++i) words[i] = words[i + kChunk];
   };
-  Ring ring;
-  int before = 0;
   if (group == 1) sync_some(kTurn, kConsumers * kGroup, "warpgroups start in turns (wait)");
   for (int n = 0; n < count; ++n) {
     hold(sums);
@@ -199,22 +215,22 @@ __device__ __forceinline__ void consume(const Tiles& tiles, int group, const Pro
         ring.template advance<Tiles::kStages>();
       }
       next_chunk();
+      if (CHUNKING == kSpread) multiply_on(between);
     }
-    for (int k = CHUNKS * STEPS; k < problem.steps; ++k) {
-      multiply<T, TRANSPOSED_B>(tiles, group, ring, true, sums);
-      wait_products<1>("the step before is multiplied before its operands are released");
-      release(tiles, before);
-      before = ring.stage;
-      ring.template advance<Tiles::kStages>();
-    }
+    multiply_on(problem.steps - CHUNKS * (STEPS + between));
     wait_products<0>("a tile is multiplied before its sums are read");
     hold(sums);
     release(tiles, before);
 #pragma unroll
-    for (int i = 0; i < kWords; ++i) {
-      const int from = PAIRED ? i / kChunk * (kChunk / 2) + i % kChunk / (kChunk / 2) * (kWords / 2) + i % (kChunk / 2) : i;
-      words[i] = packed<T>(sums[2 * from], sums[2 * from + 1]);
-    }
+    for (int first = 0; first < CHUNKS; ++first)
+      if (first == start)
+#pragma unroll
+        for (int i = 0; i < kWords; ++i) {
+          const int at = (i + first * kChunk) % kWords;
+          const int paired = at / kChunk * (kChunk / 2) + at % kChunk / (kChunk / 2) * (kWords / 2) + at % (kChunk / 2);
+          const int from = CHUNKING == kPaired ? paired : at;
+          words[i] = packed<T>(sums[2 * from], sums[2 * from + 1]);
+        }
   }
 #pragma unroll kUnroll
   for (int chunk = 0; chunk < CHUNKS; ++chunk) {

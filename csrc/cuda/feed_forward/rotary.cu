@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(CLUSTER)
     Walk<CLUSTER> walk(problem);
     Turns turns;
     fetch<D, R>(turns, angles, group, 0, walk.row, walk.column * kColumns);
-    consume<T, false, 1, kParts / 2, false, true>(tiles, group, problem, [&](int, int part, int n, const uint32_t(&words)[kWords]) {
+    consume<T, false, 1, kParts / 2, kInOrder>(tiles, group, problem, [&](int, int part, int n, const uint32_t(&words)[kWords]) {
       const Turns now = turns;
       const int column0 = walk.column * kColumns;
       if (part == kParts - 1) walk.advance();

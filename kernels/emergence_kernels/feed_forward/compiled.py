@@ -40,7 +40,7 @@ def _is_hopper(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) == (9, 0)
 
 
-def forward(x_NK: Tensor, weight: Tensor, variant: int = 0) -> tuple[Tensor, Tensor]:
+def forward(x_NK: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """-> gate_up (N, 2F) = x weight^T, and y (N, F) = silu(gate) up of what gate and up are rounded to, in float32.
 
     Args:
@@ -52,11 +52,11 @@ def forward(x_NK: Tensor, weight: Tensor, variant: int = 0) -> tuple[Tensor, Ten
     N, F = x_NK.shape[0], weight.shape[0] // 2
     gate_up = torch.empty(N, 2 * F, dtype=x_NK.dtype, device=x_NK.device)
     y = torch.empty(N, F, dtype=x_NK.dtype, device=x_NK.device)
-    operations("cuda").linear_swiglu.default(_for_copies(x_NK), _for_copies(weight), gate_up, y, variant)
+    operations("cuda").linear_swiglu.default(_for_copies(x_NK), _for_copies(weight), gate_up, y)
     return gate_up, y
 
 
-def backward(dy_ND: Tensor, down_weight: Tensor, gate_up: Tensor, variant: int = 0) -> Tensor:
+def backward(dy_ND: Tensor, down_weight: Tensor, gate_up: Tensor) -> Tensor:
     """-> the gradient of gate and up, (N, 2F), of y down_weight^T, whose gradient is dy.
 
     That of y, dy down_weight, is rounded to the dtype in between, as it is where it is stored.
@@ -69,7 +69,7 @@ def backward(dy_ND: Tensor, down_weight: Tensor, gate_up: Tensor, variant: int =
     """
     d_gate_up = torch.empty(gate_up.shape, dtype=gate_up.dtype, device=gate_up.device)
     operations("cuda").linear_swiglu_backward.default(
-        _for_copies(dy_ND), _for_copies(down_weight), _for_copies(gate_up), d_gate_up, variant
+        _for_copies(dy_ND), _for_copies(down_weight), _for_copies(gate_up), d_gate_up
     )
     return d_gate_up
 

@@ -14,8 +14,6 @@ from emergence_kernels.backends import build, library
 from emergence_kernels.feed_forward import compiled
 
 CUDA = torch.cuda.is_available()
-FORWARD = (0, 2, 4, 5, 8, 9) if CUDA else (0, 4)  # the emulator has no clusters
-BACKWARD = (0, 3, 4, 5, 6, 7, 8, 9) if CUDA else (4, 6)
 HALVES = (torch.bfloat16, torch.float16)
 # (N, K, F). Tiles have 128 rows and 128 features forward, 256 backward; steps along k have 64.
 SHAPES = {
@@ -59,16 +57,16 @@ def drawn(shape, dtype, device):
     return [(torch.randn(n, m, device=device) * scale).to(dtype) for n, m, scale in shapes]
 
 
-def check_forward(x, weight, variant=0):
-    gate_up, y = compiled.forward(x, weight, variant)
+def check_forward(x, weight):
+    gate_up, y = compiled.forward(x, weight)
     assert gate_up.dtype == y.dtype == x.dtype and y.shape == (x.shape[0], weight.shape[0] // 2)
     assert_as_good("gate_up", gate_up, x.double() @ weight.double().T, x @ weight.T)
     exact = silu_times(gate_up.double())  # of what is returned, so that one rounding is all that may differ
     assert_as_good("y", y, exact, exact.to(y.dtype), factor=1.0, floor=0.05)
 
 
-def check_backward(dy, weight, gate_up, variant=0):
-    got = compiled.backward(dy, weight, gate_up, variant)
+def check_backward(dy, weight, gate_up):
+    got = compiled.backward(dy, weight, gate_up)
     assert got.shape == gate_up.shape and got.dtype == dy.dtype
     exact = dy.double() @ weight.double()
     plain = (dy @ weight).double()
@@ -79,16 +77,14 @@ def check_backward(dy, weight, gate_up, variant=0):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_forward_against_float64(shape, dtype, device):
     x, weight, _, _ = drawn(SHAPES[shape], dtype, device)
-    for variant in FORWARD:
-        check_forward(x, weight, variant)
+    check_forward(x, weight)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_backward_against_float64(shape, dtype, device):
     dy, _, weight, gate_up = drawn(SHAPES[shape], dtype, device)
-    for variant in BACKWARD:
-        check_backward(dy, weight, gate_up, variant)
+    check_backward(dy, weight, gate_up)
 
 
 def test_rounding_of_the_gradient_in_between(device):
@@ -181,17 +177,15 @@ def test_what_is_taken(device):
 
 def run_forward() -> Iterator[torch.Tensor]:
     """Three blocks of two tiles: round the ring of stages and the slots."""
-    for variant in FORWARD:
-        torch.manual_seed(0)
-        x, weight, _, _ = drawn((260, 64, 136), torch.bfloat16, "cpu")
-        yield from compiled.forward(x, weight, variant)
+    torch.manual_seed(0)
+    x, weight, _, _ = drawn((260, 64, 136), torch.bfloat16, "cpu")
+    yield from compiled.forward(x, weight)
 
 
 def run_backward() -> Iterator[torch.Tensor]:
-    for variant in BACKWARD:
-        torch.manual_seed(0)
-        dy, _, weight, gate_up = drawn((260, 64, 264), torch.bfloat16, "cpu")
-        yield compiled.backward(dy, weight, gate_up, variant)
+    torch.manual_seed(0)
+    dy, _, weight, gate_up = drawn((260, 64, 264), torch.bfloat16, "cpu")
+    yield compiled.backward(dy, weight, gate_up)
 
 
 RUNS = {"forward.cu": run_forward, "backward.cu": run_backward}
@@ -247,19 +241,17 @@ def test_every_barrier_wait_and_fence_is_needed(source, emulated, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 @pytest.mark.parametrize("shape", [(16384, 1024, 3584), (4000, 2048, 5504), (1000, 776, 1000)], ids=str)
-@pytest.mark.parametrize("variant", sorted({*FORWARD, *BACKWARD}))
-def test_no_races_at_size(shape, variant, device):
+def test_no_races_at_size(shape, device):
     """The same bits twenty times, into outputs full of NaN, and as good as cuBLAS."""
     x, weight, down, gate_up = drawn(shape, torch.bfloat16, device)
-    of_forward, of_backward = variant if variant in FORWARD else 0, variant if variant in BACKWARD else 0
-    check_forward(x, weight, of_forward)
-    check_backward(x, down, gate_up, of_backward)
+    check_forward(x, weight)
+    check_backward(x, down, gate_up)
     ops, first = torch.ops.emergence_cuda, None
     for _ in range(20):
         out = [torch.full(s, float("nan"), dtype=x.dtype, device=device) for s in (gate_up.shape, gate_up.shape)]
         y = torch.full((shape[0], shape[2]), float("nan"), dtype=x.dtype, device=device)
-        ops.linear_swiglu(x, weight, out[0], y, of_forward)
-        ops.linear_swiglu_backward(x, down, gate_up, out[1], of_backward)
+        ops.linear_swiglu(x, weight, out[0], y)
+        ops.linear_swiglu_backward(x, down, gate_up, out[1])
         first = first or [*out, y]
         assert all(torch.equal(a, b) for a, b in zip(first, [*out, y]))
 
@@ -274,6 +266,6 @@ def test_nvcc_compiles_products_that_overlap(tmp_path):
     out = tmp_path / "emergence_cuda.so"
     log = build.build("cuda", out, archs=("90a",), extra=("-Xptxas", "-v"))
     parts = [part for part in log.split("Compiling entry function ")[1:] if "linear_swiglu" in part.split("\n")[0]]
-    assert len(parts) == 34 and "C75" not in log and "serialized" not in log
+    assert len(parts) == 4 and "C75" not in log and "serialized" not in log
     for part in parts:
         assert "0 bytes spill stores, 0 bytes spill loads" in part and "Used 168 registers" in part
