@@ -1,5 +1,5 @@
-// Products of the feed-forward layer for Hopper (sm_90a) whose results do not reach memory as they are: SwiGLU, or its gradient,
-// is applied on the way. Shared by forward.cu and backward.cu: the loop over products, and what brings their operands.
+// Products for Hopper (sm_90a) whose results are worked on before they reach memory. Shared by SwiGLU's forward.cu and backward.cu
+// and by rotary.cu: the loop over products, and what brings their operands.
 //
 // A block of threads stays, and takes tiles of kRows x kColumns results. Its first warpgroup, which releases registers to the
 // others, has three threads at work: one loads operands by TMA into a ring of stages, kDepth deep along k; two serve
@@ -8,7 +8,7 @@
 // way, and 96 with half of the columns, of 128.
 //
 // The sums of a finished tile are rounded to T at once, into half of their registers, and what becomes of them is computed in
-// parts, one a step of the next tile, while the tensor cores multiply for that: nothing waits for it.
+// parts in some steps of the next tile, while the tensor cores multiply for that.
 //
 // Per stage two mbarriers: `full` counts TMA's bytes, `empty` one arrival of each consumer warp. Per slot two: `ready` for the
 // consumers, `done` with one arrival of each of their warps. In a cluster the blocks take tiles of the same columns, so each
@@ -162,13 +162,14 @@ __device__ __forceinline__ void release(const Tiles& tiles, int stage) {
   }
 }
 
-// How a tile's words are cut into chunks, and when these are taken: by columns, in the next tile's first steps; the same, with columns
-// of both halves in each; or by columns, with steps in between that spread them over the tile, and instructions that they share.
+// How a tile's words are cut into chunks, and when these have their turn. kInOrder: by columns, in the next tile's first steps, each with
+// instructions of its own. kPaired: the same, but a chunk has columns of both halves. kSpread: by columns, evenly over all steps of
+// the next tile, in a loop: unrolled they are 50 KB of instructions, and up to 4% slower.
 enum Chunking : int { kInOrder, kPaired, kSpread };
 
 // What becomes of a tile is computed in CHUNKS of its words, each over STEPS of the next tile: part(chunk, i, n, words) for
-// i = 2 x step before the step before is waited for, and i + 1 after it, with the chunk's words of the block's tile n in front.
-// The first is chunk `start`, as number 0, and the others follow, and round.
+// i = 2 x step ahead of the wait for the step before, and i + 1 after it, so that its operands are released early. words: of the
+// block's tile n, the chunk's in front. Chunks are numbered from `start` on, and round.
 template <typename T, bool TRANSPOSED_B, int CHUNKS, int STEPS, Chunking CHUNKING, typename Tiles, typename F>
 __device__ __forceinline__ void consume(const Tiles& tiles, int group, const Problem& problem, F&& part, int start = 0) {
   constexpr int kChunk = kWords / CHUNKS;
