@@ -12,7 +12,7 @@ namespace {
 
 using namespace hopper_feed_forward;
 
-using Tiles = Layout<4, 1, 2, kCluster>;  // stages, slots, slabs of a slot
+using Tiles = Layout<4, 1, 2>;  // stages, slots, slabs of a slot
 
 constexpr int kChunks = kColumns / 64, kSteps = 2;  // of a tile; that work on one
 
@@ -26,7 +26,7 @@ __device__ __forceinline__ void move_chunks(const Tiles& tiles, int group, const
                                             const TensorMap& of_gradient, const Problem& problem) {
   const uint32_t slot = tiles.slot(group, 0), ready = tiles.ready(group, 0), done = tiles.done(group, 0);
   int column = 0, row = 0;
-  Walk<Tiles::kCluster> walk(problem);
+  Walk walk(problem);
   for (int i = 0;; ++i) {
     if (i > 0) {
       wait(done, (i - 1) & 1, "results are in shared memory before they are stored (wait)");
@@ -92,11 +92,7 @@ __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(kCluster)
 #if HOPPER_CODE
   TILES(memory);
   const Tiles tiles{memory};
-  if (threadIdx.x == 0) init_mbarriers(tiles);
-  if (kCluster > 1)
-    sync_cluster("mbarriers of all blocks are initialised before anybody waits for them");
-  else
-    barrier("mbarriers are initialised before anybody waits for them");
+  init_mbarriers(tiles);
   const int warpgroup = uniform(threadIdx.x / kGroup);
   if (warpgroup == 0) {
     give_registers<kForProducer>();
@@ -104,14 +100,11 @@ __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(kCluster)
     if (threadIdx.x == 0) {
       produce(tiles, of_dy, problem, [&](int stage, int k, int column) {
         constexpr int kMine = kChunks / kCluster;
-        const int first = kCluster > 1 ? rank_in_cluster() * kMine : 0;
 #pragma unroll
-        for (int i = first; i < first + kMine; ++i) {
-          const uint32_t to = tiles.b(stage) + i * kSlab;
-          if (kCluster > 1)
-            load_tile_for_all(kCluster, to, of_weight, tiles.full(stage), column * kColumns + i * 64, k * kDepth, 0, 0);
-          else
-            load_tile(to, of_weight, tiles.full(stage), column * kColumns + i * 64, k * kDepth, 0, 0);
+        for (int i = 0; i < kMine; ++i) {
+          const int slab = rank_in_cluster() * kMine + i;
+          load_tile_for_all(kCluster, tiles.b(stage) + slab * kSlab, of_weight, tiles.full(stage), column * kColumns + slab * 64,
+                            k * kDepth, 0, 0);
         }
       });
     } else if (threadIdx.x % kWarp == 0 && warp <= kConsumers) {
@@ -125,7 +118,7 @@ __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(kCluster)
         [&](int chunk, int part, int, const uint32_t(&words)[kWords]) { put<T>(tiles, group, chunk, part, words); },
         start_of(group));
   }
-  if (kCluster > 1) sync_cluster("no block ends while another still reaches it");
+  finish();
 #endif
 }
 
@@ -144,8 +137,8 @@ void linear_swiglu_backward(const Tensor& dy, const Tensor& weight, const Tensor
   if (N == 0) return;
   by_type(dy, [&](auto of_dy) {
     using E = decltype(of_dy);
-    const Problem problem = problem_of<Tiles>(N, F, kColumns, D, kChunks * kSteps);
-    glue::launch(&linear_swiglu_backward_hopper<E>, resident<Tiles>(problem, dy), dim3(kThreads), Tiles::kBytes, dy,
+    const Problem problem = problem_of(N, F, kColumns, D, kChunks * kSteps);
+    glue::launch(&linear_swiglu_backward_hopper<E>, resident(problem, dy), dim3(kThreads), Tiles::kBytes, dy,
                  {&dy, &weight, &gate_up, &d_gate_up}, boxes_of_rows(dy, kRows), boxes_of_rows(weight, kDepth),
                  boxes_of_halves(gate_up, 64), boxes_of_halves(d_gate_up, 64), problem);
   });

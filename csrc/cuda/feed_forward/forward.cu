@@ -10,7 +10,7 @@ namespace {
 
 using namespace hopper_feed_forward;
 
-using Tiles = Layout<4, 2, 1, kCluster>;  // stages, slots, slabs of a slot
+using Tiles = Layout<4, 2, 1>;  // stages, slots, slabs of a slot
 
 constexpr int kFeatures = kColumns / 2;  // of a tile
 constexpr int kHalves = kFeatures / 64, kSteps = 3;  // of a tile; in which one is written: gate, up, and quarters of y
@@ -24,7 +24,7 @@ constexpr int kSlabs = kFeatures / 64 * kKinds;
 __device__ __forceinline__ void store_slabs(const Tiles& tiles, int group, const TensorMap& of_gate_up, const TensorMap& of_y,
                                             const Problem& problem) {
   int n = 0;
-  for (Walk<Tiles::kCluster> walk(problem); walk.more(); walk.advance(), ++n)
+  for (Walk walk(problem); walk.more(); walk.advance(), ++n)
 #pragma unroll
     for (int j = 0; j < kSlabs; ++j) {
       const int which = j % Tiles::kSlots, use = n * (kSlabs / Tiles::kSlots) + j / Tiles::kSlots, kind = j % kKinds;
@@ -78,24 +78,19 @@ __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(kCluster)
 #if HOPPER_CODE
   TILES(memory);
   const Tiles tiles{memory};
-  if (threadIdx.x == 0) init_mbarriers(tiles);
-  if (kCluster > 1)
-    sync_cluster("mbarriers of all blocks are initialised before anybody waits for them");
-  else
-    barrier("mbarriers are initialised before anybody waits for them");
+  init_mbarriers(tiles);
   const int warpgroup = uniform(threadIdx.x / kGroup);
   if (warpgroup == 0) {
     give_registers<kForProducer>();
     const int warp = uniform(threadIdx.x / kWarp);
     if (threadIdx.x == 0) {
       produce(tiles, of_x, problem, [&](int stage, int k, int column) {
-        const uint32_t to = tiles.b(stage), full = tiles.full(stage);
-        if (kCluster == 1) {
-          load_tile(to, of_weight, full, k * kDepth, column * kFeatures, 0, 0);
-          load_tile(to + kB / 2, of_weight, full, k * kDepth, column * kFeatures, 1, 0);
-        } else {
-          const int half = rank_in_cluster();
-          load_tile_for_all(kCluster, to + half * (kB / 2), of_weight, full, k * kDepth, column * kFeatures, half, 0);
+        constexpr int kMine = 2 / kCluster;
+#pragma unroll
+        for (int i = 0; i < kMine; ++i) {
+          const int half = rank_in_cluster() * kMine + i;
+          load_tile_for_all(kCluster, tiles.b(stage) + half * (kB / 2), of_weight, tiles.full(stage), k * kDepth,
+                            column * kFeatures, half, 0);
         }
       });
     } else if (threadIdx.x % kWarp == 0 && warp <= kConsumers) {
@@ -109,7 +104,7 @@ __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(kCluster)
           put<T>(tiles, group, half, part, n, words);
         });
   }
-  if (kCluster > 1) sync_cluster("no block ends while another still reaches it");
+  finish();
 #endif
 }
 
@@ -129,8 +124,8 @@ void linear_swiglu(const Tensor& x, const Tensor& weight, const Tensor& gate_up,
   if (N == 0) return;
   by_type(x, [&](auto of_x) {
     using E = decltype(of_x);
-    const Problem problem = problem_of<Tiles>(N, F, kFeatures, K, kHalves * kSteps);
-    glue::launch(&linear_swiglu_hopper<E>, resident<Tiles>(problem, x), dim3(kThreads), Tiles::kBytes, x,
+    const Problem problem = problem_of(N, F, kFeatures, K, kHalves * kSteps);
+    glue::launch(&linear_swiglu_hopper<E>, resident(problem, x), dim3(kThreads), Tiles::kBytes, x,
                  {&x, &weight, &gate_up, &y}, boxes_of_rows(x, kRows), boxes_of_stacked(weight, kFeatures),
                  boxes_of_halves(gate_up, 64), boxes_of_rows(y, 64), problem);
   });

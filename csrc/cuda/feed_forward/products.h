@@ -1,5 +1,5 @@
-// Products of the feed-forward layer for Hopper (sm_90a) whose results do not reach memory as they are: SwiGLU, or its gradient,
-// is applied on the way. Shared by forward.cu and backward.cu: the loop over products, and what brings their operands.
+// Products for Hopper (sm_90a) whose results are worked on before they reach memory. Shared by SwiGLU's forward.cu and backward.cu
+// and by rotary.cu: the loop over products, and what brings their operands.
 //
 // A block of threads stays, and takes tiles of kRows x kColumns results. Its first warpgroup, which releases registers to the
 // others, has three threads at work: one loads operands by TMA into a ring of stages, kDepth deep along k; two serve
@@ -8,7 +8,7 @@
 // way, and 96 with half of the columns, of 128.
 //
 // The sums of a finished tile are rounded to T at once, into half of their registers, and what becomes of them is computed in
-// parts, one a step of the next tile, while the tensor cores multiply for that: nothing waits for it.
+// parts in some steps of the next tile, while the tensor cores multiply for that.
 //
 // Per stage two mbarriers: `full` counts TMA's bytes, `empty` one arrival of each consumer warp. Per slot two: `ready` for the
 // consumers, `done` with one arrival of each of their warps. In a cluster the blocks take tiles of the same columns, so each
@@ -35,9 +35,9 @@ constexpr int kForProducer = 24, kForConsumers = 240;
 static_assert(kGroup * (kForProducer + kConsumers * kForConsumers) <= 65536);
 
 // SLOTS of a consumer warpgroup, of SLABS each.
-template <int STAGES, int SLOTS, int SLABS, int CLUSTER>
+template <int STAGES, int SLOTS, int SLABS>
 struct Layout {
-  static constexpr int kStages = STAGES, kSlots = SLOTS, kCluster = CLUSTER, kSlot = SLABS * kSlab;
+  static constexpr int kStages = STAGES, kSlots = SLOTS, kSlot = SLABS * kSlab;
   static constexpr int kRing = STAGES * (kA + kB);
   static constexpr int kBarriers = kRing + kConsumers * SLOTS * kSlot;
   static constexpr int kBytes = kBarriers + 16 * STAGES + 16 * kConsumers * SLOTS;
@@ -69,31 +69,29 @@ constexpr int kTogether = 16;  // tiles of rows that are taken together, for all
 constexpr int kTurn = 1;       // a barrier's number
 
 // A block's way through the tiles.
-template <int CLUSTER>
 struct Walk {
   Problem problem;
   int now;
   int row, column;  // the first ones of the tile, but for the width of a column's tile
 
-  __device__ __forceinline__ explicit Walk(const Problem& problem) : problem(problem), now(int(blockIdx.x) / CLUSTER) { find(); }
+  __device__ __forceinline__ explicit Walk(const Problem& problem) : problem(problem), now(int(blockIdx.x) / kCluster) { find(); }
   __device__ __forceinline__ bool more() const { return now < problem.rows * problem.columns; }
   __device__ __forceinline__ void advance() {
-    now += int(gridDim.x) / CLUSTER;
+    now += int(gridDim.x) / kCluster;
     find();
   }
   __device__ __forceinline__ void find() {
-    constexpr int kHigh = kTogether / CLUSTER;
+    constexpr int kHigh = kTogether / kCluster;
     const int first = now / (kHigh * problem.columns) * kHigh, within = now - first * problem.columns;
     const int high = min(kHigh, problem.rows - first);
     column = within / max(high, 1);
-    row = ((first + within - column * high) * CLUSTER + (CLUSTER > 1 ? rank_in_cluster() : 0)) * kRows;
+    row = ((first + within - column * high) * kCluster + rank_in_cluster()) * kRows;
   }
 };
 
 // The number of a block's tiles.
-template <int CLUSTER>
 __device__ __forceinline__ int count_tiles(const Problem& problem) {
-  const int first = int(blockIdx.x) / CLUSTER, stride = int(gridDim.x) / CLUSTER;
+  const int first = int(blockIdx.x) / kCluster, stride = int(gridDim.x) / kCluster;
   return (problem.rows * problem.columns - first + stride - 1) / stride;
 }
 
@@ -108,25 +106,34 @@ struct Ring {
   }
 };
 
+// All threads begin with this.
 template <typename Tiles>
 __device__ __forceinline__ void init_mbarriers(const Tiles& tiles) {
-  for (int stage = 0; stage < Tiles::kStages; ++stage) {
-    mbarrier_init(tiles.full(stage), 1);
-    mbarrier_init(tiles.empty(stage), 4 * kConsumers * Tiles::kCluster);
-  }
-  for (int group = 0; group < kConsumers; ++group)
-    for (int which = 0; which < Tiles::kSlots; ++which) {
-      mbarrier_init(tiles.ready(group, which), 1);
-      mbarrier_init(tiles.done(group, which), 4);
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < Tiles::kStages; ++stage) {
+      mbarrier_init(tiles.full(stage), 1);
+      mbarrier_init(tiles.empty(stage), 4 * kConsumers * kCluster);
     }
-  fence_mbarrier_init("copies know of the mbarriers that they tell");
+    for (int group = 0; group < kConsumers; ++group)
+      for (int which = 0; which < Tiles::kSlots; ++which) {
+        mbarrier_init(tiles.ready(group, which), 1);
+        mbarrier_init(tiles.done(group, which), 4);
+      }
+    fence_mbarrier_init("copies know of the mbarriers that they tell");
+  }
+  sync_cluster("mbarriers are initialised before anybody waits for them");
+}
+
+// And end with it.
+__device__ __forceinline__ void finish() {
+  if (kCluster > 1) sync_cluster("no block ends while another still reaches it");
 }
 
 // load_b(stage, k, column): the part of b that this block loads, for all of the cluster.
 template <typename Tiles, typename F>
 __device__ __forceinline__ void produce(const Tiles& tiles, const TensorMap& of_a, const Problem& problem, F&& load_b) {
   Ring ring;
-  for (Walk<Tiles::kCluster> walk(problem); walk.more(); walk.advance())
+  for (Walk walk(problem); walk.more(); walk.advance())
     for (int k = 0; k < problem.steps; ++k) {
       const int stage = ring.stage;
       wait(tiles.empty(stage), ring.phase ^ 1, "operands are multiplied before others overwrite them (wait)");
@@ -153,27 +160,23 @@ __device__ __forceinline__ void multiply(const Tiles& tiles, int group, const Ri
 
 template <typename Tiles>
 __device__ __forceinline__ void release(const Tiles& tiles, int stage) {
-  constexpr const char* kReason = "operands are multiplied before others overwrite them (arrival)";
   const int lane = threadIdx.x % kWarp;
-  if (Tiles::kCluster == 1) {
-    if (lane == 0) arrive(tiles.empty(stage), kReason);
-  } else if (lane < Tiles::kCluster) {
-    arrive_at(tiles.empty(stage), lane, kReason);
-  }
+  if (lane < kCluster) arrive_at(tiles.empty(stage), lane, "operands are multiplied before others overwrite them (arrival)");
 }
 
-// How a tile's words are cut into chunks, and when these are taken: by columns, in the next tile's first steps; the same, with columns
-// of both halves in each; or by columns, with steps in between that spread them over the tile, and instructions that they share.
+// How a tile's words are cut into chunks, and when these have their turn. kInOrder: by columns, in the next tile's first steps, each with
+// instructions of its own. kPaired: the same, but a chunk has columns of both halves. kSpread: by columns, evenly over all steps of
+// the next tile, in a loop: unrolled they are 50 KB of instructions, and up to 4% slower.
 enum Chunking : int { kInOrder, kPaired, kSpread };
 
 // What becomes of a tile is computed in CHUNKS of its words, each over STEPS of the next tile: part(chunk, i, n, words) for
-// i = 2 x step before the step before is waited for, and i + 1 after it, with the chunk's words of the block's tile n in front.
-// The first is chunk `start`, as number 0, and the others follow, and round.
+// i = 2 x step ahead of the wait for the step before, and i + 1 after it, so that its operands are released early. words: of the
+// block's tile n, the chunk's in front. Chunks are numbered from `start` on, and round.
 template <typename T, bool TRANSPOSED_B, int CHUNKS, int STEPS, Chunking CHUNKING, typename Tiles, typename F>
 __device__ __forceinline__ void consume(const Tiles& tiles, int group, const Problem& problem, F&& part, int start = 0) {
   constexpr int kChunk = kWords / CHUNKS;
   [[maybe_unused]] constexpr int kUnroll = CHUNKING == kSpread ? 1 : CHUNKS;
-  const int count = count_tiles<Tiles::kCluster>(problem);
+  const int count = count_tiles(problem);
   float sums[kColumns / 2];
   uint32_t words[kWords];
 #pragma unroll
@@ -287,18 +290,16 @@ inline TensorMap boxes_of_stacked(const Tensor& t, int rows) {
 }
 
 // features: of a tile of columns. least: steps that a tile has in any case; operands outside of their tensors are zeros.
-template <typename Tiles>
-Problem problem_of(int64_t N, int64_t columns, int64_t features, int64_t K, int least) {
-  const Problem problem{int(glue::divide_up(N, kRows * Tiles::kCluster)), int(glue::divide_up(columns, features)),
+inline Problem problem_of(int64_t N, int64_t columns, int64_t features, int64_t K, int least) {
+  const Problem problem{int(glue::divide_up(N, kRows * kCluster)), int(glue::divide_up(columns, features)),
                         std::max<int>(glue::divide_up(K, kDepth), least)};
   CHECK_INPUT(int64_t(problem.rows) * problem.columns < (int64_t(1) << 30), "emergence_cuda: a product of too many tiles");
   return problem;
 }
 
-template <typename Tiles>
-dim3 resident(const Problem& problem, const Tensor& on) {
-  const int clusters = glue::multiprocessors(on.get_device_index()) / Tiles::kCluster;
-  return dim3(std::min(problem.rows * problem.columns, clusters) * Tiles::kCluster);
+inline dim3 resident(const Problem& problem, const Tensor& on) {
+  const int clusters = glue::multiprocessors(on.get_device_index()) / kCluster;
+  return dim3(std::min(problem.rows * problem.columns, clusters) * kCluster);
 }
 
 template <typename F>

@@ -11,12 +11,6 @@ namespace {
 using namespace hopper_feed_forward;
 
 constexpr int kSlabs = kColumns / 64, kParts = 4 * kSlabs;
-#ifdef __CUDACC__
-constexpr int kBlocks = 2;  // of a cluster
-#else
-constexpr int kBlocks = 1;
-#endif
-
 // cos, sin (T, R); columns from `turned` on, of values, pass.
 struct Angles {
   const float *cos, *sin;
@@ -28,7 +22,7 @@ struct Angles {
 template <typename Tiles>
 __device__ __forceinline__ void store_slabs(const Tiles& tiles, int group, const TensorMap& of_qkv, const Problem& problem) {
   int n = 0;
-  for (Walk<Tiles::kCluster> walk(problem); walk.more(); walk.advance(), ++n)
+  for (Walk walk(problem); walk.more(); walk.advance(), ++n)
 #pragma unroll
     for (int j = 0; j < kSlabs; ++j) {
       const int which = j % Tiles::kSlots, use = n * (kSlabs / Tiles::kSlots) + j / Tiles::kSlots;
@@ -105,33 +99,27 @@ __device__ __forceinline__ void put(const Tiles& tiles, int group, int part, int
 
 #endif
 
-template <typename T, int D, int R, int CLUSTER>
-__global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(CLUSTER)
+template <typename T, int D, int R>
+__global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(kCluster)
     linear_rotary_hopper(const __grid_constant__ TensorMap of_x, const __grid_constant__ TensorMap of_weight,
                          const __grid_constant__ TensorMap of_qkv, const Angles angles, const Problem problem) {
 #if HOPPER_CODE
-  using Tiles = Layout<4, 2, 1, CLUSTER>;
+  using Tiles = Layout<4, 2, 1>;
   TILES(memory);
   const Tiles tiles{memory};
-  if (threadIdx.x == 0) init_mbarriers(tiles);
-  if (CLUSTER > 1)
-    sync_cluster("mbarriers of all blocks are initialised before anybody waits for them");
-  else
-    barrier("mbarriers are initialised before anybody waits for them");
+  init_mbarriers(tiles);
   const int warpgroup = uniform(threadIdx.x / kGroup);
   if (warpgroup == 0) {
     give_registers<kForProducer>();
     const int warp = uniform(threadIdx.x / kWarp);
     if (threadIdx.x == 0) {
       produce(tiles, of_x, problem, [&](int stage, int k, int column) {
-        const uint32_t to = tiles.b(stage), full = tiles.full(stage);
-        if (CLUSTER == 1) {
-          load_tile(to, of_weight, full, k * kDepth, column * kColumns, 0, 0);
-          load_tile(to + kB / 2, of_weight, full, k * kDepth, column * kColumns + kColumns / 2, 0, 0);
-        } else {
-          const int half = rank_in_cluster();
-          load_tile_for_all(CLUSTER, to + half * (kB / 2), of_weight, full, k * kDepth, column * kColumns + half * (kColumns / 2), 0,
-                            0);
+        constexpr int kMine = 2 / kCluster;
+#pragma unroll
+        for (int i = 0; i < kMine; ++i) {
+          const int half = rank_in_cluster() * kMine + i;
+          load_tile_for_all(kCluster, tiles.b(stage) + half * (kB / 2), of_weight, tiles.full(stage), k * kDepth,
+                            column * kColumns + half * (kColumns / 2), 0, 0);
         }
       });
     } else if (threadIdx.x % kWarp == 0 && warp <= kConsumers) {
@@ -140,7 +128,7 @@ __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(CLUSTER)
   } else {
     take_registers<kForConsumers>();
     const int group = warpgroup - 1;
-    Walk<CLUSTER> walk(problem);
+    Walk walk(problem);
     Turns turns;
     fetch<D, R>(turns, angles, group, 0, walk.row, walk.column * kColumns);
     consume<T, false, 1, kParts / 2, kInOrder>(tiles, group, problem, [&](int, int part, int n, const uint32_t(&words)[kWords]) {
@@ -151,7 +139,7 @@ __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(CLUSTER)
       put<T, D, R>(tiles, group, part, n, column0, angles, now, words);
     });
   }
-  if (CLUSTER > 1) sync_cluster("no block ends while another still reaches it");
+  finish();
 #endif
 }
 
@@ -175,9 +163,9 @@ void linear_rotary(const Tensor& x, const Tensor& weight, const Tensor& cos, con
   by_type(x, [&](auto of_x) {
     using X = decltype(of_x);
     const auto run = [&](auto d, auto r) {
-      using Tiles = Layout<4, 2, 1, kBlocks>;
-      const Problem problem = problem_of<Tiles>(N, E, kColumns, K, kParts / 2);
-      glue::launch(&linear_rotary_hopper<X, d(), r(), kBlocks>, resident<Tiles>(problem, x), dim3(kThreads), Tiles::kBytes, x,
+      using Tiles = Layout<4, 2, 1>;
+      const Problem problem = problem_of(N, E, kColumns, K, kParts / 2);
+      glue::launch(&linear_rotary_hopper<X, d(), r()>, resident(problem, x), dim3(kThreads), Tiles::kBytes, x,
                    {&x, &weight, &cos, &sin, &qkv}, boxes_of_rows(x, kRows), boxes_of_rows(weight, kColumns / 2),
                    boxes_of_rows(qkv, 64), angles, problem);
     };
