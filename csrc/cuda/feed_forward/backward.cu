@@ -100,9 +100,9 @@ __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(kCluster)
     if (threadIdx.x == 0) {
       produce(tiles, of_dy, problem, [&](int stage, int k, int column) {
         constexpr int kMine = kChunks / kCluster;
+        const int first = rank_in_cluster() * kMine;
 #pragma unroll
-        for (int i = 0; i < kMine; ++i) {
-          const int slab = rank_in_cluster() * kMine + i;
+        for (int slab = first; slab < first + kMine; ++slab) {
           load_tile_for_all(kCluster, tiles.b(stage) + slab * kSlab, of_weight, tiles.full(stage), column * kColumns + slab * 64,
                             k * kDepth, 0, 0);
         }

@@ -11,8 +11,10 @@ options.backend: "cuda" or "cpu" (float32 only).
 import torch
 from torch import Tensor
 
+from ..backends import triton_configs as configs
 from ..backends.library import operations
-from ..backends.logit_chunks import CHUNK_BYTES, CHUNK_MULTIPLE, equal_rows, padded, table_of
+from ..backends.logit_chunks import equal_rows, padded
+from ..backends.tracing import constant_while_tracing
 from .chunks import Gradients, LogitChunks
 from .options import RowOptions
 from .reference import RowStatistics, chunk_rows, unpack
@@ -24,21 +26,21 @@ HOPPER_ROW = 14 << 14  # bytes of logits: slots of rows_hopper
 
 
 def _chunks(hidden_ND: Tensor, weight_VD: Tensor, rows_per_chunk: int | None) -> LogitChunks:
-    N, V, device = hidden_ND.shape[0], weight_VD.shape[0], hidden_ND.device
-    if rows_per_chunk is None and device.type == "cuda":
-        most = CHUNK_BYTES[table_of(torch.cuda.get_device_capability(device)[0])] // (4 * padded(V))
-        rows_per_chunk = equal_rows(N, most, CHUNK_MULTIPLE)
-    return LogitChunks(hidden_ND, weight_VD, rows_per_chunk or chunk_rows(N, V, device))
+    N, V, device, dtype = hidden_ND.shape[0], weight_VD.shape[0], hidden_ND.device, torch.float32
+    if device.type == "cuda":  # as triton_loss_rows.py has them
+        arch = configs.architecture(device)
+        dtype = configs.logits_dtype(arch, hidden_ND.dtype)
+        most = configs.CHUNK_BYTES[arch] // (dtype.itemsize * padded(V))
+        rows_per_chunk = rows_per_chunk or equal_rows(N, most, configs.CHUNK_MULTIPLE)
+    return LogitChunks(hidden_ND, weight_VD, rows_per_chunk or chunk_rows(N, V, device), dtype)
 
 
-def _by_hopper(hidden_ND: Tensor, V: int, options: RowOptions) -> bool:
-    """Whether rows_hopper takes logits and gradients in one sweep: a short row would leave its threads idle."""
-    return (
-        hidden_ND.device.type == "cuda"
-        and torch.cuda.get_device_capability(hidden_ND.device) == (9, 0)
-        and options.softcap is None
-        and HOPPER_ROW // 8 <= 4 * V <= HOPPER_ROW
-    )
+@constant_while_tracing
+def rows_stay(device: torch.device, V: int) -> bool:
+    """Whether rows_hopper takes rows of V logits, with their gradients: a short row would leave its threads idle. On an H100 a
+    position_loss by it is 3 to 7% faster than Triton's, which ranking.json has before it (20261127-loss-rows.json)."""
+    hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
+    return hopper and HOPPER_ROW // 8 <= 4 * V <= HOPPER_ROW
 
 
 def fused_rows(
@@ -79,7 +81,8 @@ def _sweep(
     rows = (loss_N, top_N, log_total_N, correct_N, entropy_N)
     chunks = _chunks(hidden_ND, weight_VD, options.rows_per_chunk)
     gradients = Gradients(chunks, wanted and options.need_dx, wanted and options.need_dw)
-    ops, by_hopper = operations(options.backend), wanted and statistics and _by_hopper(hidden_ND, chunks.V, options)
+    ops, at_once = operations(options.backend), wanted and statistics and options.softcap is None
+    by_hopper = at_once and rows_stay(hidden_ND.device, chunks.V)
     for here, logits_RS, gradient_RS in chunks:
         into_RS = gradient_RS if wanted else logits_RS
         given = (logits_RS, into_RS, chunks.V, targets_N[here], packed.valid_N[here])

@@ -11,6 +11,7 @@ from ..backends.ranking import fastest
 from ..backends.register_op import Op, register_op
 from ..backends.tracing import profiled
 from . import reference
+from .compiled import rows_stay
 from .options import RowOptions
 from .rows import rows_of
 
@@ -75,11 +76,13 @@ def position_loss(
     if weights is not None:
         check_weights("position_loss", weights, targets.reshape(B, T))
         weights = weights.expand(B, T).reshape(-1)
+    grad = torch.is_grad_enabled()
     measured = fastest("position_loss", hidden.device, hidden.dtype, (hidden.shape[-1], weight.shape[0]))
+    if grad and (hidden.requires_grad or weight.requires_grad) and rows_stay(hidden.device, weight.shape[0]):
+        measured = ["cuda", *measured]
     backend = resolve_backend(
         backend, "position_loss", hidden.device, dtype_limits(hidden), slow_products(hidden), measured
     )
-    grad = torch.is_grad_enabled()
     loss, *rows = _position_loss(
         hidden.reshape(-1, D),
         weight,
