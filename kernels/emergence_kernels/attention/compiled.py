@@ -19,19 +19,12 @@ def _kernels(q: Tensor) -> ModuleType:
 
 
 def order(q: Tensor) -> tuple[str, ...]:
-    """Backends, fastest first, where benchmarks/results has no measurement of such a q: Hopper's kernels were 1.5 to 2.1 times
-    as fast as Triton's on an H100, and level with cuDNN's."""
-    return (
-        ("flash", "cuda", "triton")
-        if q.device.type == "cuda" and attention_hopper.unsupported_reason(q) is None
-        else ()
-    )
-
-
-def leads(q: Tensor) -> bool:
-    """Whether causal attention is the fastest here: on Hopper it was ahead of cuDNN by 2 to 8%, both ways, from 1,024 to 4,096
-    positions (20261126-hopper-attention.json); the rows of ranking.json are of the kernels before."""
-    return q.device.type == "cuda" and attention_hopper.unsupported_reason(q) is None and q.shape[1] <= LEADING
+    """Backends, fastest first, where ranking.json has no measurement of such a q. On an H100 Hopper's kernels were 1.5 to 2.1 times
+    as fast as Triton's, and both ways 2 to 8% ahead of cuDNN's from 1,024 to 4,096 positions, 7% behind at 16,384
+    (20261126-hopper-attention.json)."""
+    if q.device.type != "cuda" or attention_hopper.unsupported_reason(q) is not None:
+        return ()
+    return ("cuda", "flash", "triton") if q.shape[1] <= LEADING else ("flash", "cuda", "triton")
 
 
 def document_blocks(q: Tensor, options: Options, backward: bool) -> list[Blocks]:

@@ -208,8 +208,6 @@ def _limits(q: Tensor, options: Options, plan: DocumentPlan | None) -> dict[str,
 
 def _order(q: Tensor, kind: str) -> list[str] | tuple[str, ...]:
     """Backends, fastest first by measurement: with this mask, else with the causal one."""
-    if kind == "causal" and compiled_attention.leads(q):
-        return ("cuda", "flash", "triton")
     for known in (kind, "causal"):
         if order := fastest(f"attention, {known}", q.device, q.dtype, (q.shape[3], q.shape[1])):
             return order

@@ -57,10 +57,11 @@ def _order(op: str, mean: dict[str, float]) -> list[str]:
 
 def from_results(runs: list[dict]) -> dict:
     """Make the table from benchmark runs (bench/run.py); later runs replace earlier ones of the same widths, unless
-    they left out a backend that an entry of the operation has (bench --only): its place would be unknown."""
+    they left out a backend that an entry of the operation has (bench --only): its place would be unknown. A run that is
+    `superseded`, by what it says, is of kernels that have changed since."""
     table: dict = {}
     for run in sorted(runs, key=lambda run: run["utc"]):
-        if not run.get("architecture"):
+        if not run.get("architecture") or run.get("superseded"):
             continue
         times: dict = defaultdict(lambda: defaultdict(dict))
         for row in run["rows"]:

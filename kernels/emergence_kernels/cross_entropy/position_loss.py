@@ -78,8 +78,13 @@ def position_loss(
         weights = weights.expand(B, T).reshape(-1)
     grad = torch.is_grad_enabled()
     measured = fastest("position_loss", hidden.device, hidden.dtype, (hidden.shape[-1], weight.shape[0]))
-    if grad and (hidden.requires_grad or weight.requires_grad) and rows_stay(hidden.device, weight.shape[0]):
-        measured = ["cuda", *measured]
+    if (
+        not measured
+        and grad
+        and (hidden.requires_grad or weight.requires_grad)
+        and rows_stay(hidden.device, weight.shape[0])
+    ):
+        measured = ["cuda"]
     backend = resolve_backend(
         backend, "position_loss", hidden.device, dtype_limits(hidden), slow_products(hidden), measured
     )

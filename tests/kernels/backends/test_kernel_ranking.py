@@ -66,13 +66,13 @@ def test_attention_is_ranked_by_its_mask(measured):
     assert auto("attention, documents", 128, 4096, op="attention") == "cuda"
 
 
-def chosen(kind: str, head_dim: int = 64, dtype: torch.dtype = torch.bfloat16) -> str:
+def chosen(kind: str, head_dim: int = 64, dtype: torch.dtype = torch.bfloat16, length: int = 1024) -> str:
     """The choice of attention's dispatch on a pretended GPU with flash attention, without documents and window."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True):
-        q = torch.empty(2, 1024, 4, head_dim, dtype=dtype, device="cuda")
-        ids = torch.empty(2, 1024, dtype=torch.int64, device="cuda") if kind == "documents" else None
+        q = torch.empty(2, length, 4, head_dim, dtype=dtype, device="cuda")
+        ids = torch.empty(2, length, dtype=torch.int64, device="cuda") if kind == "documents" else None
         options = Options(kind != "full", None, ids, 100 if kind == "window" else None, False)
         return checked("attention", q, q, q, options, as_plan(ids), None)[1]
 
@@ -111,7 +111,7 @@ def test_an_unmeasured_mask_takes_the_causal_order(measured, limited):
 
 def test_hopper_has_its_own_kernels_unmeasured(measured, limited, monkeypatch):
     measured()
-    assert chosen("causal", dtype=torch.float16) == "flash"
+    assert chosen("causal", dtype=torch.float16) == "cuda" and chosen("causal", length=8192) == "flash"
     assert chosen("documents") == chosen("window", 128) == "cuda"
     assert chosen("documents", 96) == "triton", "Hopper's kernels have no such head dim"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
