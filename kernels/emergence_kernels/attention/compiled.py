@@ -19,8 +19,8 @@ def _kernels(q: Tensor) -> ModuleType:
 
 
 def order(q: Tensor) -> tuple[str, ...]:
-    """Backends, fastest first, where ranking.json has no measurement of such a q. On an H100 Hopper's kernels were 1.5 to 2.1 times
-    as fast as Triton's, and both ways 2 to 8% ahead of cuDNN's from 1,024 to 4,096 positions, 7% behind at 16,384
+    """Backends, fastest first, where ranking.json has no measurement of such a q. On an H100 Hopper's kernels were 1.5 to 2.1
+    times as fast as Triton's, and both ways 2 to 8% ahead of cuDNN's from 1,024 to 4,096 positions, 7% behind at 16,384
     (20261126-hopper-attention.json)."""
     if q.device.type != "cuda" or attention_hopper.unsupported_reason(q) is not None:
         return ()
