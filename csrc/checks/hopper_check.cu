@@ -4,6 +4,7 @@
 // 128 or 256. a gets into shared memory by a copy, or by threads' stores, or it is loaded into registers.
 
 #include "common/tensor_map.h"
+#include "common/wgmma.h"
 
 namespace {
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/tensor_map.h"
+#include "common/wgmma.h"
 
 namespace hopper_attention {
 

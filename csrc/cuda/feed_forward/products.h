@@ -16,6 +16,7 @@
 #pragma once
 
 #include "common/tensor_map.h"
+#include "common/wgmma.h"
 
 namespace hopper_feed_forward {
 
