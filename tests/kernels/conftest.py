@@ -83,6 +83,21 @@ def cpu_library() -> str | None:
     return _library("cpu")
 
 
+@pytest.fixture
+def hopper(cuda_library) -> None:
+    """Hopper's CUDA kernels run here: in the emulator, or on such a GPU."""
+    if cuda_library:
+        pytest.skip(cuda_library)
+    if CUDA and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("not a Hopper GPU")
+
+
+@pytest.fixture
+def emulated() -> None:
+    if CUDA:
+        pytest.skip("the order of a GPU's threads cannot be set")
+
+
 def pytest_generate_tests(metafunc) -> None:
     """`backend`: all that have the module's operation. `fused`: those with kernels of our own. `compiled`: in C++."""
     module, name = metafunc.module.__name__, metafunc.function.__name__

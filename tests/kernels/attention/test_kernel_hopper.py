@@ -5,7 +5,6 @@ and as early as it allows, and whose race detector uses happens-before. On an H1
 compiled kernels.
 """
 
-import ctypes
 import functools
 import math
 import os
@@ -15,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import emulated_barriers
 import pytest
 import torch
 from attention_cases import documents, make, plain
@@ -24,17 +24,10 @@ from conftest import HARNESS
 from emergence_kernels.attention import hopper as attention_hopper
 from emergence_kernels.attention.document_ranges import overlapping_and_equal_blocks
 from emergence_kernels.attention.options import Options
-from emergence_kernels.backends import build, library
+from emergence_kernels.backends import build
 
 CUDA = torch.cuda.is_available()
-
-
-@pytest.fixture(autouse=True)
-def hopper(request):
-    if reason := request.getfixturevalue("cuda_library"):
-        pytest.skip(reason)
-    if CUDA and torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("not a Hopper GPU")
+pytestmark = pytest.mark.usefixtures("hopper")
 
 
 @pytest.fixture(autouse=True)
@@ -62,12 +55,6 @@ def checks_library(cuda_library) -> str | None:
 def short_blocks():
     """Of 128 rows, as they are chosen."""
     assert attention_hopper.rows_of_forward(64, 2048) == 128 < attention_hopper.rows_of_forward(64, 2049)
-
-
-@pytest.fixture
-def emulated():
-    if CUDA:
-        pytest.skip("the order of a GPU's threads cannot be set")
 
 
 # ---- the instructions -------------------------------------------------------------------------------------------------
@@ -307,30 +294,12 @@ def test_results_do_not_depend_on_the_order_of_threads(source, seeds, emulated, 
     "source", [pytest.param(source, marks=[pytest.mark.slow] if "attention" in source else []) for source in RUNS]
 )
 def test_every_barrier_wait_and_fence_is_needed(source, emulated, monkeypatch):
-    """Each skipped in turn: the emulator reports it, or a result was read before its product wrote it (NaN).
-
-    Passing turns on orders nothing that is shared, and only saves time.
-    """
+    """Each skipped in turn: the emulator reports it, or a result was read before its product wrote it (NaN)."""
     usual(source)
-    read = ctypes.CDLL(os.environ[library.VARIABLES["cuda"]]).emergence_barriers
-    read.restype = ctypes.c_char_p
-    met = set(read().decode().splitlines())
-    headers = [path for path in [(build.SOURCES / source).with_suffix(".h")] if path.is_file()]
-    kernels = (
-        "".join(path.read_text() for path in headers) + (build.SOURCES / source).read_text().split("// ---- host")[0]
-    )
-    reasons = set(re.findall(r'"([^"]{20,})"\);', kernels))
-    assert reasons <= met and len(reasons) >= 9, f"not met: {reasons - met}"
-    for reason in sorted(reasons):
-        if "in turns" in reason:
-            continue
-        monkeypatch.setenv("EMERGENCE_EMULATE_DROP", reason)
-        try:
-            missed = same(source)
-        except RuntimeError as error:
-            assert "emulated launch" in str(error)
-            missed = False
-        assert not missed, f"nobody missed: {reason}"
+    header = source.replace(".cu", ".h")
+    reasons = emulated_barriers.written(source, *([header] if (build.SOURCES / header).is_file() else []))
+    assert reasons <= emulated_barriers.met() and len(reasons) >= 9, f"not met: {reasons - emulated_barriers.met()}"
+    assert not emulated_barriers.not_missed(reasons, lambda: same(source), monkeypatch)
 
 
 # ---- the compiled code ------------------------------------------------------------------------------------------------

@@ -10,17 +10,12 @@ import emergence_kernels as ek
 from emergence_kernels.attention import projected_attention as module
 from emergence_kernels.rotary.reference import rotary
 
-CUDA = torch.cuda.is_available()
 B, T, K, HEADS, KV_HEADS, D = 2, 50, 40, 2, 1, 64
 
 
 @pytest.fixture
-def in_product(cuda_library, monkeypatch):
+def in_product(hopper, monkeypatch):
     """Wherever "cuda" is named, the emulator's too."""
-    if cuda_library:
-        pytest.skip(cuda_library)
-    if CUDA and torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("not a Hopper GPU")
     calls: list[bool] = []
     monkeypatch.setattr(module, "turns_in_product", lambda *_: calls.append(True) or True)
     return calls

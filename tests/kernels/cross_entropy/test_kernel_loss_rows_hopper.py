@@ -1,31 +1,13 @@
 """Rows of logits on Hopper, called directly: in the emulator, or on an H100."""
 
-import ctypes
-import os
-import re
-
+import emulated_barriers
 import pytest
 import torch
 from kernel_checks import assert_as_good
 
-from emergence_kernels.backends import build, library
-
 CUDA = torch.cuda.is_available()
+pytestmark = pytest.mark.usefixtures("hopper")
 WIDE, NARROW, HALF = torch.float32, torch.bfloat16, torch.float16
-
-
-@pytest.fixture(autouse=True)
-def hopper(request):
-    if reason := request.getfixturevalue("cuda_library"):
-        pytest.skip(reason)
-    if CUDA and torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("not a Hopper GPU")
-
-
-@pytest.fixture
-def emulated():
-    if CUDA:
-        pytest.skip("the order of a GPU's threads cannot be set")
 
 
 def rows_of(R: int, V: int, types: tuple, device, last: bool = False):
@@ -134,16 +116,8 @@ def test_the_order_of_threads_does_not_matter(emulated, monkeypatch):
 
 def test_every_barrier_and_wait_is_needed(emulated, monkeypatch):
     usual = run()
-    read = ctypes.CDLL(os.environ[library.VARIABLES["cuda"]]).emergence_barriers
-    read.restype = ctypes.c_char_p
-    met = set(read().decode().splitlines())
-    source = (build.SOURCES / "cuda" / "loss_rows_hopper.cu").read_text().split("// ---- host")[0]
-    reasons = set(re.findall(r'"([^"]{20,})"\);', source))
-    assert reasons <= met and len(reasons) == 8
-    for reason in sorted(reasons):
-        monkeypatch.setenv("EMERGENCE_EMULATE_DROP", reason)
-        try:
-            missed = all(torch.equal(a, b) for a, b in zip(usual, run()))
-        except RuntimeError:
-            missed = False
-        assert not missed, reason
+    reasons = emulated_barriers.written("cuda/loss_rows_hopper.cu")
+    assert reasons <= emulated_barriers.met() and len(reasons) == 8
+    assert not emulated_barriers.not_missed(
+        reasons, lambda: all(torch.equal(a, b) for a, b in zip(usual, run())), monkeypatch
+    )

@@ -1,19 +1,18 @@
 """SwiGLU in the products round it, on Hopper: without a GPU the kernels' source in csrc/emulator, on an H100 compiled."""
 
-import ctypes
 import functools
-import os
-import re
 from collections.abc import Iterator
 
+import emulated_barriers
 import pytest
 import torch
 from kernel_checks import assert_as_good
 
-from emergence_kernels.backends import build, library
+from emergence_kernels.backends import build
 from emergence_kernels.feed_forward import compiled
 
 CUDA = torch.cuda.is_available()
+pytestmark = pytest.mark.usefixtures("hopper")
 HALVES = (torch.bfloat16, torch.float16)
 # (N, K, F). Tiles have 128 rows and 128 features forward, 256 backward; steps along k have 64.
 SHAPES = {
@@ -23,20 +22,6 @@ SHAPES = {
     "wide": (140, 72, 520),
     "deep": (70, 1096, 136),
 }
-
-
-@pytest.fixture(autouse=True)
-def hopper(request):
-    if reason := request.getfixturevalue("cuda_library"):
-        pytest.skip(reason)
-    if CUDA and torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("not a Hopper GPU")
-
-
-@pytest.fixture
-def emulated():
-    if CUDA:
-        pytest.skip("the order of a GPU's threads cannot be set")
 
 
 def silu_times(gate_up):
@@ -213,26 +198,12 @@ def test_results_do_not_depend_on_the_order_of_threads(source, seeds, emulated, 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", RUNS)
 def test_every_barrier_wait_and_fence_is_needed(source, emulated, monkeypatch):
-    """Each skipped in turn: the emulator reports it, or a result differs. Turns order nothing that is shared."""
+    """Each skipped in turn: the emulator reports it, or a result differs."""
     usual(source)
-    read = ctypes.CDLL(os.environ[library.VARIABLES["cuda"]]).emergence_barriers
-    read.restype = ctypes.c_char_p
-    met = set(read().decode().splitlines())
-    folder = build.SOURCES / "cuda/feed_forward"
-    text = "".join((folder / name).read_text().split("// ---- host")[0] for name in ("products.h", source))
-    reasons = set(re.findall(r'"([^"]{20,})"\)?;', text))
+    reasons = emulated_barriers.written("cuda/feed_forward/products.h", f"cuda/feed_forward/{source}")
     reasons -= {"no block ends while another still reaches it"}  # of clusters
-    assert reasons <= met and len(reasons) >= 15, f"not met: {reasons - met}"
-    for reason in sorted(reasons):
-        if "in turns" in reason:
-            continue
-        monkeypatch.setenv("EMERGENCE_EMULATE_DROP", reason)
-        try:
-            missed = same(source)
-        except RuntimeError as error:
-            assert "emulated launch" in str(error)
-            missed = False
-        assert not missed, f"nobody missed: {reason}"
+    assert reasons <= emulated_barriers.met() and len(reasons) >= 15, f"not met: {reasons - emulated_barriers.met()}"
+    assert not emulated_barriers.not_missed(reasons, lambda: same(source), monkeypatch)
 
 
 # ---- on the hardware --------------------------------------------------------------------------------------------------

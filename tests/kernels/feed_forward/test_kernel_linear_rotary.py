@@ -1,5 +1,6 @@
 """The projection with rotary embedding on Hopper, called directly: in the emulator, or on an H100."""
 
+import emulated_barriers
 import pytest
 import torch
 from kernel_checks import assert_as_good
@@ -7,14 +8,7 @@ from kernel_checks import assert_as_good
 from emergence_kernels.rotary.reference import rotary
 
 CUDA = torch.cuda.is_available()
-
-
-@pytest.fixture(autouse=True)
-def hopper(request):
-    if reason := request.getfixturevalue("cuda_library"):
-        pytest.skip(reason)
-    if CUDA and torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("not a Hopper GPU")
+pytestmark = pytest.mark.usefixtures("hopper")
 
 
 def inputs(B, T, K, heads, kv_heads, D, R, dtype, device):
@@ -67,12 +61,23 @@ def test_what_is_refused(device):
         projected(x, weight, cos[:, :8].contiguous(), sin[:, :8].contiguous(), 3, 64)
 
 
-@pytest.mark.skipif(CUDA, reason="the order of a GPU's threads cannot be set")
-def test_the_order_of_threads_does_not_matter(device, monkeypatch):
-    given = inputs(3, 130, 136, 4, 2, 64, 32, torch.bfloat16, device)
-    usual = projected(*given, 6, 64)
+def run() -> torch.Tensor:
+    return projected(*inputs(3, 130, 136, 4, 2, 64, 32, torch.bfloat16, "cpu"), 6, 64)
+
+
+def test_the_order_of_threads_does_not_matter(emulated, monkeypatch):
+    usual = run()
     monkeypatch.setenv("EMERGENCE_EMULATE_SEED", "1")
-    assert torch.equal(usual, projected(*given, 6, 64))
+    assert torch.equal(usual, run())
+
+
+@pytest.mark.slow
+def test_every_barrier_wait_and_fence_is_needed(emulated, monkeypatch):
+    usual = run()
+    reasons = emulated_barriers.written("cuda/feed_forward/products.h", "cuda/feed_forward/rotary.cu")
+    reasons -= {"no block ends while another still reaches it"}  # of clusters
+    assert reasons <= emulated_barriers.met()
+    assert not emulated_barriers.not_missed(reasons, lambda: torch.equal(usual, run()), monkeypatch)
 
 
 @pytest.mark.skipif(not CUDA, reason="needs a GPU")
