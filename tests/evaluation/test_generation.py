@@ -52,6 +52,7 @@ def test_generation_is_greedy_and_stops():
     assert stopped == [ids[:4] for ids in generated]
 
 
+@pytest.mark.slow
 def test_two_processes_under_zero_3_generate_what_one_does(config_file, tmp_path):
     """Four batches of texts that end after different numbers of tokens, before and between training steps; a rank that ran
     fewer forwards than the other would leave it waiting."""

@@ -64,7 +64,7 @@ def rank_of(text: str) -> int:
         (504, "killed", 0),  # a leader: its node sees its store break
         (504, "stopped", SILENT),
         (0, "killed", 0),
-        (0, "stopped", SILENT),
+        pytest.param(0, "stopped", SILENT, marks=pytest.mark.slow),
         (3, "killed", SILENT),  # a rank of rank 0's node
     ],
 )

@@ -142,6 +142,7 @@ def losses(config_file, name: str, *over: str, processes: int = 0) -> list[float
     return [row["loss"]["iid"] for row in metrics(config_file.parent / "runs" / name, "validation")]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(config_file, tmp_path):
     """ZeRO-1 in float32: matrices are cut where a rank's share ends. Sums of gradients differ by rounding alone."""
     alone = losses(config_file, "alone", "training.zero_stage=0")
