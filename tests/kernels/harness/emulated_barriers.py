@@ -24,15 +24,15 @@ def written(*sources: str) -> set[str]:
 def not_missed(reasons: set[str], same: Callable[[], bool], monkeypatch) -> list[str]:
     """Those that can be skipped: neither does the emulator report it, nor is a result another one. Passing turns on orders
     nothing that is shared, and only saves time."""
-    found = []
+    needless = []
     for reason in sorted(reasons):
         if "in turns" in reason:
             continue
         monkeypatch.setenv("EMERGENCE_EMULATE_DROP", reason)
         try:
             if same():
-                found.append(reason)
+                needless.append(reason)
         except RuntimeError as error:
             assert "emulated launch" in str(error), error
     monkeypatch.delenv("EMERGENCE_EMULATE_DROP")
-    return found
+    return needless
