@@ -131,8 +131,9 @@ class DecoderConfig(ModelConfig):
         norm, H log-sum-exps of attention. Selective recomputing leaves out the norms and the product; full keeps the input and
         residual of the block alone.
 
-        Backward is fullest at the gradient of gate and up (2 F beside that of their product, whose value is gone by then), or at
-        attention's: three tensors and a float32 sum for dq, which are joined, in the place of the SwiGLU's activations.
+        Backward is fullest at the gradient of gate and up (2 F beside that of their product, F; its value stays until the layer's
+        operation ends. On Hopper there is D in the place of F), or at attention's: three tensors and a float32 sum for dq, which
+        are joined, in the place of the SwiGLU's activations.
 
         Where ranks share a sequence, attention's output is kept before and after the exchange (D more), and key/value heads as
         often as they are exchanged; an exchange has a projection's gradient, what is sent of it and what is received at once.
@@ -146,7 +147,7 @@ class DecoderConfig(ModelConfig):
             qkv += 2 * (exchanged_kv_heads(self.kv_heads, sequence_ranks) - self.kv_heads) * self.head_dim
             more += D
         block, again = size * (more + 5 * D + qkv + 3 * F) + statistics, size * (2 * D + F)
-        at_swiglu, at_attention = size * (2 * D + 2 * F), size * (2 * qkv - 3 * F) + 4 * D
+        at_swiglu, at_attention = size * (2 * D + 3 * F), size * (2 * qkv - 3 * F) + 4 * D
         if sequence_ranks > 1:
             at_attention = max(at_attention, size * (3 * qkv - 3 * F))
         backward = max(at_swiglu, at_attention)

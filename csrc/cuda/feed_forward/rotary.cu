@@ -157,7 +157,10 @@ void linear_rotary(const Tensor& x, const Tensor& weight, const Tensor& cos, con
   check_rows(x, x, N, K, "x");
   check_rows(weight, x, E, K, "weight");
   check_rows(qkv, x, N, E, "qkv");
-  for (const Tensor* angle : {&cos, &sin}) glue::check_vector(*angle, T * R, glue::ScalarType::Float, "cos and sin");
+  for (const Tensor* angle : {&cos, &sin}) {
+    glue::check_vector(*angle, T * R, glue::ScalarType::Float, "cos and sin");
+    CHECK_INPUT(glue::aligned(angle->data_ptr(), 8), "emergence_cuda: linear_rotary: cos and sin must start at a multiple of 8 bytes");
+  }
   if (N == 0) return;
   const Angles angles{glue::pointer<float>(cos), glue::pointer<float>(sin), int(T), int(heads * D)};
   by_type(x, [&](auto of_x) {

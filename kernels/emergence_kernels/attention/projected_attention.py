@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..backends import accumulating
 from ..backends.checks import autocast, check_float, require
-from ..backends.layout import adjacent_rows
+from ..backends.layout import rows_for_copies
 from ..backends.library import operations
 from ..backends.tracing import profiled
 from ..rotary.op import check_angles
@@ -63,7 +63,9 @@ def projected_attention(
     x, weight = autocast(x, weight)
     check_float(op, x=x, weight=weight)
     kv_heads = heads if kv_heads is None else kv_heads
+    require(heads > 0 and kv_heads > 0, f"{op}: {heads} query heads and {kv_heads} key heads; both must be positive")
     count = heads + 2 * kv_heads
+    accumulating.check_main_grad(op, main_grad, weight)
     require(
         x.dim() == 3 and weight.dim() == 2 and weight.shape[1] == x.shape[2] and weight.shape[0] % count == 0,
         f"{op}: x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}, expected (batch, seq, features) and "
@@ -101,16 +103,23 @@ def projected_attention(
 
 
 def turns_in_product(q: Tensor, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> bool:
+    """Whether Hopper's product is to be taken. At head dim 128 it was not faster than the rotary kernel when it was timed
+    (20261127-rotary-in-the-product.json)."""
+    on_hopper = x.device.type == "cuda" and hopper.unsupported_reason(q) is None
+    return on_hopper and q.shape[-1] == 64 and fits_product(q, x, cos, sin)
+
+
+def fits_product(q: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> bool:
     """Whether Hopper's product takes these: pairs lie in one thread where all or half of a head turn."""
     R, D = cos.shape[-1], q.shape[-1]
+    angles = all(t.dtype == torch.float32 and t.is_contiguous() and t.data_ptr() % 8 == 0 for t in (cos, sin))
     return (
-        x.device.type == "cuda"
-        and hopper.unsupported_reason(q) is None
-        and x.shape[-1] % 8 == 0
-        and x.shape[0] > 0
+        D in (64, 128)
         and R in (D // 2, D // 4)
         and cos.dim() == 2
-        and all(t.dtype == torch.float32 and t.is_contiguous() for t in (cos, sin))
+        and angles
+        and x.shape[-1] % 8 == 0
+        and x.numel() > 0
     )
 
 
@@ -128,12 +137,12 @@ class _Projected(torch.autograd.Function):
         *rest: Any,
     ) -> Tensor:
         options, backend = Options.parse(rest)
-        x_NK = adjacent_rows(x)
+        x_NK = rows_for_copies(x)
         D = weight.shape[0] // (heads + 2 * kv_heads)
         qkv = torch.empty(*x.shape[:2], weight.shape[0] // D, D, dtype=x.dtype, device=x.device)
         turned = heads + kv_heads
         operations("cuda").linear_rotary.default(
-            x_NK, weight.contiguous(), cos, sin, qkv.view(len(x_NK), -1), turned, D
+            x_NK, rows_for_copies(weight), cos, sin, qkv.view(len(x_NK), -1), turned, D
         )
         out, lse = kernels_of(backend).forward(*qkv.split([heads, kv_heads, kv_heads], 2), options)
         ctx.save_for_backward(x_NK, weight, qkv, out, lse, cos, sin, *options.tensors())

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import require
 from .products import add_to_dw
 
 
@@ -16,6 +17,14 @@ def linear(x: Tensor, weight: Tensor, main_grad: Tensor) -> Tensor:
         x: (..., K). weight: (N, K). main_grad: (N, K) float32, to which the weight's gradient is added; the weight has none.
     """
     return _Accumulating.apply(x, weight, main_grad)
+
+
+def check_main_grad(op: str, main_grad: Tensor | None, weight: Tensor) -> None:
+    require(
+        main_grad is None
+        or (main_grad.dtype == torch.float32 and main_grad.shape == weight.shape and main_grad.device == weight.device),
+        f"{op}: a main gradient must be float32, of its weight's shape {tuple(weight.shape)}, on its device",
+    )
 
 
 def weight_gradient(main_grad: Tensor | None, dy_NM: Tensor, x_NK: Tensor, weight: Tensor) -> Tensor | None:
@@ -36,6 +45,7 @@ class _Accumulating(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
         dy_NM = dy.reshape(-1, dy.shape[-1])
-        weight_gradient(ctx.main_grad, dy_NM, x.reshape(-1, x.shape[-1]), weight)
+        if ctx.needs_input_grad[1]:
+            weight_gradient(ctx.main_grad, dy_NM, x.reshape(-1, x.shape[-1]), weight)
         dx = (dy_NM @ weight).view(x.shape) if ctx.needs_input_grad[0] else None
         return dx, None, None

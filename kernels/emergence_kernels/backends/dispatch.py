@@ -28,7 +28,7 @@ def interpreting() -> bool:
 
 
 # Backends of each operation, in the default order; ranking.py has the measured order where there is one. "auto" chooses "cuda"
-# only by measurement, or where the operation ranks it (attention and feed_forward on Hopper). "torch" is always last.
+# only by measurement, or where the operation ranks it (on Hopper attention, feed_forward, position_loss). "torch" is always last.
 IMPLEMENTED = {
     "rms_norm": ("triton", "cuda", "cpu", "torch"),
     "rotary": ("triton", "cuda", "cpu", "torch"),

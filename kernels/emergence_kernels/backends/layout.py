@@ -1,5 +1,6 @@
 """Layouts of tensors for kernels."""
 
+import torch
 from torch import Tensor
 
 
@@ -7,3 +8,11 @@ def adjacent_rows(t: Tensor) -> Tensor:
     """(N, D) of (..., D), whose last stride is 1; a view where that is possible."""
     t = t.reshape(-1, t.shape[-1])
     return t if t.stride(1) == 1 or t.shape[1] == 1 else t.contiguous()
+
+
+def rows_for_copies(t: Tensor) -> Tensor:
+    """(N, D) of (..., D) that TMA can read: adjacent values, and rows that start at multiples of 16 bytes."""
+    t = adjacent_rows(t)
+    stride = t.stride(0) * t.element_size()
+    fits = t.data_ptr() % 16 == 0 and (t.shape[0] == 1 or (stride > 0 and stride % 16 == 0))
+    return t if fits else t.clone(memory_format=torch.contiguous_format)

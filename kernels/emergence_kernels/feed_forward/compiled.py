@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from ..backends import library
-from ..backends.layout import adjacent_rows
+from ..backends.layout import rows_for_copies
 from ..backends.library import operations
 from ..backends.tracing import constant_while_tracing
 
 DTYPES = (torch.bfloat16, torch.float16)
-STRIDE = 16  # bytes that rows' distances are multiples of, for TMA
 
 
 def unsupported_reason(x: Tensor, gate_up_weight: Tensor, down_weight: Tensor) -> str | None:
@@ -52,7 +51,7 @@ def forward(x_NK: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     N, F = x_NK.shape[0], weight.shape[0] // 2
     gate_up = torch.empty(N, 2 * F, dtype=x_NK.dtype, device=x_NK.device)
     y = torch.empty(N, F, dtype=x_NK.dtype, device=x_NK.device)
-    operations("cuda").linear_swiglu.default(_for_copies(x_NK), _for_copies(weight), gate_up, y)
+    operations("cuda").linear_swiglu.default(rows_for_copies(x_NK), rows_for_copies(weight), gate_up, y)
     return gate_up, y
 
 
@@ -69,14 +68,6 @@ def backward(dy_ND: Tensor, down_weight: Tensor, gate_up: Tensor) -> Tensor:
     """
     d_gate_up = torch.empty(gate_up.shape, dtype=gate_up.dtype, device=gate_up.device)
     operations("cuda").linear_swiglu_backward.default(
-        _for_copies(dy_ND), _for_copies(down_weight), _for_copies(gate_up), d_gate_up
+        rows_for_copies(dy_ND), rows_for_copies(down_weight), rows_for_copies(gate_up), d_gate_up
     )
     return d_gate_up
-
-
-def _for_copies(t: Tensor) -> Tensor:
-    """A matrix that TMA can read: adjacent values, rows at multiples of 16 bytes."""
-    t = adjacent_rows(t)
-    stride = t.stride(0) * t.element_size()
-    fits = t.data_ptr() % STRIDE == 0 and (t.shape[0] == 1 or (stride > 0 and stride % STRIDE == 0))
-    return t if fits else t.clone(memory_format=torch.contiguous_format)

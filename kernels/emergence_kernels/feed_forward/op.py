@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..backends.accumulating import weight_gradient
+from ..backends.accumulating import check_main_grad, weight_gradient
 from ..backends.checks import autocast, check_float, require
 from ..backends.dispatch import dtype_limits, resolve_backend
 from ..backends.tracing import profiled
@@ -63,9 +63,16 @@ def feed_forward(
         x.dim() >= 1 and x.shape[-1] == gate_up_weight.shape[1],
         f"feed_forward: x has shape {tuple(x.shape)}, expected (..., {gate_up_weight.shape[1]}) to match gate_up_weight",
     )
-    fuses = x.device.type == "cuda" and compiled.unsupported_reason(x, gate_up_weight, down_weight) is None
+    for main_grad, weight in zip(main_grads or (), (gate_up_weight, down_weight)):
+        check_main_grad("feed_forward", main_grad, weight)
+    compiling = torch.compiler.is_compiling()  # a graph has the three parts
+    fuses = (
+        not compiling
+        and x.device.type == "cuda"
+        and compiled.unsupported_reason(x, gate_up_weight, down_weight) is None
+    )
     chosen = resolve_backend(backend, "feed_forward", x.device, dtype_limits(x), measured=("cuda",) if fuses else ())
-    if torch.compiler.is_compiling():
+    if compiling:
         require(main_grads is None, "feed_forward: main_grads are not supported in compiled graphs")
         return F.linear(swiglu(F.linear(x, gate_up_weight), backend=chosen), down_weight)
     return _FeedForward.apply(x, gate_up_weight, down_weight, main_grads, chosen, fuses and chosen == "cuda")

@@ -73,9 +73,44 @@ def test_in_the_product(accumulated, R, in_product, device):
 
 
 def test_what_the_product_takes():
-    given, (cos, sin) = inputs(torch.bfloat16, "cpu")
-    q = given[0].new_empty(()).expand(B, T, HEADS, D)
-    assert not module.turns_in_product(q, *given, cos, sin), "a CPU's tensors"
+    (x, _), (cos, sin) = inputs(torch.bfloat16, "cpu")
+
+    def fits(x=x, cos=cos, sin=sin, D=D):
+        return module.fits_product(x.new_empty(()).expand(B, T, HEADS, D), x, cos, sin)
+
+    assert fits() and fits(cos=cos[:, :16].contiguous(), sin=sin[:, :16].contiguous())
+    assert not fits(cos=cos[:, :8].contiguous(), sin=sin[:, :8].contiguous()), "an eighth of a head turns"
+    assert not fits(cos=cos[:, ::2], sin=sin[:, ::2]), "not adjacent"
+    assert not fits(cos=cos.double(), sin=sin.double()) and not fits(cos=cos.expand(B, T, 32), sin=sin.expand(B, T, 32))
+    odd = torch.empty(T * 32 + 1)[1:].view(T, 32)
+    assert not fits(cos=odd) and not fits(sin=odd), "loads of 8 bytes"
+    assert not fits(x=x[:, :, :36]) and not fits(x=x[:, :0]) and not fits(D=96)
+
+
+@pytest.mark.parametrize("layout", ["columns", "shifted columns", "rows apart", "shifted weight"])
+def test_inputs_that_copies_cannot_read(layout, in_product, device):
+    (x, weight), angles = inputs(torch.bfloat16, device)
+    x, weight = x.detach(), weight.detach()
+    if layout == "shifted weight":
+        weight = torch.empty(weight.numel() + 1, dtype=weight.dtype, device=device)[1:].view(weight.shape).copy_(weight)
+    elif layout == "rows apart":
+        x = torch.empty(2 * B, T, K, dtype=x.dtype, device=device)[::2].copy_(x)
+    else:
+        first = 1 if layout == "shifted columns" else 0
+        x = torch.empty(B, T, K + 4, dtype=x.dtype, device=device)[:, :, first : first + K].copy_(x)
+    options = dict(heads=HEADS, kv_heads=KV_HEADS, backend="cuda")
+    out = ek.projected_attention(x, weight, *angles, **options)
+    assert torch.equal(out, ek.projected_attention(x.contiguous(), weight.clone(), *angles, **options)) and in_product
+
+
+def test_a_frozen_weight_and_no_tokens(backend, device):
+    (x, weight), (cos, sin) = inputs(of_attention(backend), device)
+    sums = torch.zeros(weight.shape, device=device)
+    options = dict(heads=HEADS, kv_heads=KV_HEADS, backend=backend)
+    out = ek.projected_attention(x, weight.detach(), cos, sin, main_grad=sums, **options)
+    out.sum().backward()
+    assert not sums.any() and x.grad is not None
+    assert ek.projected_attention(x[:, :0], weight, cos[:0], sin[:0], **options).shape == (B, 0, HEADS, D)
 
 
 def test_wrong_shapes(device):
@@ -84,3 +119,8 @@ def test_wrong_shapes(device):
         ek.projected_attention(x, weight[:-1], *angles, heads=HEADS, kv_heads=KV_HEADS)
     with pytest.raises(ValueError, match="cos has shape"):
         ek.projected_attention(x[:, 1:], weight, *angles, heads=HEADS, kv_heads=KV_HEADS)
+    with pytest.raises(ValueError, match="both must be positive"):
+        ek.projected_attention(x, weight, *angles, heads=0)
+    for main_grad in (torch.zeros(weight.shape, dtype=torch.bfloat16, device=device), torch.zeros(3, device=device)):
+        with pytest.raises(ValueError, match="must be float32, of its weight's shape"):
+            ek.projected_attention(x, weight, *angles, heads=HEADS, kv_heads=KV_HEADS, main_grad=main_grad)

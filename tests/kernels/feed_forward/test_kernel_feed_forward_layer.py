@@ -94,3 +94,11 @@ def test_autocast(device):
 def test_wrong_shapes(shapes, says, device):
     with pytest.raises(ValueError, match=says):
         ek.feed_forward(*(torch.randn(shape, device=device) for shape in shapes))
+
+
+def test_main_gradients_that_do_not_fit(device):
+    given = inputs(torch.float32, device)
+    right = tuple(torch.zeros(t.shape, device=device) for t in given[1:])
+    for grads in ((right[0].double(), right[1]), (right[0], right[1].t())):
+        with pytest.raises(ValueError, match="must be float32, of its weight's shape"):
+            ek.feed_forward(*given, main_grads=grads)

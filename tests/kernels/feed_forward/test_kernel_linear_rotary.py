@@ -76,7 +76,7 @@ def test_every_barrier_wait_and_fence_is_needed(emulated, monkeypatch):
     usual = run()
     reasons = emulated_barriers.written("cuda/feed_forward/products.h", "cuda/feed_forward/rotary.cu")
     reasons -= {"no block ends while another still reaches it"}  # of clusters
-    assert reasons <= emulated_barriers.met()
+    assert reasons <= emulated_barriers.met() and len(reasons) >= 15, f"not met: {reasons - emulated_barriers.met()}"
     assert not emulated_barriers.not_missed(reasons, lambda: torch.equal(usual, run()), monkeypatch)
 
 
