@@ -92,13 +92,9 @@ __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(kCluster)
 #if HOPPER_CODE
   TILES(memory);
   const Tiles tiles{memory};
-  init_mbarriers(tiles);
-  const int warpgroup = uniform(threadIdx.x / kGroup);
-  if (warpgroup == 0) {
-    give_registers<kForProducer>();
-    const int warp = uniform(threadIdx.x / kWarp);
-    if (threadIdx.x == 0) {
-      produce(tiles, of_dy, problem, [&](int stage, int k, int column) {
+  run(
+      tiles, of_dy, problem,
+      [&](int stage, int k, int column) {
         constexpr int kMine = kChunks / kCluster;
         const int first = rank_in_cluster() * kMine;
 #pragma unroll
@@ -106,19 +102,14 @@ __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(kCluster)
           load_tile_for_all(kCluster, tiles.b(stage) + slab * kSlab, of_weight, tiles.full(stage), column * kColumns + slab * 64,
                             k * kDepth, 0, 0);
         }
+      },
+      [&](int group) { move_chunks(tiles, group, of_gate_up, of_gradient, problem); },
+      [&](int group) {
+        consume<T, true, kChunks, kSteps, kSpread>(
+            tiles, group, problem,
+            [&](int chunk, int part, int, const uint32_t(&words)[kWords]) { put<T>(tiles, group, chunk, part, words); },
+            start_of(group));
       });
-    } else if (threadIdx.x % kWarp == 0 && warp <= kConsumers) {
-      move_chunks(tiles, warp - 1, of_gate_up, of_gradient, problem);
-    }
-  } else {
-    take_registers<kForConsumers>();
-    const int group = warpgroup - 1;
-    consume<T, true, kChunks, kSteps, kSpread>(
-        tiles, group, problem,
-        [&](int chunk, int part, int, const uint32_t(&words)[kWords]) { put<T>(tiles, group, chunk, part, words); },
-        start_of(group));
-  }
-  finish();
 #endif
 }
 

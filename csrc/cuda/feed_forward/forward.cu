@@ -4,7 +4,7 @@
 // They are rounded first, and y is computed in float32 from what they are rounded to. A consumer warpgroup writes 64 columns
 // of one after another, gate, up and y, to its slots, and its thread of the first warpgroup stores them.
 
-#include "cuda/feed_forward/products.h"
+#include "cuda/feed_forward/slabs.h"
 
 namespace {
 
@@ -19,23 +19,6 @@ constexpr int kHalves = kFeatures / 64, kSteps = 3;  // of a tile; in which one 
 
 constexpr int kKinds = 3;  // gate, up, y
 constexpr int kSlabs = kFeatures / 64 * kKinds;
-
-// Slabs of the warpgroup's results go out.
-__device__ __forceinline__ void store_slabs(const Tiles& tiles, int group, const TensorMap& of_gate_up, const TensorMap& of_y,
-                                            const Problem& problem) {
-  int n = 0;
-  for (Walk walk(problem); walk.more(); walk.advance(), ++n)
-#pragma unroll
-    for (int j = 0; j < kSlabs; ++j) {
-      const int which = j % Tiles::kSlots, use = n * (kSlabs / Tiles::kSlots) + j / Tiles::kSlots, kind = j % kKinds;
-      const int column = walk.column * kFeatures + j / kKinds * 64;
-      wait(tiles.done(group, which), use & 1, "results are in shared memory before they are stored (wait)");
-      store_tile(kind == 2 ? of_y : of_gate_up, tiles.slot(group, which), column, walk.row + group * 64, kind % 2, 0);
-      commit_stores("a slab's store is waited for");
-      wait_stores<0>("results are read before others overwrite them");
-      arrive(tiles.ready(group, which), "results are read before others overwrite them (arrival)");
-    }
-}
 
 template <typename T>
 __device__ __forceinline__ uint32_t activated(uint32_t gates, uint32_t ups) {
@@ -78,13 +61,9 @@ __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(kCluster)
 #if HOPPER_CODE
   TILES(memory);
   const Tiles tiles{memory};
-  init_mbarriers(tiles);
-  const int warpgroup = uniform(threadIdx.x / kGroup);
-  if (warpgroup == 0) {
-    give_registers<kForProducer>();
-    const int warp = uniform(threadIdx.x / kWarp);
-    if (threadIdx.x == 0) {
-      produce(tiles, of_x, problem, [&](int stage, int k, int column) {
+  run(
+      tiles, of_x, problem,
+      [&](int stage, int k, int column) {
         constexpr int kMine = 2 / kCluster;
 #pragma unroll
         for (int i = 0; i < kMine; ++i) {
@@ -92,19 +71,19 @@ __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(kCluster)
           load_tile_for_all(kCluster, tiles.b(stage) + half * (kB / 2), of_weight, tiles.full(stage), k * kDepth,
                             column * kFeatures, half, 0);
         }
-      });
-    } else if (threadIdx.x % kWarp == 0 && warp <= kConsumers) {
-      store_slabs(tiles, warp - 1, of_gate_up, of_y, problem);
-    }
-  } else {
-    take_registers<kForConsumers>();
-    const int group = warpgroup - 1;
-    consume<T, false, kHalves, kSteps, kPaired>(
-        tiles, group, problem, [&](int half, int part, int n, const uint32_t(&words)[kWords]) {
-          put<T>(tiles, group, half, part, n, words);
+      },
+      [&](int group) {
+        store_slabs<kSlabs>(tiles, group, problem, [&](const Walk& walk, int j, uint32_t slot) {
+          const int kind = j % kKinds, column = walk.column * kFeatures + j / kKinds * 64;
+          store_tile(kind == 2 ? of_y : of_gate_up, slot, column, walk.row + group * 64, kind % 2, 0);
         });
-  }
-  finish();
+      },
+      [&](int group) {
+        consume<T, false, kHalves, kSteps, kPaired>(
+            tiles, group, problem, [&](int half, int part, int n, const uint32_t(&words)[kWords]) {
+              put<T>(tiles, group, half, part, n, words);
+            });
+      });
 #endif
 }
 

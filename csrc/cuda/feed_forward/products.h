@@ -263,6 +263,27 @@ __device__ __forceinline__ float sigmoid(float x) {
   return reciprocal_fast(1.0f + exp2_fast(-kLog2e * x));
 }
 
+// What the threads of a block do: one loads operands, by load_b(stage, k, column) as in produce; one for each consumer warpgroup is
+// its move(group); the warpgroups are work(group).
+template <typename Tiles, typename L, typename M, typename W>
+__device__ __forceinline__ void run(const Tiles& tiles, const TensorMap& of_a, const Problem& problem, L&& load_b, M&& move,
+                                    W&& work) {
+  init_mbarriers(tiles);
+  const int warpgroup = uniform(threadIdx.x / kGroup);
+  if (warpgroup == 0) {
+    give_registers<kForProducer>();
+    const int warp = uniform(threadIdx.x / kWarp);
+    if (threadIdx.x == 0)
+      produce(tiles, of_a, problem, load_b);
+    else if (threadIdx.x % kWarp == 0 && warp <= kConsumers)
+      move(warp - 1);
+  } else {
+    take_registers<kForConsumers>();
+    work(warpgroup - 1);
+  }
+  finish();
+}
+
 #endif
 
 // ---- host ------------------------------------------------------------------------------------------------------------

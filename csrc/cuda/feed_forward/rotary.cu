@@ -4,7 +4,7 @@
 // Both of a pair are in one thread's registers. They are rounded first, turned in float32, and rounded again, as by two operations.
 // A consumer warpgroup writes 64 columns after another to its slots, and its thread of the first warpgroup stores them.
 
-#include "cuda/feed_forward/products.h"
+#include "cuda/feed_forward/slabs.h"
 
 namespace {
 
@@ -18,21 +18,6 @@ struct Angles {
 };
 
 #if HOPPER_CODE
-
-template <typename Tiles>
-__device__ __forceinline__ void store_slabs(const Tiles& tiles, int group, const TensorMap& of_qkv, const Problem& problem) {
-  int n = 0;
-  for (Walk walk(problem); walk.more(); walk.advance(), ++n)
-#pragma unroll
-    for (int j = 0; j < kSlabs; ++j) {
-      const int which = j % Tiles::kSlots, use = n * (kSlabs / Tiles::kSlots) + j / Tiles::kSlots;
-      wait(tiles.done(group, which), use & 1, "results are in shared memory before they are stored (wait)");
-      store_tile(of_qkv, tiles.slot(group, which), walk.column * kColumns + j * 64, walk.row + group * 64, 0, 0);
-      commit_stores("a slab's store is waited for");
-      wait_stores<0>("results are read before others overwrite them");
-      arrive(tiles.ready(group, which), "results are read before others overwrite them (arrival)");
-    }
-}
 
 // Two neighbours of a head's feature, and those R features further (`second`: or before), by their angles.
 template <typename T>
@@ -107,13 +92,9 @@ __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(kCluster)
   using Tiles = Layout<4, 2, 1>;
   TILES(memory);
   const Tiles tiles{memory};
-  init_mbarriers(tiles);
-  const int warpgroup = uniform(threadIdx.x / kGroup);
-  if (warpgroup == 0) {
-    give_registers<kForProducer>();
-    const int warp = uniform(threadIdx.x / kWarp);
-    if (threadIdx.x == 0) {
-      produce(tiles, of_x, problem, [&](int stage, int k, int column) {
+  run(
+      tiles, of_x, problem,
+      [&](int stage, int k, int column) {
         constexpr int kMine = 2 / kCluster;
 #pragma unroll
         for (int i = 0; i < kMine; ++i) {
@@ -121,25 +102,25 @@ __global__ void __launch_bounds__(kThreads, 1) CLUSTERS_OF(kCluster)
           load_tile_for_all(kCluster, tiles.b(stage) + half * (kB / 2), of_weight, tiles.full(stage), k * kDepth,
                             column * kColumns + half * (kColumns / 2), 0, 0);
         }
+      },
+      [&](int group) {
+        store_slabs<kSlabs>(tiles, group, problem, [&](const Walk& walk, int j, uint32_t slot) {
+          store_tile(of_qkv, slot, walk.column * kColumns + j * 64, walk.row + group * 64, 0, 0);
+        });
+      },
+      [&](int group) {
+        Walk walk(problem);
+        Turns turns;
+        fetch<D, R>(turns, angles, group, 0, walk.row, walk.column * kColumns);
+        consume<T, false, 1, kParts / 2, kInOrder>(
+            tiles, group, problem, [&](int, int part, int n, const uint32_t(&words)[kWords]) {
+              const Turns now = turns;
+              const int column0 = walk.column * kColumns;
+              if (part == kParts - 1) walk.advance();
+              fetch<D, R>(turns, angles, group, (part + 1) % kParts, walk.row, walk.column * kColumns);
+              put<T, D, R>(tiles, group, part, n, column0, angles, now, words);
+            });
       });
-    } else if (threadIdx.x % kWarp == 0 && warp <= kConsumers) {
-      store_slabs(tiles, warp - 1, of_qkv, problem);
-    }
-  } else {
-    take_registers<kForConsumers>();
-    const int group = warpgroup - 1;
-    Walk walk(problem);
-    Turns turns;
-    fetch<D, R>(turns, angles, group, 0, walk.row, walk.column * kColumns);
-    consume<T, false, 1, kParts / 2, kInOrder>(tiles, group, problem, [&](int, int part, int n, const uint32_t(&words)[kWords]) {
-      const Turns now = turns;
-      const int column0 = walk.column * kColumns;
-      if (part == kParts - 1) walk.advance();
-      fetch<D, R>(turns, angles, group, (part + 1) % kParts, walk.row, walk.column * kColumns);
-      put<T, D, R>(tiles, group, part, n, column0, angles, now, words);
-    });
-  }
-  finish();
 #endif
 }
 

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..backends.library import operations
-from ..backends.tracing import constant_while_tracing
+from ..backends.library import is_hopper, operations
 from .document_ranges import Blocks
 from .inputs import aligned, numbered, positive
 from .options import Angles, Gradients, Options, empty_gradients
@@ -49,14 +48,9 @@ def unsupported_reason(q: Tensor) -> str | None:
         return f"Hopper's kernels support bfloat16 and float16, not {q.dtype}"
     if q.shape[-1] not in HEAD_DIMS:
         return f"Hopper's kernels support head dims 64 and 128, not {q.shape[-1]}"
-    if q.device.type == "cuda" and not _is_hopper(q.device):
+    if q.device.type == "cuda" and not is_hopper(q.device):
         return "Hopper's kernels run on compute capability 9.0 only"
     return None
-
-
-@constant_while_tracing
-def _is_hopper(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) == (9, 0)
 
 
 def rotates_back(cos: Tensor) -> bool:

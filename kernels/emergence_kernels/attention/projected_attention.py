@@ -78,7 +78,7 @@ def projected_attention(
         q, k = (x.new_empty(()).expand(*x.shape[:2], n, weight.shape[0] // count) for n in (heads, kv_heads))
         check_angles(op, q, cos, sin)
         options, chosen = checked(op, q, k, k, options, plan, backend)
-        if chosen == "cuda" and turns_in_product(q, x, weight, cos, sin):
+        if chosen == "cuda" and turns_in_product(q, x, cos, sin):
             return _Projected.apply(x, weight, cos, sin, main_grad, heads, kv_heads, *options.arguments(chosen))
     require(
         main_grad is None or not torch.compiler.is_compiling(), f"{op}: main_grad is not supported in compiled graphs"
@@ -102,7 +102,7 @@ def projected_attention(
     )
 
 
-def turns_in_product(q: Tensor, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> bool:
+def turns_in_product(q: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> bool:
     """Whether Hopper's product is to be taken. At head dim 128 it was not faster than the rotary kernel when it was timed
     (20261127-rotary-in-the-product.json)."""
     on_hopper = x.device.type == "cuda" and hopper.unsupported_reason(q) is None

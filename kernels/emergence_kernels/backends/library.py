@@ -77,6 +77,12 @@ def unsupported_reason(backend: str, device: torch.device) -> str | None:
     return _old_driver(built, _driver())
 
 
+@constant_while_tracing
+def is_hopper(device: torch.device) -> bool:
+    """Whether kernels for sm_90a run on a CUDA device: on 9.0 alone."""
+    return torch.cuda.get_device_capability(device) == (9, 0)
+
+
 @cache
 def _driver() -> tuple[int, int] | None:
     """The newest CUDA version that the driver supports, or None where unknown."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..backends import triton_configs as configs
 from ..backends.logit_chunks import equal_rows as equal_rows
 from ..backends.logit_chunks import padded as padded
 from ..backends.products import add_to_dw, finish_dw, logits
@@ -49,6 +50,17 @@ class LogitChunks:
             n = here.stop - start
             logits(self.hidden_ND[here], self.weight_VD, self.buffer_RS[:n, : self.V])
             yield here, self.buffer_RS[:n], self.gradient_RS[:n]
+
+
+def chunks_on_gpu(
+    hidden_ND: Tensor, weight_VD: Tensor, rows: int | None, arch: str, *, gradient_last: bool = False
+) -> LogitChunks:
+    """Of `rows`, or of as many as the table of `arch` allows, in the type of logits that it has."""
+    N, V = hidden_ND.shape[0], weight_VD.shape[0]
+    dtype = configs.logits_dtype(arch, hidden_ND.dtype)
+    most = configs.CHUNK_BYTES[arch] // (dtype.itemsize * padded(V))
+    rows = rows or equal_rows(N, most, configs.CHUNK_MULTIPLE)
+    return LogitChunks(hidden_ND, weight_VD, rows, dtype, gradient_last=gradient_last)
 
 
 class Gradients:

@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from ..backends import triton_configs as configs
-from ..backends.library import operations
-from ..backends.logit_chunks import equal_rows, padded
-from ..backends.tracing import constant_while_tracing
-from .chunks import Gradients, LogitChunks
+from ..backends.library import is_hopper, operations
+from .chunks import Gradients, LogitChunks, chunks_on_gpu
 from .options import RowOptions
 from .reference import RowStatistics, chunk_rows, unpack
 
@@ -26,21 +24,16 @@ HOPPER_ROW = 14 << 14  # bytes of logits: slots of rows_hopper
 
 
 def _chunks(hidden_ND: Tensor, weight_VD: Tensor, rows_per_chunk: int | None) -> LogitChunks:
-    N, V, device, dtype = hidden_ND.shape[0], weight_VD.shape[0], hidden_ND.device, torch.float32
-    if device.type == "cuda":  # as triton_loss_rows.py has them
-        arch = configs.architecture(device)
-        dtype = configs.logits_dtype(arch, hidden_ND.dtype)
-        most = configs.CHUNK_BYTES[arch] // (dtype.itemsize * padded(V))
-        rows_per_chunk = rows_per_chunk or equal_rows(N, most, configs.CHUNK_MULTIPLE)
-    return LogitChunks(hidden_ND, weight_VD, rows_per_chunk or chunk_rows(N, V, device), dtype)
+    if hidden_ND.device.type == "cuda":
+        return chunks_on_gpu(hidden_ND, weight_VD, rows_per_chunk, configs.architecture(hidden_ND.device))
+    rows = rows_per_chunk or chunk_rows(hidden_ND.shape[0], weight_VD.shape[0], hidden_ND.device)
+    return LogitChunks(hidden_ND, weight_VD, rows)
 
 
-@constant_while_tracing
 def rows_stay(device: torch.device, V: int) -> bool:
     """Whether rows_hopper takes rows of V logits, with their gradients: a short row would leave its threads idle. On an H100 a
     position_loss by it was 3 to 7% faster than Triton's at 50,304 logits (20261127-loss-rows.json)."""
-    hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
-    return hopper and HOPPER_ROW // 8 <= 4 * V <= HOPPER_ROW
+    return device.type == "cuda" and is_hopper(device) and HOPPER_ROW // 8 <= 4 * V <= HOPPER_ROW
 
 
 def fused_rows(

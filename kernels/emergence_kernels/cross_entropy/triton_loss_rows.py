@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..backends import triton_configs as configs
 from ..backends.triton_common import LOG2E, LOW, on_device, tanh
-from .chunks import Gradients, LogitChunks, equal_rows, padded
+from .chunks import Gradients, chunks_on_gpu
 from .options import RowOptions
 from .reference import RowStatistics
 
@@ -132,14 +132,10 @@ class _Sweep:
 
     def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, options: RowOptions) -> None:
         self.options = options
-        N, V = hidden_ND.shape[0], weight_VD.shape[0]
         arch = configs.architecture(hidden_ND.device)
-        dtype = configs.logits_dtype(arch, hidden_ND.dtype)
-        size, S = dtype.itemsize, padded(V)
-        rows = options.rows_per_chunk or equal_rows(N, configs.CHUNK_BYTES[arch] // (size * S), configs.CHUNK_MULTIPLE)
-        self.chunks = LogitChunks(hidden_ND.contiguous(), weight_VD, rows, dtype, gradient_last=True)
-        entry = configs.loss_rows(arch, V)
-        vector = 16 // size
+        self.chunks = chunks_on_gpu(hidden_ND.contiguous(), weight_VD, options.rows_per_chunk, arch, gradient_last=True)
+        entry = configs.loss_rows(arch, self.chunks.V)
+        vector = 16 // self.chunks.buffer_RS.element_size()
         self.tile = dict(THREADS=entry.threads, UNROLL=entry.columns // vector, VECTOR=vector)
         self.launch = dict(num_warps=entry.num_warps, num_stages=1)
 

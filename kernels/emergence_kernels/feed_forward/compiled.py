@@ -10,7 +10,6 @@ from torch import Tensor
 from ..backends import library
 from ..backends.layout import rows_for_copies
 from ..backends.library import operations
-from ..backends.tracing import constant_while_tracing
 
 DTYPES = (torch.bfloat16, torch.float16)
 
@@ -29,14 +28,9 @@ def unsupported_reason(x: Tensor, gate_up_weight: Tensor, down_weight: Tensor) -
         return f"Hopper's products need features in multiples of 8, not {K}, {F} and {D}"
     if reason := library.unsupported_reason("cuda", x.device):
         return reason
-    if x.device.type == "cuda" and not _is_hopper(x.device):
+    if x.device.type == "cuda" and not library.is_hopper(x.device):
         return "Hopper's products run on compute capability 9.0 only"
     return None
-
-
-@constant_while_tracing
-def _is_hopper(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) == (9, 0)
 
 
 def forward(x_NK: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

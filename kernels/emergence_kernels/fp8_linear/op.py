@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..backends.accumulating import weight_gradient
 from ..backends.checks import check_float, require
 from ..backends.dispatch import resolve_backend, unsupported_reason
-from ..backends.products import add_to_dw
 from ..backends.register_op import Op, register_op
 from ..backends.tracing import constant_while_tracing
 
@@ -156,13 +156,7 @@ def _backward(ctx, gradient, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
     dx = gradient(dy, weight, columns_KN, column_scales_K, ctx.backend) if ctx.needs_input_grad[0] else None
     if not ctx.needs_input_grad[1]:
         return dx, None
-    dw = add_to_dw(
-        ctx.main_grad,
-        dy.reshape(-1, dy.shape[-1]),
-        x.reshape(-1, x.shape[-1]),
-        single=ctx.main_grad is None,
-    )
-    return dx, dw.to(weight.dtype) if ctx.main_grad is None else None
+    return dx, weight_gradient(ctx.main_grad, dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1]), weight)
 
 
 _fp8_linear = register_op(

@@ -74,7 +74,9 @@ def test_the_order_of_threads_does_not_matter(emulated, monkeypatch):
 @pytest.mark.slow
 def test_every_barrier_wait_and_fence_is_needed(emulated, monkeypatch):
     usual = run()
-    reasons = emulated_barriers.written("cuda/feed_forward/products.h", "cuda/feed_forward/rotary.cu")
+    reasons = emulated_barriers.written(
+        *(f"cuda/feed_forward/{name}" for name in ("products.h", "slabs.h", "rotary.cu"))
+    )
     reasons -= {"no block ends while another still reaches it"}  # of clusters
     assert reasons <= emulated_barriers.met() and len(reasons) >= 15, f"not met: {reasons - emulated_barriers.met()}"
     assert not emulated_barriers.not_missed(reasons, lambda: torch.equal(usual, run()), monkeypatch)
