@@ -1,6 +1,6 @@
 """Tokens/s of the training loop against a plain PyTorch loop and transformers' Llama: same shape, data, threads, one run.
 
-    python benchmarks/speed/cpu_training.py [--sizes tiny-0.05m,...] [--threads 2] [--rounds 61] [--out FILE]
+    python benchmarks/speed/cpu_training.py [--config FILE] [--sizes shallow-0.1m,...] [--threads 2] [--rounds 61] [--out FILE]
 
 The contestants take turns, a few steps each and another one first each round, so that drift of the machine's speed
 affects all alike; a round during which other processes took more than 5% of one core is discarded and repeated (both are
@@ -233,16 +233,16 @@ def paired(of_rounds: list[float]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--sizes", default="tiny-0.05m,tiny-0.2m,tiny-0.9m")
+    parser.add_argument("--sizes", default="shallow-0.1m,shallow-0.2m,shallow-0.4m")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=61)
-    parser.add_argument("--data", default="data/tiny")
+    parser.add_argument("--config", default="configs/quickstart.yaml")
     parser.add_argument("--out", default="benchmarks/results/cpu/training.json")
     arguments = parser.parse_args()
     mesh = distributed.start(arguments.threads)
     results = {}
     for size in arguments.sizes.split(","):
-        config = configs.load("configs/tiny.yaml", [f"model.preset={size}", f"data.path={arguments.data}"])
+        config = configs.load(arguments.config, [f"model.preset={size}"])
         prepare(config.data)
         dataset = Dataset(config.data, config.seed)
         shape = config.model.model_copy(update={"vocab_size": padded_vocabulary(dataset.vocabulary)})

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -28,26 +29,25 @@ using operators::Tensor;
 
 // exp(x) for x <= 0, within 2 ulp; 1.6e-38 below -87. In a form that vectorises: x = n ln 2 + r, |r| <= ln 2 / 2, and
 // exp(x) = 2^n exp(r) with Taylor's polynomial, whose 8th term is below 6e-9.
-inline float exp_negative(float x) {
-  x = x < -87.0f ? -87.0f : x;  // a NaN stays one
+// Of a float, or of a vector of them with Int a vector of as many int32_t.
+template <typename Float, typename Int>
+inline __attribute__((always_inline)) Float exponential(Float x) {
+  x = x < -87.0f ? Float{} - 87.0f : x;  // a NaN stays one
   constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to an integer
-  const float shifted = x * 1.44269504088896341f + kRounder;
-  const float n = shifted - kRounder;
-  const float r = (x - n * 0.693145751953125f) - n * 1.42860682030941723e-6f;  // ln 2 in two parts: n times the first is exact
-  float p = 1.3814599603657884e-3f;
-  p = p * r + 8.368717164654843e-3f;
+  const Float shifted = x * 1.44269504088896341f + kRounder;
+  const Float n = shifted - kRounder;
+  const Float r = (x - n * 0.693145751953125f) - n * 1.42860682030941723e-6f;  // ln 2 in two parts: n times the first is exact
+  Float p = 1.3814599603657884e-3f * r + 8.368717164654843e-3f;
   p = p * r + 4.166838805356467e-2f;
   p = p * r + 1.666652062936716e-1f;
   p = p * r + 4.999999344768402e-1f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  int32_t bits;
-  std::memcpy(&bits, &shifted, 4);  // its low bits are n
-  bits = (bits + 127) << 23;
-  float scale;
-  std::memcpy(&scale, &bits, 4);
-  return p * scale;
+  const Int n_bits = std::bit_cast<Int>(shifted);  // its low bits are n
+  return p * std::bit_cast<Float>((n_bits + 127) << 23);
 }
+
+inline float exp_negative(float x) { return exponential<float, int32_t>(x); }
 
 // Four vectors' worth of maxima side by side: one maximum waits for the one before, and GCC leaves that loop scalar. NaNs are
 // ignored.
@@ -63,6 +63,18 @@ inline float maximum(const float* values, int64_t count) {
   for (int width = kLanes / 2; width > 0; width /= 2)
     for (int lane = 0; lane < width; ++lane) of_lane[lane] = std::max(of_lane[lane], of_lane[lane + width]);
   return of_lane[0];
+}
+
+// The R pairs (x[i], x[i + R]) turned by their angles (back for sign -1) -> out, which may be x; the rest of D features copied.
+inline __attribute__((always_inline)) void turn(const float* x, const float* cos, const float* sin, float sign, int64_t R,
+                                                int64_t D, float* out) {
+#pragma omp simd
+  for (int64_t i = 0; i < R; ++i) {
+    const float first = x[i], second = x[i + R], s = sign * sin[i];
+    out[i] = first * cos[i] - second * s;
+    out[i + R] = second * cos[i] + first * s;
+  }
+  if (x != out) std::copy(x + 2 * R, x + D, out + 2 * R);
 }
 
 // (rows, columns) float32 with adjacent columns.

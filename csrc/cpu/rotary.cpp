@@ -22,13 +22,7 @@ CLONED void turn(const Turn& t, int64_t begin, int64_t end) {
     for (int64_t h = 0; h < t.H; ++h) {
       const float* x = t.x + b * t.stride_b + position * t.stride_t + h * t.stride_h;
       float* out = t.out + b * t.out_b + position * t.out_t + h * t.out_h;
-#pragma omp simd
-      for (int64_t i = 0; i < t.R; ++i) {
-        const float first = x[i], second = x[i + t.R], s = t.sign * sin[i];
-        out[i] = first * cos[i] - second * s;
-        out[i + t.R] = second * cos[i] + first * s;
-      }
-      if (x != out) std::copy(x + 2 * t.R, x + t.D, out + 2 * t.R);
+      cpu::turn(x, cos, sin, t.sign, t.R, t.D, out);
     }
   }
 }

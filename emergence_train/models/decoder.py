@@ -222,18 +222,20 @@ class Attention(nn.Module):
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)).
 
-    main_grads: of both weights, where their gradients are accumulated by products (training.main_gradients). In training both
-    layers are one operation then.
+    as_one: whether both layers are one operation in training. Both weights must be whole then, which ZeRO-3 shows to a layer's
+        own forward only, and hooks on the layers see nothing.
+    main_grads: of both weights, where their gradients are accumulated by products (training.main_gradients).
     """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
+        self.as_one = False
         self.main_grads: tuple[Tensor, Tensor] | None = None
         self.gate_up = nn.Linear(config.width, 2 * config.ffn, bias=False)
         self.down = nn.Linear(config.ffn, config.width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        if self.main_grads and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if self.as_one and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return feed_forward(x_BTD, self.gate_up.weight, self.down.weight, main_grads=self.main_grads)
         return self.down(swiglu(self.gate_up(x_BTD)))
 

@@ -100,10 +100,10 @@ def emulated() -> None:
 
 def pytest_generate_tests(metafunc) -> None:
     """`backend`: all that have the module's operation. `fused`: those with kernels of our own. `compiled`: in C++."""
-    module, name = metafunc.module.__name__, metafunc.function.__name__
+    module = metafunc.module.__name__
     names = ["triton"] if PTX else ["cuda"] if NVCC else ["triton", "cuda"]
     alone = PTX or NVCC
-    names += ["cpu"] if "attention" not in module + name and not CUDA and not alone else []
+    names += ["cpu"] if "attention_scores" not in module and not CUDA and not alone else []
     if "compiled" in metafunc.fixturenames:
         metafunc.parametrize("compiled", ["cuda", *([] if CUDA or NVCC else ["cpu"])], indirect=True)
     elif "fused" in metafunc.fixturenames:

@@ -51,10 +51,11 @@ def test_presets_are_the_sizes_they_are_called(name, least, most):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_flops_in_closed_form_equal_a_count(tied):
+def test_flops_in_closed_form_equal_a_count(tied, monkeypatch):
+    monkeypatch.setenv("EMERGENCE_KERNELS_BACKEND", "torch")
     model = decoder(dtype=torch.float32, tied=tied)
     tokens = torch.randint(0, 96, (2, 64))
-    # The counter knows products of matrices, not the CPU's flash kernel; the plain path does the full, uncausal work.
+    # The counter knows products of matrices, not the CPU's kernels; the plain path does the full, uncausal work.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         logits = model(tokens)
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten()).backward()

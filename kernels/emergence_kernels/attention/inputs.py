@@ -1,4 +1,4 @@
-"""Preparation of the inputs of attention's CUDA kernels."""
+"""Preparation of the inputs of attention's compiled kernels."""
 
 import torch
 from torch import Tensor
@@ -9,6 +9,10 @@ def aligned(t: Tensor, *, expanded: bool = True) -> Tensor:
     strides = [t.stride(d) * t.element_size() for d in range(3) if t.shape[d] > 1]
     fine = t.stride(3) == 1 and t.data_ptr() % 16 == 0 and all(s % 16 == 0 and (s > 0 or expanded) for s in strides)
     return t if fine else t.clone(memory_format=torch.contiguous_format)
+
+
+def adjacent_features(t: Tensor) -> Tensor:
+    return t if t.stride(3) == 1 or t.shape[3] == 1 else t.contiguous()
 
 
 def numbered(document_ids: Tensor | None) -> Tensor | None:

@@ -14,12 +14,13 @@ from ..backends.ranking import fastest
 from ..backends.register_op import Op, register_op
 from ..backends.tracing import profiled
 from . import compiled as compiled_attention
+from . import cpu as cpu_attention
 from . import flash as flash_backend
 from .document_ranges import DocumentPlan, planned, starts_of_documents
 from .options import SCHEMA, SINKS, Options
 from .reference import attention as attention_torch
 
-OWN = ("triton", "cuda")  # backends whose kernels are called from here; the others have their own autograd
+OWN = ("triton", "cuda", "cpu")  # backends whose kernels are called from here; the others have their own autograd
 MAX_HEAD_DIM = 128  # bound of the Triton kernels, which pad head dims to 16, 32, 64 or 128
 
 
@@ -55,7 +56,7 @@ def attention(
         sinks: (H,): a logit that each softmax of head h counts in its denominator, as of a key whose value is 0 (gpt-oss;
             Xiao et al., arXiv 2309.17453). Differentiable.
         alibi: (H,) slopes: -slope |i - j| is added to the scores of head h (arXiv 2108.12409). Constants: no gradient.
-        backend: "triton", "cuda", "flash", "torch" or "auto"; None reads EMERGENCE_KERNELS_BACKEND.
+        backend: "triton", "cuda", "cpu", "flash", "torch" or "auto"; None reads EMERGENCE_KERNELS_BACKEND.
 
     Returns:
         (B, T, H, D). Every query sees itself, so no row is empty. Softcap, sinks and alibi are computed by "triton" and "torch"
@@ -109,7 +110,8 @@ def document_plan(
     if torch.compiler.is_compiling():
         return plan
     require(
-        document_ids.dim() == 2, f"document_plan: document_ids have shape {tuple(document_ids.shape)}, expected (B, T)"
+        document_ids.dim() == 2,
+        lambda: f"document_plan: document_ids have shape {tuple(document_ids.shape)}, expected (B, T)",
     )
     (q,) = autocast(torch.empty((), dtype=dtype, device=document_ids.device))
     q = q.expand(*document_ids.shape, heads, head_dim)  # stands for the queries: shape, dtype and device are read
@@ -145,27 +147,30 @@ def checked(
 ) -> tuple[Options, str]:
     """Check the arguments; return the options, with torch's setting for determinism and the plan's ranges, and the backend."""
     check_float(op, q=q, k=k, v=v)
-    require(q.dim() == 4, f"{op}: q must be (batch, seq, heads, head_dim), got shape {tuple(q.shape)}")
-    require(k.shape == v.shape, f"{op}: k has shape {tuple(k.shape)} but v has {tuple(v.shape)}")
+    require(q.dim() == 4, lambda: f"{op}: q must be (batch, seq, heads, head_dim), got shape {tuple(q.shape)}")
+    require(k.shape == v.shape, lambda: f"{op}: k has shape {tuple(k.shape)} but v has {tuple(v.shape)}")
     B, T, H, D = q.shape
     require(
         k.dim() == 4 and k.shape[0] == B and k.shape[1] == T and k.shape[3] == D,
-        f"{op}: k has shape {tuple(k.shape)}, expected ({B}, {T}, key heads, {D}) to match q",
+        lambda: f"{op}: k has shape {tuple(k.shape)}, expected ({B}, {T}, key heads, {D}) to match q",
     )
     G = k.shape[2]
-    require(G > 0 and H % G == 0, f"{op}: {H} query heads cannot share {G} key heads: {G} must divide {H}")
+    require(G > 0 and H % G == 0, lambda: f"{op}: {H} query heads cannot share {G} key heads: {G} must divide {H}")
     document_ids, window, deterministic = options.document_ids, options.window, options.deterministic
-    require(window is None or window >= 1, f"{op}: window must be at least 1, got {window}")
+    require(window is None or window >= 1, lambda: f"{op}: window must be at least 1, got {window}")
     if document_ids is not None:
         require(
             tuple(document_ids.shape) == (B, T),
-            f"{op}: document_ids have shape {tuple(document_ids.shape)}, expected ({B}, {T})",
+            lambda: f"{op}: document_ids have shape {tuple(document_ids.shape)}, expected ({B}, {T})",
         )
         require(
             document_ids.dtype in (torch.int32, torch.int64),
-            f"{op}: document_ids have dtype {document_ids.dtype}; expected int32 or int64",
+            lambda: f"{op}: document_ids have dtype {document_ids.dtype}; expected int32 or int64",
         )
-        require(document_ids.device == q.device, f"{op}: document_ids are on {document_ids.device}, q on {q.device}")
+        require(
+            document_ids.device == q.device,
+            lambda: f"{op}: document_ids are on {document_ids.device}, q on {q.device}",
+        )
     _check_scores(op, q, options)
     deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
     options = options._replace(deterministic=deterministic)
@@ -182,15 +187,21 @@ def _check_scores(op: str, q: Tensor, options: Options) -> None:
     softcap, sinks, alibi = options.softcap, options.sinks, options.alibi
     require(
         softcap is None or 0 < softcap < math.inf,
-        f"{op}: softcap must be positive and finite, got {softcap}; None is without",
+        lambda: f"{op}: softcap must be positive and finite, got {softcap}; None is without",
     )
     for name, tensor in (("sinks", sinks), ("alibi", alibi)):
         if tensor is not None:
             H = q.shape[2]
             check_float(op, **{name: tensor})
-            require(tuple(tensor.shape) == (H,), f"{op}: {name} have shape {tuple(tensor.shape)}, expected ({H},)")
+            require(
+                tuple(tensor.shape) == (H,),
+                f"{op}: {name} have shape {tuple(tensor.shape)}, expected ({H},)",
+            )
             require(tensor.device == q.device, f"{op}: {name} are on {tensor.device}, q on {q.device}")
-    require(alibi is None or not alibi.requires_grad, f"{op}: alibi slopes are constants; pass them detached")
+    require(
+        alibi is None or not alibi.requires_grad,
+        lambda: f"{op}: alibi slopes are constants; pass them detached",
+    )
 
 
 def _limits(q: Tensor, options: Options, plan: DocumentPlan | None) -> dict[str, str | None]:
@@ -202,7 +213,9 @@ def _limits(q: Tensor, options: Options, plan: DocumentPlan | None) -> dict[str,
     if q.shape[3] > MAX_HEAD_DIM:
         limits["triton"] = f"head dim {q.shape[3]} is more than {MAX_HEAD_DIM}"
     if options.changes_scores:
-        limits |= dict.fromkeys(("flash", "cuda"), "softcap, sinks and alibi are computed by 'triton' and 'torch'")
+        limits |= dict.fromkeys(
+            ("flash", "cuda", "cpu"), "softcap, sinks and alibi are computed by 'triton' and 'torch'"
+        )
     return limits
 
 
@@ -242,7 +255,7 @@ def kernels_of(backend: str) -> ModuleType:
         from . import triton as attention  # imports Triton
 
         return attention
-    return compiled_attention
+    return cpu_attention if backend == "cpu" else compiled_attention
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, *rest) -> tuple[Tensor, Tensor]:

@@ -63,13 +63,18 @@ def projected_attention(
     x, weight = autocast(x, weight)
     check_float(op, x=x, weight=weight)
     kv_heads = heads if kv_heads is None else kv_heads
-    require(heads > 0 and kv_heads > 0, f"{op}: {heads} query heads and {kv_heads} key heads; both must be positive")
+    require(
+        heads > 0 and kv_heads > 0,
+        lambda: f"{op}: {heads} query heads and {kv_heads} key heads; both must be positive",
+    )
     count = heads + 2 * kv_heads
     accumulating.check_main_grad(op, main_grad, weight)
     require(
         x.dim() == 3 and weight.dim() == 2 and weight.shape[1] == x.shape[2] and weight.shape[0] % count == 0,
-        f"{op}: x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}, expected (batch, seq, features) and "
-        f"({count} * head_dim, features)",
+        lambda: (
+            f"{op}: x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}, expected (batch, seq, features) and "
+            f"({count} * head_dim, features)"
+        ),
     )
     plan = as_plan(document_ids)
     ids = None if plan is None else plan.ids
@@ -81,7 +86,8 @@ def projected_attention(
         if chosen == "cuda" and turns_in_product(q, x, cos, sin):
             return _Projected.apply(x, weight, cos, sin, main_grad, heads, kv_heads, *options.arguments(chosen))
     require(
-        main_grad is None or not torch.compiler.is_compiling(), f"{op}: main_grad is not supported in compiled graphs"
+        main_grad is None or not torch.compiler.is_compiling(),
+        lambda: f"{op}: main_grad is not supported in compiled graphs",
     )
     return rotary_attention(
         F.linear(x, weight) if main_grad is None else accumulating.linear(x, weight, main_grad),

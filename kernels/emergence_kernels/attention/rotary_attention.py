@@ -6,7 +6,7 @@ the bytes of q, and as many key heads as query heads, beside attention itself:
 
     composed: 4 X forward, 14 X backward        here: 4 X and 4 X, or 6 X where attention returns tensors of its own
 
-Hopper's kernels rotate dq and dk back before they round them: 4 X and 0.
+Hopper's kernels and those for CPUs rotate dq and dk back before they write them: 4 X and 0.
 
 Shapes: B sequences, T tokens, H query heads, G key/value heads, D features of a head.
 """
@@ -22,7 +22,6 @@ from ..backends.dispatch import dtype_limits, resolve_backend
 from ..backends.register_op import Op, register_graph_op
 from ..backends.tracing import profiled
 from ..rotary.op import check_angles, rotary, rotate
-from . import compiled as compiled_attention
 from .document_ranges import DocumentPlan
 from .op import OWN, as_plan, by_others, checked, kernels_of, sinks_gradient
 from .options import SCHEMA, SINKS, Options
@@ -69,11 +68,14 @@ def rotary_attention(
     (qkv,) = autocast(qkv)
     kv_heads = heads if kv_heads is None else kv_heads
     check_float(op, qkv=qkv)
-    require(heads > 0 and kv_heads > 0, f"{op}: {heads} query heads and {kv_heads} key heads; both must be positive")
+    require(
+        heads > 0 and kv_heads > 0,
+        lambda: f"{op}: {heads} query heads and {kv_heads} key heads; both must be positive",
+    )
     count = heads + 2 * kv_heads
     require(
         qkv.dim() == 3 and qkv.shape[-1] > 0 and qkv.shape[-1] % count == 0,
-        f"{op}: qkv must be (batch, seq, {count} * head_dim), got shape {tuple(qkv.shape)}",
+        lambda: f"{op}: qkv must be (batch, seq, {count} * head_dim), got shape {tuple(qkv.shape)}",
     )
     q, k, v = _parts(qkv, heads, kv_heads)
     check_angles(op, q, cos, sin)
@@ -236,8 +238,8 @@ def gradient_of_qkv(
     into = tuple(d_qkv.split([heads, kv_heads, kv_heads], 2))
     if grad is None:
         d_qkv.zero_()
-    elif direct is None and backend == "cuda" and compiled_attention.rotates_back(q, cos):
-        compiled_attention.backward(grad, q, k, v, out, lse, options, into, (cos, sin))
+    elif direct is None and backend != "triton" and kernels_of(backend).rotates_back(q, cos):
+        kernels_of(backend).backward(grad, q, k, v, out, lse, options, into, (cos, sin))
         return d_qkv.flatten(2)
     else:
         kernels_of(backend).backward(grad, q, k, v, out, lse, options, into)

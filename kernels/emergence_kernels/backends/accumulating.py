@@ -23,7 +23,7 @@ def check_main_grad(op: str, main_grad: Tensor | None, weight: Tensor) -> None:
     require(
         main_grad is None
         or (main_grad.dtype == torch.float32 and main_grad.shape == weight.shape and main_grad.device == weight.device),
-        f"{op}: a main gradient must be float32, of its weight's shape {tuple(weight.shape)}, on its device",
+        lambda: f"{op}: a main gradient must be float32, of its weight's shape {tuple(weight.shape)}, on its device",
     )
 
 

@@ -1,6 +1,7 @@
 """Argument checks shared by the operations: one clear error each, raised before anything is launched."""
 
 import os
+from collections.abc import Callable
 
 import torch
 
@@ -8,9 +9,11 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 DEBUG = "EMERGENCE_KERNELS_DEBUG"
 
 
-def require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str | Callable[[], str]) -> None:
+    """Raise ValueError unless the condition holds. A message with numbers is a function, as for torch._check: formatting takes
+    longer than checking."""
     if not condition:
-        raise ValueError(message)
+        raise ValueError(message if isinstance(message, str) else message())
 
 
 def checks_values(device: torch.device) -> bool:
@@ -22,15 +25,16 @@ def checks_values(device: torch.device) -> bool:
 
 def check_float(op: str, **tensors: torch.Tensor | None) -> None:
     """Check that all tensors are floating point with one dtype and one device."""
+    first = next(t for t in tensors.values() if t is not None)
+    dtype, device = first.dtype, first.device
+    if dtype in FLOATS and all(t is None or (t.dtype == dtype and t.device == device) for t in tensors.values()):
+        return
     given = {name: t for name, t in tensors.items() if t is not None}
-    first_name, first = next(iter(given.items()))
+    first_name = next(iter(given))
     for name, t in given.items():
         require(t.dtype in FLOATS, f"{op}: {name} has dtype {t.dtype}; expected float32, bfloat16, float16 or float64")
-        require(
-            t.dtype == first.dtype,
-            f"{op}: {name} has dtype {t.dtype} but {first_name} has {first.dtype}; cast one of them",
-        )
-        require(t.device == first.device, f"{op}: {name} is on {t.device} but {first_name} is on {first.device}")
+        require(t.dtype == dtype, f"{op}: {name} has dtype {t.dtype} but {first_name} has {dtype}; cast one of them")
+        require(t.device == device, f"{op}: {name} is on {t.device} but {first_name} is on {device}")
 
 
 def check_loss_inputs(
@@ -38,23 +42,28 @@ def check_loss_inputs(
 ) -> None:
     """hidden (..., D), weight (V, D), targets (...) of integers, each target in [0, V) or ignore_index."""
     check_float(op, hidden=hidden, weight=weight)
-    require(weight.dim() == 2, f"{op}: weight must be (vocabulary, features), got shape {tuple(weight.shape)}")
-    require(hidden.dim() >= 2, f"{op}: hidden must be (..., features), got shape {tuple(hidden.shape)}")
+    require(weight.dim() == 2, lambda: f"{op}: weight must be (vocabulary, features), got shape {tuple(weight.shape)}")
+    require(hidden.dim() >= 2, lambda: f"{op}: hidden must be (..., features), got shape {tuple(hidden.shape)}")
     require(
         hidden.shape[-1] == weight.shape[1],
-        f"{op}: hidden has {hidden.shape[-1]} features but weight has {weight.shape[1]}"
-        + (" (under ZeRO-3 call it inside the module that owns the weight: LMHead)" if weight.numel() == 0 else ""),
+        lambda: (
+            f"{op}: hidden has {hidden.shape[-1]} features but weight has {weight.shape[1]}"
+            + (" (under ZeRO-3 call it inside the module that owns the weight: LMHead)" if weight.numel() == 0 else "")
+        ),
     )
-    require(weight.shape[0] > 0, f"{op}: weight has no rows")
+    require(weight.shape[0] > 0, lambda: f"{op}: weight has no rows")
     require(
         targets.shape == hidden.shape[:-1],
-        f"{op}: targets have shape {tuple(targets.shape)}, expected {tuple(hidden.shape[:-1])}",
+        lambda: f"{op}: targets have shape {tuple(targets.shape)}, expected {tuple(hidden.shape[:-1])}",
     )
     require(
         targets.dtype in (torch.int64, torch.int32),
-        f"{op}: targets have dtype {targets.dtype}; expected int64 or int32",
+        lambda: f"{op}: targets have dtype {targets.dtype}; expected int64 or int32",
     )
-    require(targets.device == hidden.device, f"{op}: targets are on {targets.device} but hidden is on {hidden.device}")
+    require(
+        targets.device == hidden.device,
+        lambda: f"{op}: targets are on {targets.device} but hidden is on {hidden.device}",
+    )
     if checks_values(targets.device) and targets.numel():
         least, greatest = torch.aminmax(targets)  # one pass, and in most cases sufficient
         if int(least) >= 0 and int(greatest) < weight.shape[0]:
@@ -73,17 +82,21 @@ def check_weights(op: str, weights: torch.Tensor, targets_BT: torch.Tensor) -> N
     B, T = targets_BT.shape
     require(
         tuple(weights.shape) in {(T,), (B, T)},
-        f"{op}: weights have shape {tuple(weights.shape)}, expected ({T},) or ({B}, {T})",
+        lambda: f"{op}: weights have shape {tuple(weights.shape)}, expected ({T},) or ({B}, {T})",
     )
-    require(weights.is_floating_point(), f"{op}: weights have dtype {weights.dtype}; expected a floating-point dtype")
     require(
-        weights.device == targets_BT.device, f"{op}: weights are on {weights.device}, targets on {targets_BT.device}"
+        weights.is_floating_point(),
+        lambda: f"{op}: weights have dtype {weights.dtype}; expected a floating-point dtype",
     )
-    require(not weights.requires_grad, f"{op}: weights are constants of the loss; pass weights.detach()")
+    require(
+        weights.device == targets_BT.device,
+        lambda: f"{op}: weights are on {weights.device}, targets on {targets_BT.device}",
+    )
+    require(not weights.requires_grad, lambda: f"{op}: weights are constants of the loss; pass weights.detach()")
     if checks_values(weights.device):
         require(
             bool(torch.isfinite(weights).all()) and not bool((weights < 0).any()),
-            f"{op}: weights must be finite and not negative",
+            lambda: f"{op}: weights must be finite and not negative",
         )
 
 

@@ -35,7 +35,7 @@ IMPLEMENTED = {
     "swiglu": ("triton", "cuda", "cpu", "torch"),
     "feed_forward": ("triton", "cuda", "cpu", "torch"),
     "fp8_linear": ("triton", "torch"),
-    "attention": ("flash", "triton", "cuda", "torch"),
+    "attention": ("flash", "triton", "cuda", "cpu", "torch"),
     "linear_cross_entropy": ("triton", "cuda", "cpu", "torch"),
     "position_loss": ("triton", "cuda", "cpu", "torch"),
 }

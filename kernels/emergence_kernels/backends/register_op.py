@@ -100,6 +100,11 @@ def register_op(
     return run
 
 
+def last_backward() -> bool:
+    """Whether the backward pass that runs is the last of its graph, which is not retained (torch's compiler asks the same)."""
+    return not torch._C._autograd._get_current_graph_task_keep_graph()
+
+
 def _named(function: type[torch.autograd.Function], name: str) -> None:
     """Give an autograd.Function and its backward the op's name, under which profilers and messages show them."""
     function.__name__ = function.__qualname__ = f"{NAMESPACE}::{name}"

@@ -46,7 +46,7 @@ def linear_cross_entropy(
     """
     hidden, weight = autocast(hidden, weight)
     check_loss_inputs("linear_cross_entropy", hidden, weight, targets, ignore_index)
-    require(softcap is None or softcap > 0, f"linear_cross_entropy: softcap must be positive, got {softcap}")
+    require(softcap is None or softcap > 0, lambda: f"linear_cross_entropy: softcap must be positive, got {softcap}")
     measured = fastest("linear_cross_entropy", hidden.device, hidden.dtype, (hidden.shape[-1], weight.shape[0]))
     backend = resolve_backend(
         backend, "linear_cross_entropy", hidden.device, dtype_limits(hidden), slow_products(hidden), measured

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..backends.checks import autocast, check_loss_inputs, check_weights, require
 from ..backends.dispatch import HAS_TRITON, dtype_limits, resolve_backend, slow_products
 from ..backends.ranking import fastest
-from ..backends.register_op import Op, register_op
+from ..backends.register_op import Op, last_backward, register_op
 from ..backends.tracing import profiled
 from . import reference
 from .compiled import rows_stay
@@ -70,7 +70,10 @@ def position_loss(
     """
     hidden, weight = autocast(hidden, weight)
     shape = tuple(hidden.shape)
-    require(len(shape) in (2, 3), f"position_loss: hidden must be ([batch,] seq, features), got shape {shape}")
+    require(
+        len(shape) in (2, 3),
+        lambda: f"position_loss: hidden must be ([batch,] seq, features), got shape {shape}",
+    )
     check_loss_inputs("position_loss", hidden, weight, targets, ignore_index)
     B, T, D = (1, *shape) if len(shape) == 2 else shape
     if weights is not None:
@@ -198,8 +201,7 @@ def _backward(ctx, scaled, grad: Tensor, *_) -> tuple[Tensor | None, ...]:
 
 
 def _scaled_in_eager_mode(saved: Tensor, factor: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
-    last = not torch._C._autograd._get_current_graph_task_keep_graph()  # PyTorch's own compiler checks this too
-    return _scaled(saved, factor, dtype, backend, last)
+    return _scaled(saved, factor, dtype, backend, last_backward())
 
 
 def _forward_in_graph(hidden: Tensor, weight: Tensor, *rest) -> tuple[Tensor, ...]:

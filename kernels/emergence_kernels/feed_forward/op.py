@@ -17,6 +17,7 @@ from torch import Tensor
 from ..backends.accumulating import check_main_grad, weight_gradient
 from ..backends.checks import autocast, check_float, require
 from ..backends.dispatch import dtype_limits, resolve_backend
+from ..backends.register_op import last_backward
 from ..backends.tracing import profiled
 from ..swiglu.op import activated, activation_gradient, swiglu
 from . import compiled
@@ -56,12 +57,16 @@ def feed_forward(
         gate_up_weight.dim() == 2
         and down_weight.dim() == 2
         and gate_up_weight.shape == (2 * down_weight.shape[1], down_weight.shape[0]),
-        f"feed_forward: gate_up_weight has shape {tuple(gate_up_weight.shape)} and down_weight {tuple(down_weight.shape)}, "
-        "expected (2 hidden, features) and (features, hidden)",
+        lambda: (
+            f"feed_forward: gate_up_weight has shape {tuple(gate_up_weight.shape)} and down_weight {tuple(down_weight.shape)}, "
+            "expected (2 hidden, features) and (features, hidden)"
+        ),
     )
     require(
         x.dim() >= 1 and x.shape[-1] == gate_up_weight.shape[1],
-        f"feed_forward: x has shape {tuple(x.shape)}, expected (..., {gate_up_weight.shape[1]}) to match gate_up_weight",
+        lambda: (
+            f"feed_forward: x has shape {tuple(x.shape)}, expected (..., {gate_up_weight.shape[1]}) to match gate_up_weight"
+        ),
     )
     for main_grad, weight in zip(main_grads or (), (gate_up_weight, down_weight)):
         check_main_grad("feed_forward", main_grad, weight)
@@ -110,7 +115,7 @@ class _FeedForward(torch.autograd.Function):
         if ctx.fused:
             d_gate_up = compiled.backward(dy_NK, down_weight, gate_up)
         else:
-            d_gate_up = activation_gradient(dy_NK @ down_weight, gate_up, ctx.backend)
+            d_gate_up = activation_gradient(dy_NK @ down_weight, gate_up, ctx.backend, last=last_backward())
         d_down = weight_gradient(into_down, dy_NK, hidden, down_weight) if of_down else None
         d_weight = weight_gradient(into_gate_up, d_gate_up, x_NK, gate_up_weight) if of_gate_up else None
         dx = (d_gate_up @ gate_up_weight).view(dy.shape) if of_x else None

@@ -96,7 +96,7 @@ def _resolve(name: str, weight: Tensor, backend: str | None, **others: Tensor) -
     check_float(name, weight=weight, **others)
     require(
         weight.dim() == 2 and fp8_fits(*weight.shape),
-        f"{name}: weight has shape {tuple(weight.shape)}; both sizes must be multiples of {MULTIPLE}",
+        lambda: f"{name}: weight has shape {tuple(weight.shape)}; both sizes must be multiples of {MULTIPLE}",
     )
     reason = _too_old(weight.device)
     if weight.dtype != torch.bfloat16:

@@ -47,15 +47,18 @@ def rms_norm(
     if torch.is_autocast_enabled(x.device.type):
         weight = weight.to(x.dtype)
     check_float("rms_norm", x=x, weight=weight, residual=residual)
-    require(x.dim() >= 1 and x.shape[-1] > 0, f"rms_norm: x must be (..., features), got shape {tuple(x.shape)}")
+    require(
+        x.dim() >= 1 and x.shape[-1] > 0,
+        lambda: f"rms_norm: x must be (..., features), got shape {tuple(x.shape)}",
+    )
     require(
         weight.shape == x.shape[-1:],
-        f"rms_norm: weight has shape {tuple(weight.shape)}, expected ({x.shape[-1]},) to match x",
+        lambda: f"rms_norm: weight has shape {tuple(weight.shape)}, expected ({x.shape[-1]},) to match x",
     )
     if residual is not None:
         require(
             residual.shape == x.shape,
-            f"rms_norm: residual has shape {tuple(residual.shape)} but x has {tuple(x.shape)}",
+            lambda: f"rms_norm: residual has shape {tuple(residual.shape)} but x has {tuple(x.shape)}",
         )
     limits = dtype_limits(x)
     D = x.shape[-1]

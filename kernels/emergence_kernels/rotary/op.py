@@ -14,13 +14,16 @@ def check_angles(op: str, x: Tensor, cos: Tensor, sin: Tensor) -> None:
     check_float(op, cos=cos, sin=sin)
     B, T, _, D = x.shape
     R = cos.shape[-1]
-    require(cos.shape == sin.shape, f"{op}: cos has shape {tuple(cos.shape)} but sin has {tuple(sin.shape)}")
+    require(cos.shape == sin.shape, lambda: f"{op}: cos has shape {tuple(cos.shape)} but sin has {tuple(sin.shape)}")
     require(
         tuple(cos.shape) in {(T, R), (B, T, R)} and 0 < 2 * R <= D,
-        f"{op}: cos has shape {tuple(cos.shape)}, expected ({T}, R) or ({B}, {T}, R) with 2R at most {D}",
+        lambda: f"{op}: cos has shape {tuple(cos.shape)}, expected ({T}, R) or ({B}, {T}, R) with 2R at most {D}",
     )
-    require(cos.device == x.device, f"{op}: cos is on {cos.device} but x is on {x.device}")
-    require(not (cos.requires_grad or sin.requires_grad), f"{op}: cos and sin are constants; pass them detached")
+    require(cos.device == x.device, lambda: f"{op}: cos is on {cos.device} but x is on {x.device}")
+    require(
+        not (cos.requires_grad or sin.requires_grad),
+        lambda: f"{op}: cos and sin are constants; pass them detached",
+    )
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, backend: str | None = None) -> Tensor:
@@ -40,7 +43,7 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, backend: str | None = None) -
         ValueError: shapes, dtypes or devices do not match. BackendError: the named backend cannot run.
     """
     check_float("rotary", x=x)
-    require(x.dim() == 4, f"rotary: x must be (batch, seq, heads, head_dim), got shape {tuple(x.shape)}")
+    require(x.dim() == 4, lambda: f"rotary: x must be (batch, seq, heads, head_dim), got shape {tuple(x.shape)}")
     check_angles("rotary", x, cos, sin)
     backend = resolve_backend(backend, "rotary", x.device, dtype_limits(x))
     if backend == "torch":

@@ -16,9 +16,9 @@ def forward(x: Tensor, *, backend: str) -> Tensor:
     return y
 
 
-def backward(dy: Tensor, x: Tensor, *, backend: str) -> Tensor:
-    """-> the gradient of gate and up, (..., 2F)."""
+def backward(dy: Tensor, x: Tensor, *, backend: str, in_place: bool = False) -> Tensor:
+    """-> the gradient of gate and up, (..., 2F). in_place: it takes the place of x, which is contiguous."""
     x_NF = adjacent_rows(x)
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    dx = x if in_place else torch.empty(x.shape, dtype=x.dtype, device=x.device)
     operations(backend).swiglu_backward.default(adjacent_rows(dy), x_NF, dx.view(x_NF.shape))
     return dx

@@ -28,7 +28,7 @@ def swiglu(gate_up: Tensor, *, backend: str | None = None) -> Tensor:
     check_float("swiglu", gate_up=gate_up)
     require(
         gate_up.dim() >= 1 and gate_up.shape[-1] > 0 and gate_up.shape[-1] % 2 == 0,
-        f"swiglu: gate_up must be (..., 2 * features), got shape {tuple(gate_up.shape)}",
+        lambda: f"swiglu: gate_up must be (..., 2 * features), got shape {tuple(gate_up.shape)}",
     )
     backend = resolve_backend(backend, "swiglu", gate_up.device, dtype_limits(gate_up))
     if backend == "torch":
@@ -49,8 +49,8 @@ def activated(gate_up: Tensor, backend: str) -> Tensor:
     return forward(gate_up, backend=backend)
 
 
-def activation_gradient(grad: Tensor, gate_up: Tensor, backend: str) -> Tensor:
-    """Of gate and up, likewise."""
+def activation_gradient(grad: Tensor, gate_up: Tensor, backend: str, *, last: bool = False) -> Tensor:
+    """Of gate and up, likewise. last: gate_up is contiguous and not read again, and may be overwritten."""
     if backend == "torch":
         return swiglu_gradient_torch(grad, gate_up)
     if backend == "triton":
@@ -59,7 +59,8 @@ def activation_gradient(grad: Tensor, gate_up: Tensor, backend: str) -> Tensor:
         return backward(grad, gate_up)
     from .compiled import backward
 
-    return backward(grad, gate_up, backend=backend)
+    # on a CPU another buffer is another pass over memory
+    return backward(grad, gate_up, backend=backend, in_place=last and backend == "cpu")
 
 
 def _save(ctx, inputs: tuple, output: Tensor) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 import torch
 from attention_cases import documents, make, plain
-from kernel_checks import assert_as_good, leaves, of_attention
+from kernel_checks import assert_as_good, leaves, narrow, of_attention
 
 import emergence_kernels as ek
 from conftest import COMPILED
@@ -97,6 +97,20 @@ def test_against_float64(case, dtype, backend, device):
         assert_as_good(name, *three, floor=floor, terms=upstream.float().norm().item())
 
 
+@pytest.mark.parametrize("scale", [-0.4, 0.0])
+def test_scales_that_are_not_positive(scale, backend, device):
+    dtype = of_attention(backend)
+    tracked = [t.requires_grad_() for t in make((1, 37, 2, 1, 64), "plain", dtype, device)]
+    results = []
+    for kept in (None, torch.float64, dtype):
+        copies = tracked if kept is None else leaves(*tracked, dtype=kept)
+        out = ek.attention(*copies, scale=scale, backend=backend) if kept is None else plain(*copies, scale=scale)
+        upstream = torch.ones_like(out)
+        results.append([out.detach(), *torch.autograd.grad(out, copies, upstream)])
+    for name, *three in zip(("out", "dq", "dk", "dv"), *results):
+        assert_as_good(name, *three, terms=upstream.float().norm().item())
+
+
 def test_upstream_gradients(backend, device):
     """Zero, and expanded as from .sum(); the caller's tensors are not written."""
     dtype = of_attention(backend)
@@ -112,7 +126,7 @@ def test_upstream_gradients(backend, device):
 
 
 def test_deterministic_and_second_backward(backend, device):
-    q, k, v = (t.requires_grad_() for t in make((1, 40, 4, 2, 16), "plain", torch.bfloat16, device))
+    q, k, v = (t.requires_grad_() for t in make((1, 40, 4, 2, 16), "plain", narrow(backend), device))
     out = ek.attention(q, k, v, deterministic=True, backend=backend)
     upstream = torch.randn_like(out)
     first = torch.autograd.grad(out, (q, k, v), upstream, retain_graph=True)
@@ -136,7 +150,7 @@ def test_torch_may_ask_for_determinism(device, monkeypatch):
 
 
 def test_lse_is_kept(fused, device):
-    module = "triton" if fused == "triton" else "compiled"
+    module = "compiled" if fused == "cuda" else fused
     forward = importlib.import_module(f"emergence_kernels.attention.{module}").forward
     q, k, v = make((1, 37, 2, 2, 16), "plain", of_attention(fused), device)
     _, lse2 = forward(q, k, v, Options())

@@ -50,6 +50,8 @@ def assert_computed_once(computed, q, k, v, ids, backend, wanted, **options):
 
 def test_plan_is_computed_once(fused, computed, device):
     """All kernels on mma.sync read the same ranges; so do Triton's three in the interpreter, in the other tables two do."""
+    if fused == "cpu":
+        pytest.skip("it compares ids one by one")
     q, k, v = make((2, 20, 1, 1, 16), "plain", of_attention(fused), device)
     most = 3 if COMPILED else 1
     assert_computed_once(computed, q, k, v, documents("packed", 2, 20, device), fused, range(1, most + 1))

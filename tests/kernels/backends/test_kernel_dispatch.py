@@ -33,7 +33,8 @@ def test_auto_on_a_cpu_is_the_compiled_library(cpu_library):
         pytest.skip(cpu_library)
     assert resolve_backend(None, "position_loss", CPU, dtype_limits(torch.ones(1))) == "cpu"
     assert resolve_backend(None, "position_loss", CPU, dtype_limits(torch.ones(1).bfloat16())) == "torch"
-    assert resolve_backend(None, "attention", CPU) == "torch"
+    assert resolve_backend(None, "attention", CPU) == "cpu"
+    assert resolve_backend(None, "fp8_linear", CPU) == "torch"
     with pytest.raises(ek.BackendError, match="'cpu' cannot run: it supports float32 only, not torch.bfloat16"):
         ek.rms_norm(torch.ones(2, 4).bfloat16(), torch.ones(4).bfloat16(), backend="cpu")
 
@@ -58,7 +59,7 @@ def test_auto_on_a_gpu(monkeypatch):
 def test_the_environment_chooses(monkeypatch):
     monkeypatch.setenv("EMERGENCE_KERNELS_BACKEND", "torch")
     assert resolve_backend(None, "rms_norm", torch.device("cuda")) == "torch"
-    assert resolve_backend("auto", "attention", CPU) == "torch"
+    assert resolve_backend("auto", "fp8_linear", CPU) == "torch"
     monkeypatch.setenv("EMERGENCE_KERNELS_BACKEND", "tritn")
     with pytest.raises(ek.BackendError, match="unknown kernel backend 'tritn'"):
         ek.rms_norm(torch.ones(2, 4), torch.ones(4))
@@ -66,8 +67,8 @@ def test_the_environment_chooses(monkeypatch):
 
 def test_a_named_backend_that_cannot_run_raises():
     x, weight = torch.ones(2, 4), torch.ones(4)
-    with pytest.raises(ek.BackendError, match="'cpu' cannot run: it has no attention"):
-        ek.attention(*(torch.ones(1, 2, 1, 8),) * 3, backend="cpu")
+    with pytest.raises(ek.BackendError, match="'flash' cannot run: it has no rms_norm"):
+        ek.rms_norm(x, weight, backend="flash")
     output = run(
         "import torch, emergence_kernels as ek\n"
         "try: ek.rms_norm(torch.ones(2, 4), torch.ones(4), backend='cuda')\n"
@@ -126,4 +127,4 @@ def test_available_backends():
     others = {"rms_norm", "rotary", "swiglu", "attention", "feed_forward", "fp8_linear"}
     assert set(table) == {"linear_cross_entropy", "position_loss", *others}
     assert all(row["torch"] == "yes" for row in table.values())
-    assert table["attention"]["cpu"] == "it has no attention"
+    assert table["rms_norm"]["flash"] == "it has no rms_norm"

@@ -102,3 +102,13 @@ def test_main_gradients_that_do_not_fit(device):
     for grads in ((right[0].double(), right[1]), (right[0], right[1].t())):
         with pytest.raises(ValueError, match="must be float32, of its weight's shape"):
             ek.feed_forward(*given, main_grads=grads)
+
+
+def test_retained_graph_gives_the_same_gradients(backend, device):
+    """Gradients may be written over what the last backward pass reads, and not before."""
+    given = inputs(torch.float32, device)
+    y = ek.feed_forward(*given, backend=backend)
+    first = torch.autograd.grad(y.square().sum(), given, retain_graph=True)
+    second = torch.autograd.grad(y.square().sum(), given, retain_graph=True)
+    last = torch.autograd.grad(y.square().sum(), given)
+    assert all(map(torch.equal, first, second)) and all(map(torch.equal, second, last))

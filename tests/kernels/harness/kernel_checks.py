@@ -16,7 +16,9 @@ def narrow(backend: str) -> torch.dtype:
 
 
 def of_attention(backend: str, dtype: torch.dtype = torch.float32) -> torch.dtype:
-    """The dtype to try in the place of `dtype`: "cuda" has 16 bits only."""
+    """The dtype to try in the place of `dtype`: "cuda" has 16 bits only, "cpu" float32."""
+    if backend == "cpu":
+        return torch.float32
     narrower = {torch.float32: torch.bfloat16, torch.bfloat16: torch.float16}
     return narrower.get(dtype, dtype) if backend == "cuda" else dtype
 
