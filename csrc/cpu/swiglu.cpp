@@ -13,8 +13,7 @@ struct Rows {
 };
 
 inline float sigmoid(float x) {
-  float e = cpu::exp_negative(x < 0.0f ? x : -x);
-  e = x < -87.0f ? 0.0f : e;  // a gate of -1e38 times the least exponential would be -1
+  const float e = cpu::exp_negative(x < 0.0f ? x : -x);
   return (x >= 0.0f ? 1.0f : e) / (1.0f + e);
 }
 

@@ -24,7 +24,8 @@ def patch_llama(
     """Let a causal model of transformers compute with these kernels; returns it.
 
     Parameters, names and checkpoints are unchanged. What the kernels do not cover goes the model's own way: attention with
-    padding, a cache or dropout; layers that are no plain linear ones any more (adapters, quantised weights); evaluation.
+    padding, a cache or dropout; layers that are no plain linear ones any more (adapters, quantised weights, hooks); another
+    loss function; evaluation.
 
     Args:
         model: LlamaForCausalLM, MistralForCausalLM or Qwen2ForCausalLM.
@@ -73,8 +74,12 @@ def _norm_forward(norm: Any, original: Any, hidden_states: Tensor) -> Tensor:
 
 
 def _plain(layer: Any) -> bool:
-    """Whether a layer's weight can be read without calling it: no adapter or quantisation, not partitioned by ZeRO-3."""
-    return type(layer) is nn.Linear and not hasattr(layer.weight, "ds_id")
+    """Whether a layer's weight can be read without calling it: no adapter, quantisation or hooks, not partitioned by ZeRO-3."""
+    return type(layer) is nn.Linear and not hasattr(layer.weight, "ds_id") and not _hooked(layer)
+
+
+def _hooked(layer: nn.Module) -> bool:
+    return any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks))
 
 
 def _mlp_forward(mlp: Any, original: Any, x: Tensor) -> Tensor:
@@ -94,8 +99,14 @@ def _head_forward(head: Any, original: Any, hidden: Tensor, targets: Tensor | No
 
 def _causal_forward(model: Any, original: Any, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
     kwargs |= zip(inspect.signature(original).parameters, args)
+    keep = kwargs.get("logits_to_keep")
+    own_loss = hasattr(model, "_loss_function") or "ignore_index" in kwargs
+    own_head = not hasattr(model.lm_head.weight, "ds_id") and _hooked(
+        model.lm_head
+    )  # ZeRO-3 gathers the weight by hooks
+    own_output = kwargs.get("return_dict") is False or isinstance(keep, Tensor) or bool(keep)
     fused = model.training and torch.is_grad_enabled()
-    if labels is None or not fused or kwargs.get("return_dict") is False or kwargs.get("logits_to_keep"):
+    if labels is None or not fused or own_loss or own_head or own_output:
         return original(labels=labels, **kwargs)
     from transformers.modeling_outputs import CausalLMOutputWithPast
 

@@ -154,6 +154,26 @@ def test_layers_that_are_no_longer_plain_are_left_alone(used):
     assert used["swiglu"] == 0
 
 
+@pytest.mark.parametrize("case", ["hook on gate", "hook on head", "loss function", "ignored index", "rows of logits"])
+def test_what_a_user_changes_is_respected(case):
+    plain, patched = pair("llama")
+    ids, labels = inputs()
+    more = {}
+    for model in (plain, patched):
+        if case == "hook on gate":
+            model.model.layers[0].mlp.gate_proj.register_forward_hook(lambda module, given, out: out * 2)
+        elif case == "hook on head":
+            model.lm_head.register_forward_hook(lambda module, given, out: out * 2)
+        elif case == "loss function":
+            model.loss_function = lambda logits, labels, vocab_size, **_: logits.square().mean()
+    if case == "ignored index":
+        more, labels = {"ignore_index": 3}, ids
+    elif case == "rows of logits":
+        more, labels = {"logits_to_keep": torch.arange(20)}, ids
+    expected, ours = plain(ids, labels=labels, **more), patched(ids, labels=labels, **more)
+    torch.testing.assert_close(ours.loss, expected.loss, atol=1e-6, rtol=1e-6)
+
+
 def test_parts_can_be_left_out(used):
     plain, _ = pair("llama")
     ids, labels = inputs()

@@ -132,8 +132,7 @@ INLINED std::pair<float, float> exponentials(const Problem& p, const int64_t* do
   }
   Lanes sums{};
   for (int64_t n = 0; n < width / W; ++n) {
-    const Lanes score = lanes[n];
-    lanes[n] = score == -INFINITY ? Lanes{} : cpu::exponential<Lanes, Integers>(score - top);
+    lanes[n] = cpu::exponential<Lanes, Integers>(lanes[n] - top);
     sums += lanes[n];
   }
   for (int n = 0; n < W; ++n) sum += sums[n];

@@ -12,7 +12,7 @@ def aligned(t: Tensor, *, expanded: bool = True) -> Tensor:
 
 
 def adjacent_features(t: Tensor) -> Tensor:
-    return t if t.stride(3) == 1 or t.shape[3] == 1 else t.contiguous()
+    return t if t.stride(3) == 1 or t.shape[3] == 1 else t.clone(memory_format=torch.contiguous_format)
 
 
 def numbered(document_ids: Tensor | None) -> Tensor | None:

@@ -150,6 +150,7 @@ def checked(
     require(q.dim() == 4, lambda: f"{op}: q must be (batch, seq, heads, head_dim), got shape {tuple(q.shape)}")
     require(k.shape == v.shape, lambda: f"{op}: k has shape {tuple(k.shape)} but v has {tuple(v.shape)}")
     B, T, H, D = q.shape
+    require(D > 0, lambda: f"{op}: q has no features, its shape is {tuple(q.shape)}")
     require(
         k.dim() == 4 and k.shape[0] == B and k.shape[1] == T and k.shape[3] == D,
         lambda: f"{op}: k has shape {tuple(k.shape)}, expected ({B}, {T}, key heads, {D}) to match q",

@@ -16,6 +16,7 @@ from ..backends import accumulating
 from ..backends.checks import autocast, check_float, require
 from ..backends.layout import rows_for_copies
 from ..backends.library import operations
+from ..backends.register_op import first_order
 from ..backends.tracing import profiled
 from ..rotary.op import check_angles
 from . import hopper
@@ -157,7 +158,7 @@ class _Projected(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x_NK, weight, qkv, out, lse, cos, sin, *tensors = ctx.saved_tensors
         heads, kv_heads, main_grad, options, backend = ctx.rest

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..backends.checks import autocast, check_float, require
 from ..backends.dispatch import dtype_limits, resolve_backend
-from ..backends.register_op import Op, register_graph_op
+from ..backends.register_op import Op, first_order, register_graph_op
 from ..backends.tracing import profiled
 from ..rotary.op import check_angles, rotary, rotate
 from .document_ranges import DocumentPlan
@@ -153,7 +153,7 @@ class _Rotated(torch.autograd.Function):
         return q, k, v, qkv
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(
         ctx: Any, dq: Tensor | None, dk: Tensor | None, dv: Tensor | None, direct: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
@@ -206,7 +206,7 @@ class _Fused(torch.autograd.Function):
         return (out, qkv) if in_place else (out,)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor | None, direct: Tensor | None = None) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, cos, sin, *tensors = ctx.saved_tensors
         rotation, options, backend = ctx.rest

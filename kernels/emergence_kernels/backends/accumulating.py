@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .checks import require
 from .products import add_to_dw
+from .register_op import first_order
 
 
 def linear(x: Tensor, weight: Tensor, main_grad: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ class _Accumulating(torch.autograd.Function):
         return F.linear(x, weight)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
         dy_NM = dy.reshape(-1, dy.shape[-1])

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -51,7 +52,7 @@ def check_loss_inputs(
             + (" (under ZeRO-3 call it inside the module that owns the weight: LMHead)" if weight.numel() == 0 else "")
         ),
     )
-    require(weight.shape[0] > 0, lambda: f"{op}: weight has no rows")
+    require(weight.numel() > 0, lambda: f"{op}: weight is empty, its shape is {tuple(weight.shape)}")
     require(
         targets.shape == hidden.shape[:-1],
         lambda: f"{op}: targets have shape {tuple(targets.shape)}, expected {tuple(hidden.shape[:-1])}",
@@ -101,8 +102,17 @@ def check_weights(op: str, weights: torch.Tensor, targets_BT: torch.Tensor) -> N
 
 
 def autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Under torch.autocast, the tensors in its dtype, as for a linear layer; otherwise unchanged."""
+    """Under torch.autocast, the tensors in its dtype but those in float64, as for a linear layer; otherwise unchanged."""
     kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
+    if not autocasts(kind):
         return tensors
-    return tuple(t.to(torch.get_autocast_dtype(kind)) for t in tensors)
+    return tuple(t if t.dtype == torch.float64 else t.to(torch.get_autocast_dtype(kind)) for t in tensors)
+
+
+def autocasts(kind: str) -> bool:
+    """Whether a device's torch.autocast is on; that of "meta" does not exist."""
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def without_autocast(kind: str) -> AbstractContextManager:
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()

@@ -4,6 +4,7 @@ Calling a custom op costs tens of microseconds more than calling an autograd.Fun
 the same code forward and backward.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -88,7 +89,7 @@ def register_op(
             return outputs
 
         @staticmethod
-        @torch.autograd.function.once_differentiable
+        @first_order
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
             return _for_every_input(ctx, backward(ctx, called, *grads))
 
@@ -96,6 +97,23 @@ def register_op(
 
     def run(*inputs: Any) -> Any:
         return (op if torch.compiler.is_compiling() else Eager.apply)(*inputs)
+
+    return run
+
+
+def first_order(backward: Callable) -> Callable:
+    """Mark an autograd.Function's backward as not differentiable: gradients of its results raise.
+
+    torch's once_differentiable alone returns constants where the upstream gradient needs none, as that of a sum: what a second
+    backward pass should add would be missing without an error.
+    """
+    once = torch.autograd.function.once_differentiable(backward)
+
+    @functools.wraps(backward)
+    def run(ctx: Any, *grads: Tensor | None) -> Any:
+        if torch.is_grad_enabled():  # create_graph=True
+            grads = tuple(None if grad is None else grad.detach().requires_grad_() for grad in grads)
+        return once(ctx, *grads)
 
     return run
 

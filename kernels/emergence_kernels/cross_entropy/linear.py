@@ -1,9 +1,11 @@
 """Cross-entropy of a linear head, one loss per token, differentiable under any upstream gradient."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from ..backends.checks import autocast, check_loss_inputs, require
+from ..backends.checks import autocast, check_loss_inputs, require, without_autocast
 from ..backends.dispatch import dtype_limits, resolve_backend, slow_products
 from ..backends.ranking import fastest
 from ..backends.register_op import Op, register_op
@@ -46,7 +48,10 @@ def linear_cross_entropy(
     """
     hidden, weight = autocast(hidden, weight)
     check_loss_inputs("linear_cross_entropy", hidden, weight, targets, ignore_index)
-    require(softcap is None or softcap > 0, lambda: f"linear_cross_entropy: softcap must be positive, got {softcap}")
+    require(
+        softcap is None or 0 < softcap < math.inf,
+        lambda: f"linear_cross_entropy: softcap must be positive and finite, got {softcap}; None is without",
+    )
     measured = fastest("linear_cross_entropy", hidden.device, hidden.dtype, (hidden.shape[-1], weight.shape[0]))
     backend = resolve_backend(
         backend, "linear_cross_entropy", hidden.device, dtype_limits(hidden), slow_products(hidden), measured
@@ -68,7 +73,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-> loss, and top and log_total, whose sum is the log-sum-exp (all 0 where ignored)."""
     valid_N = targets_N != ignore_index
-    with torch.autocast(hidden_ND.device.type, enabled=False):
+    with without_autocast(hidden_ND.device.type):
         options = RowOptions(softcap=softcap, backend=backend)
         loss_N, top_N, log_total_N = rows_of(backend).forward_rows(hidden_ND, weight_VD, targets_N, valid_N, options)
     if z_loss:
@@ -100,7 +105,7 @@ def _gradients(
         size = torch.exp2(torch.ceil(torch.log2(grad_N.abs().max())))
         size = torch.where(size > 0, size, 1.0)
         grad_N = grad_N / size
-    with torch.autocast(hidden_ND.device.type, enabled=False):
+    with without_autocast(hidden_ND.device.type):
         options = RowOptions(z_loss, softcap, need_dx, need_dw, backend=backend)
         dx_ND, dw_VD = rows_of(backend).backward_rows(
             hidden_ND, weight_VD, targets_N, valid_N, top_N, log_total_N, grad_N, options

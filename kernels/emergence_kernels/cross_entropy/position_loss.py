@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..backends.checks import autocast, check_loss_inputs, check_weights, require
+from ..backends.checks import autocast, check_loss_inputs, check_weights, require, without_autocast
 from ..backends.dispatch import HAS_TRITON, dtype_limits, resolve_backend, slow_products
 from ..backends.ranking import fastest
 from ..backends.register_op import Op, last_backward, register_op
@@ -148,7 +148,7 @@ def _forward(
         largest = share_N.max()
         grad_scale = torch.exp2(-torch.ceil(torch.log2(torch.where(largest > 0, largest, 1)))).to(dtype)
         scale_N = (share_N * grad_scale).to(dtype)
-    with torch.autocast(hidden_ND.device.type, enabled=False):
+    with without_autocast(hidden_ND.device.type):
         options = RowOptions(z_loss=z_loss, need_dx=need_dx, need_dw=need_dw, backend=backend)
         sweep = rows_of(backend).fused_rows
         rows, dx_ND, dw_VD = sweep(hidden_ND, weight_VD, targets_N, valid_N, scale_N, options)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..backends.accumulating import check_main_grad, weight_gradient
 from ..backends.checks import autocast, check_float, require
 from ..backends.dispatch import dtype_limits, resolve_backend
-from ..backends.register_op import last_backward
+from ..backends.register_op import first_order, last_backward
 from ..backends.tracing import profiled
 from ..swiglu.op import activated, activation_gradient, swiglu
 from . import compiled
@@ -68,6 +68,7 @@ def feed_forward(
             f"feed_forward: x has shape {tuple(x.shape)}, expected (..., {gate_up_weight.shape[1]}) to match gate_up_weight"
         ),
     )
+    require(main_grads is None or len(main_grads) == 2, "feed_forward: main_grads are two, of both weights")
     for main_grad, weight in zip(main_grads or (), (gate_up_weight, down_weight)):
         check_main_grad("feed_forward", main_grad, weight)
     compiling = torch.compiler.is_compiling()  # a graph has the three parts
@@ -103,10 +104,11 @@ class _FeedForward(torch.autograd.Function):
         ctx.save_for_backward(x_NK, gate_up, hidden, gate_up_weight, down_weight)
         # not saved for backward: they are changed in place, which autograd treats as an error
         ctx.main_grads, ctx.backend, ctx.fused = main_grads, backend, fused
-        return F.linear(hidden, down_weight).view(x.shape)
+        # not a view of a product of rows, which autograd does not let be changed in place
+        return F.linear(hidden.view(*x.shape[:-1], hidden.shape[-1]), down_weight)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x_NK, gate_up, hidden, gate_up_weight, down_weight = ctx.saved_tensors
         of_x, of_gate_up, of_down, *_ = ctx.needs_input_grad

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..backends.accumulating import weight_gradient
-from ..backends.checks import check_float, require
+from ..backends.accumulating import check_main_grad, weight_gradient
+from ..backends.checks import autocast, check_float, require
 from ..backends.dispatch import resolve_backend, unsupported_reason
 from ..backends.register_op import Op, register_op
 from ..backends.tracing import constant_while_tracing
@@ -51,8 +51,13 @@ def fp8_linear(
     Raises:
         ValueError: shapes or dtypes do not fit. BackendError: the named backend cannot run.
     """
+    x, weight = autocast(x, weight)
     backend = _resolve("fp8_linear", weight, backend, x=x)
-    require(x.dim() >= 1 and x.shape[-1] == weight.shape[1], _shapes("fp8_linear", x, weight))
+    require(
+        x.dim() >= 1 and x.shape[-1] == weight.shape[1],
+        lambda: f"fp8_linear: x has shape {tuple(x.shape)}, expected (..., {weight.shape[1]}) to match the weight",
+    )
+    check_main_grad("fp8_linear", main_grad, weight)
     return _fp8_linear(x, weight, *(quantized or (None,) * 4), main_grad, backend)
 
 
@@ -74,7 +79,7 @@ def quantize_weight(weight: Tensor, out: Fp8Weight | None = None, *, backend: st
 
 def fp8_fits(in_features: int, out_features: int) -> bool:
     """Whether fp8_linear takes a weight of these sizes."""
-    return in_features % MULTIPLE == 0 and out_features % MULTIPLE == 0
+    return all(size > 0 and size % MULTIPLE == 0 for size in (in_features, out_features))
 
 
 @constant_while_tracing
@@ -96,16 +101,12 @@ def _resolve(name: str, weight: Tensor, backend: str | None, **others: Tensor) -
     check_float(name, weight=weight, **others)
     require(
         weight.dim() == 2 and fp8_fits(*weight.shape),
-        lambda: f"{name}: weight has shape {tuple(weight.shape)}; both sizes must be multiples of {MULTIPLE}",
+        lambda: f"{name}: weight has shape {tuple(weight.shape)}; both sizes must be positive multiples of {MULTIPLE}",
     )
     reason = _too_old(weight.device)
     if weight.dtype != torch.bfloat16:
         reason = f"products with scales by row are bfloat16, not {weight.dtype}"
     return resolve_backend(backend, "fp8_linear", weight.device, {"triton": reason})
-
-
-def _shapes(name: str, x: Tensor, weight: Tensor) -> str:
-    return f"{name}: x has shape {tuple(x.shape)}, expected (..., {weight.shape[1]}) to match the weight"
 
 
 def _backend(name: str) -> ModuleType:
@@ -132,7 +133,9 @@ def _forward(
     if rows_NK is None:
         rows_NK, row_scales_N = chosen.quantize_rows(weight)
     values = chosen.quantize_rows(x.reshape(-1, x.shape[-1]))
-    return chosen.product(*values, rows_NK, row_scales_N, x.dtype).view(*x.shape[:-1], weight.shape[0])
+    y = chosen.product(*values, rows_NK, row_scales_N, x.dtype)
+    # as F.linear does: autograd would not let a view be changed in place
+    return torch.ops.aten._unsafe_view.default(y, (*x.shape[:-1], weight.shape[0]))
 
 
 def _input_gradient(

@@ -5,7 +5,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from ..backends.checks import check_float, require
+from ..backends.checks import autocasts, check_float, require, without_autocast
 from ..backends.dispatch import dtype_limits, resolve_backend
 from ..backends.ranking import fastest
 from ..backends.register_op import Op, register_op
@@ -44,7 +44,9 @@ def rms_norm(
     Raises:
         ValueError: shapes, dtypes or devices do not match. BackendError: the named backend cannot run.
     """
-    if torch.is_autocast_enabled(x.device.type):
+    if autocasts(x.device.type):
+        x = x if residual is None else x.to(torch.promote_types(x.dtype, residual.dtype))
+        residual = None if residual is None else residual.to(x.dtype)
         weight = weight.to(x.dtype)
     check_float("rms_norm", x=x, weight=weight, residual=residual)
     require(
@@ -69,7 +71,8 @@ def rms_norm(
     measured = fastest("rms_norm", x.device, x.dtype, (D,))
     backend = resolve_backend(backend, "rms_norm", x.device, limits, measured=measured)
     if backend == "torch":
-        y, new_residual = rms_norm_torch(x, weight, eps, residual)
+        with without_autocast(x.device.type):  # its sum of squares is a product
+            y, new_residual = rms_norm_torch(x, weight, eps, residual)
     else:
         y, new_residual, _ = _rms_norm(x, weight, eps, residual, backend)
     return y if residual is None else (y, new_residual)  # type: ignore[return-value]  # it is there with residual

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backends.register_op import first_order
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
     if residual is not None:
@@ -34,11 +36,13 @@ class _FewPasses(torch.autograd.Function):
         return torch.mul(x_ND, r_N.unsqueeze(1)).mul_(weight_D)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, dy_ND: Tensor) -> tuple[Tensor, Tensor, None]:
         x_ND, weight_D, r_N = ctx.saved_tensors
         product_ND = dy_ND * x_ND
-        pull_N = (product_ND @ weight_D).mul_(r_N.pow(3)).div_(-x_ND.shape[1])
+        pull_N = (product_ND @ weight_D).div_(-x_ND.shape[1])
+        for _ in range(3):  # r^3 by itself may leave float32's range
+            pull_N.mul_(r_N)
         dw_D = product_ND.mul_(r_N.unsqueeze(1)).sum(0)  # not a matrix-vector product: that adds less exactly
         dx_ND = torch.mul(dy_ND, weight_D, out=product_ND).mul_(r_N.unsqueeze(1))
         return dx_ND.addcmul_(x_ND, pull_N.unsqueeze(1)), dw_D, None

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backends.register_op import first_order
+
 
 def rotary(x_BTHD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
     """The first 2R features are rotated in pairs (i, i + R) in float32; the others pass."""
@@ -37,7 +39,7 @@ class _Rotation(torch.autograd.Function):
         return _turn(x, cos, sin, 1.0)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return _turn(grad, cos, sin, -1.0), None, None

@@ -138,6 +138,8 @@ def rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor, sign: float, out: Tensor | 
     x = _unit_rows(x_BTHD)
     cos, sin = cos.contiguous(), sin.contiguous()
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
+    if x.numel() == 0:
+        return y
     tile = _tile(D, cos.shape[-1], H)
     with on_device(x):
         _rotary_kernel[(B * T, triton.cdiv(H, tile["BLOCK_H"]))](

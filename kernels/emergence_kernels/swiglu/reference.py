@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..backends.register_op import first_order
+
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up of (..., 2F), gate first; computed in float32 and rounded once."""
@@ -41,7 +43,7 @@ class _OneBuffer(torch.autograd.Function):
         return activated * up
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         gate_up, activated = ctx.saved_tensors
         gate, up = gate_up.chunk(2, -1)
