@@ -39,17 +39,17 @@ def stages(out: Path) -> list[Stage]:
         Stage("environment", 0.02, (python, "-m", "emergence_train", "doctor"), "versions, driver, backends"),
         Stage(
             "first",
-            0.06,
+            0.09,
             (*check, "--stage", "first", "--limit", "{limit}"),
             "kernels most likely to hang, GPU-only tests",
         ),
-        Stage("rest", 0.10, (*check, "--stage", "rest", "--limit", "{limit}"), "every other test of the kernels"),
+        Stage("rest", 0.09, (*check, "--stage", "rest", "--limit", "{limit}"), "every other test of the kernels"),
         Stage(
             "train-468m", 0.10, (*train, "--sizes", "468m", "--limit", "{limit}"), "a training step beside its peers"
         ),
         Stage(
             "train-1.2b",
-            0.04,
+            0.05,
             (*train, "--sizes", "1.2b", "--contestants", "ours", "--limit", "{limit}"),
             "the same, larger",
         ),
@@ -89,19 +89,19 @@ def stages(out: Path) -> list[Stage]:
         ),
         Stage(
             "attention",
-            0.10,
+            0.09,
             (*bench, "--op", "attention", "--budget", "{limit}"),
             "beside cuDNN, flash-attn, FlexAttention",
         ),
         Stage(
-            "position_loss", 0.10, (*bench, "--op", "position_loss", "--budget", "{limit}"), "beside Liger, CCE, quack"
+            "position_loss", 0.08, (*bench, "--op", "position_loss", "--budget", "{limit}"), "beside Liger, CCE, quack"
         ),
         Stage("rms_norm", 0.07, (*bench, "--op", "rms_norm", "--budget", "{limit}"), "beside Liger, quack"),
         Stage("fp8_linear", 0.04, (*bench, "--op", "fp8_linear", "--budget", "{limit}"), "beside cuBLAS in bf16"),
         Stage("feed_forward", 0.04, (*bench, "--op", "feed_forward", "--budget", "{limit}"), "beside cuBLAS, Liger"),
         Stage(
             "linear_cross_entropy",
-            0.08,
+            0.06,
             (*bench, "--op", "linear_cross_entropy", "--budget", "{limit}"),
             "beside CCE, Liger",
         ),
