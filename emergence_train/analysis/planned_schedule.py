@@ -78,6 +78,7 @@ class PlannedSchedule:
         self._clock = np.r_[0.0, np.cumsum((self.e[1:] + self.e[:-1]) / 2 * np.diff(self.x))]
         self._middle = (self.x[1:] + self.x[:-1]) / 2
         self._moving = (np.abs(np.diff(self.e)) > 1e-12) & (self.x[1:] > self.warmup_end)
+        self.rises_again = bool((np.diff(self.e)[self._moving] > 1e-3).any())  # by more than a log's rounding
 
     def with_peak(self, peak: float) -> "PlannedSchedule":
         """The same course with another peak rate."""

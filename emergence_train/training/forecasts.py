@@ -42,6 +42,8 @@ class EndForecast(Observer):
         self.context.write("forecast", step=measurement.step, tokens=measurement.tokens, **as_json(outlook))
         if outlook.loss is not None:
             measurement.notes.append(f"end {outlook.loss:.3f} [{outlook.low95:.3f}, {outlook.high95:.3f}]")
+            if outlook.reason is not None:
+                self.context.log(f"forecast    step {measurement.step}  {outlook.reason}")
 
     def _outlook(self) -> "FinalForecast":
         from emergence_train.analysis.temporal import forecast_final

@@ -119,7 +119,7 @@ def forecast_final(
 
     `step`, `loss` (n,) ascending, nats; `planned_steps`, `planned_lr` (K,) the learning rate of the whole run;
     `step_tokens` what a step trains on, 0 where unknown. Never raises for a run that is merely too young, so that
-    training continues: the forecast then has a reason and no loss.
+    training continues: the forecast then has a reason and no loss. With a loss, the reason is what it leaves out.
     """
     step, loss = np.asarray(step, float), np.asarray(loss, float)
     good = np.isfinite(loss) & (step > 0)
@@ -131,7 +131,8 @@ def forecast_final(
     except InputError as error:
         return FinalForecast(reason=str(error))
     low, high = ahead.interval(95, noisy=False)
-    return FinalForecast(loss=float(ahead.mean[0]), sd=float(ahead.sd[0]), low95=float(low[0]), high95=float(high[0]))
+    mean, sd = float(ahead.mean[0]), float(ahead.sd[0])
+    return FinalForecast(loss=mean, sd=sd, low95=float(low[0]), high95=float(high[0]), reason=ahead.unreturned)
 
 
 def _vocabularies(all_series: Iterable[Series]) -> set[str]:

@@ -35,6 +35,7 @@ class Forecast:
     fits: dict[str, Fit]
     shift_low: np.ndarray  # (m,) extension of the lower bound, nats, where the future learning rate is unknown
     notes: list[str]
+    unreturned: str | None = None  # the note on rows at the end that are left out
 
     @property
     def selected(self) -> str:
@@ -71,6 +72,9 @@ def forecast(
             f"not identified: {len(curve.x)} points after warm-up in the later part of the observed run, a forecast "
             f"needs {MINIMUM}; observe longer or log more often"
         )
+    unreturned = curve.unreturned.note if curve.unreturned is not None else None
+    if unreturned is not None:
+        notes.append(unreturned)
     used = plan or PlannedSchedule(np.array([0.0, max(x[-1], 1.0)]), np.array([1e-3, 1e-3]))
     shift_low = _room_for_decay(used, x_future, x[-1] if plan is None else used.x[-1], prior)
     if shift_low.any():
@@ -91,7 +95,7 @@ def forecast(
     if plan is not None:
         notes += _identification(fits["schedule"], used, x_future, prior)
     mean, sd = _combine([fits[name] for name in weights], list(weights.values()), x_future)
-    return Forecast(x_future, mean, sd, curve.noise, weights, scores, fits, shift_low, notes)
+    return Forecast(x_future, mean, sd, curve.noise, weights, scores, fits, shift_low, notes, unreturned)
 
 
 def _room_for_decay(plan: PlannedSchedule, x: np.ndarray, known: float, prior: priors.Prior) -> np.ndarray:
@@ -124,7 +128,7 @@ def _backtest(
         if not past.any():
             continue
         curve = observed_part(x[past], y[past], plan)
-        rest = observed_part(x[~past], y[~past], None)
+        rest = observed_part(x[~past], y[~past], plan)
         if len(curve.x) < MINIMUM or len(rest.x) < 2:
             continue
         for name in names:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from emergence_train.analysis.planned_schedule import PlannedSchedule
-from emergence_train.analysis.temporal.mean_law import noise_of, without_spikes
+from emergence_train.analysis.temporal.spikes import noise_of, returned_part, rounding_of, without_spikes
 
 SIDE = 12  # rows on each side of a jump
 FIRST = 0.15  # share of the observed steps before which the loss bends too much for a line
@@ -30,13 +30,14 @@ class Jump:
 def find_jump(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) -> Jump | None:
     """The clearest jump of losses `y` (n,), nats, at steps `x` (n,) ascending; None: there is none."""
     keep = x >= max(FIRST * x[-1], 1.2 * plan.warmup_end if plan is not None else 0.0)
-    x, y = x[keep], y[keep]
+    x, y, effect, _ = returned_part(x[keep], y[keep], plan)
     if len(x) < 2 * SIDE:
         return None
-    y = without_spikes(y, noise_of(y))
+    rounding = rounding_of(y)  # neighbours are rounded alike: a mean over rows does not lessen it
+    y = without_spikes(y, noise_of(y), effect)
     each = -(-len(x) // ROWS)
     x, y = (values[len(values) % each :].reshape(-1, each).mean(1) for values in (x, y))
-    noise, share = noise_of(y), plan.share(x) if plan is not None else np.ones(len(x))
+    noise, share = max(noise_of(y), rounding), plan.share(x) if plan is not None else np.ones(len(x))
     clearest, best = CLEAR, None
     for k in range(SIDE, len(x) - SIDE):
         rows = np.r_[k - SIDE : k, k + 1 : k + SIDE + 1]  # the row between may be a mean over both levels

@@ -21,11 +21,11 @@ identified by the data and follows the prior of priors.py, fitted across other r
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import median_filter
 
 from emergence_train.analysis.planned_schedule import AT_ONCE, INTRINSIC, MOMENTUM, MULTI_POWER, Kernel, PlannedSchedule
 from emergence_train.analysis.temporal import priors
 from emergence_train.analysis.temporal.result import LawConstants
+from emergence_train.analysis.temporal.spikes import UnreturnedEnd, noise_of, returned_part, without_spikes
 
 WINDOW = 0.4  # a fit uses the observed part from this share of its length: earlier loss follows no power law
 BINS = 60  # at most; more rows are averaged in bins of log step
@@ -35,8 +35,6 @@ WANTED = 8  # points: the window reaches back, after warm-up and to FURTHEST of 
 FURTHEST = 0.1
 KNOTS = 600  # points at which a law is evaluated before it is interpolated to more
 MINIMUM = 3  # points that a fit needs
-# a row so many sds of noise, and nats, from the median of so many rows is a spike
-NEAR, SPIKE, LEAST_SPIKE = 15, 5.0, 0.02
 GUESS, GUESS_WEIGHT = 0.003, 4.0  # nats: prior scatter of points, and its weight in points
 Z = {50: 0.6745, 80: 1.2816, 95: 1.9600}
 
@@ -79,6 +77,7 @@ class Curve:
     y: np.ndarray
     noise: float  # standard deviation of one logged row about the curve, nats
     sampling: float  # variance of a point by that noise, 0 where it is not known; nats^2
+    unreturned: UnreturnedEnd | None = None  # rows at the end that are left out
 
     @property
     def weight(self) -> np.ndarray:
@@ -89,43 +88,24 @@ class Curve:
 def observed_part(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) -> Curve:
     """The window that a fit uses: from WINDOW of the observed length on and after warm-up, in at most BINS bins.
 
-    `x` ascending steps (n,), `y` losses in nats (n,). Spikes do not count. The Curve may have fewer than MINIMUM points;
-    the caller checks.
+    `x` ascending steps (n,), `y` losses in nats (n,). Spikes and an unreturned end do not count. The Curve may have fewer than
+    MINIMUM points; the caller checks.
     """
+    x, y, effect, end = returned_part(x, y, plan)
     warm = min(1.2 * plan.warmup_end, 0.8 * x[-1]) if plan is not None else 0.0
     start = min(WINDOW * x[-1], max(FURTHEST * x[-1], x[-WANTED:][0]), x[-MINIMUM:][0])
     start = max(start, warm)
     keep = x >= max(start, 1e-9)
     noise = noise_of(y[keep])
-    x, y = x[keep], without_spikes(y, noise)[keep]
+    x, y = x[keep], without_spikes(y, noise, effect)[keep]
     if len(x) <= BINS:
-        return Curve(x, y, noise, noise**2 if len(x) > WANTED else 0.0)  # of fewer rows the noise is not known
+        return Curve(x, y, noise, noise**2 if len(x) > WANTED else 0.0, end)  # of fewer rows the noise is not known
     edges = np.geomspace(x[0], x[-1] * (1 + 1e-12), BINS + 1)
     bin_of = np.unique(np.searchsorted(edges, x, side="right"), return_inverse=True)[1]
     count = np.bincount(bin_of)
     rows = len(x) / len(count)
     sampling = noise**2 / rows if rows >= 5 else 0.0
-    return Curve(np.bincount(bin_of, x) / count, np.bincount(bin_of, y) / count, noise, float(sampling))
-
-
-def noise_of(y: np.ndarray) -> float:
-    """Standard deviation of losses (n,) about their curve, nats; of second differences, so that its slope does not count."""
-    return float(np.median(np.abs(np.diff(y, 2))) / 0.6745 / np.sqrt(6)) if len(y) > 3 else 0.0
-
-
-def without_spikes(y: np.ndarray, noise: float) -> np.ndarray:
-    """Losses (n,) with those far from the median of their neighbours set to it; a curve that falls is left as it is."""
-    if len(y) < NEAR:
-        return y
-    far, last = max(SPIKE * noise, LEAST_SPIKE), NEAR // 2
-    for _ in range(2):  # spikes near one another lift the first median
-        level = median_filter(y, NEAR, mode="nearest")
-        # the last rows have too few neighbours, but are no higher than those behind them
-        level[-last:] = np.minimum(
-            level[-last:], [np.median(y[k : len(y) - last + k + 1][-NEAR:]) for k in range(last)]
-        )
-        y = np.where(np.abs(y - level) > far, level, y)
-    return y
+    return Curve(np.bincount(bin_of, x) / count, np.bincount(bin_of, y) / count, noise, float(sampling), end)
 
 
 @dataclass(frozen=True)

@@ -309,7 +309,7 @@ class TemporalResult:
 
 @dataclass(frozen=True, kw_only=True)
 class FinalForecast:
-    """A forecast of the loss at a run's end, of the noiseless curve; or, without one, the `reason`."""
+    """A forecast of the loss at a run's end, of the noiseless curve. `reason`: why there is none, or what it leaves out."""
 
     loss: Nats | None = absent()
     sd: Nats | None = absent()
