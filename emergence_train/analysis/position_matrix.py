@@ -18,6 +18,9 @@ SPARSE = (
 )  # a matrix has so many cells for each row of the table at most, where it has more than the second
 
 
+SAME = 0.05  # of the tokens at other positions leave the mean loss comparable
+
+
 @dataclass(frozen=True)
 class PositionMatrix:
     """One run's split: rows are checkpoints (C), columns positions (P). A count of 0 marks a hole."""
@@ -27,7 +30,9 @@ class PositionMatrix:
     count: np.ndarray  # (C, P)
     loss: np.ndarray  # (C, P) mean loss, nats; 0 in a hole
     variance: np.ndarray  # (C, P) smoothed variance of one token's loss
-    mean_loss: np.ndarray  # (C,) over all tokens
+    mean_loss: np.ndarray  # (C,) nats: over all tokens; where checkpoints differ in their positions, over `share`
+    share: np.ndarray  # (P,) of the tokens that the mean loss is of
+    composition: str | None = None  # a note: the checkpoints differ in their positions, and what the mean loss is of
 
     @property
     def weight(self) -> np.ndarray:
@@ -85,6 +90,8 @@ def observed_rows(matrix: PositionMatrix, keep: np.ndarray | slice) -> PositionM
         matrix.loss[keep],
         matrix.variance[keep],
         matrix.mean_loss[keep],
+        matrix.share,
+        matrix.composition,
     )
 
 
@@ -115,7 +122,28 @@ def _matrix(parts: list[_Part]) -> PositionMatrix:
     loss = total / np.maximum(count, 1)
     raw = np.maximum(squares / np.maximum(count, 1) - loss**2, 0)
     variance = _smooth(raw, count, position)
-    return PositionMatrix(keys, position.astype(float), count, loss, variance, total.sum(1) / tokens)
+    share, note = _composition(count, position)
+    mean = total.sum(1) / tokens if note is None else loss @ share
+    return PositionMatrix(keys, position.astype(float), count, loss, variance, mean, share, note)
+
+
+def _composition(count: np.ndarray, position: np.ndarray) -> tuple[np.ndarray, str | None]:
+    """Share of the tokens at each position (P,), and a note where checkpoints differ in it by more than SAME: only positions
+    that all of them count have a share then, so that the mean loss does not move with the positions."""
+    share = count.sum(0) / count.sum()
+    if np.abs(count / count.sum(1, keepdims=True) - share).sum(1).max() / 2 <= SAME:
+        return share, None
+    common = (count > 0).all(0)
+    says = "the checkpoints do not count the same positions"
+    if not common.any():
+        return (
+            share,
+            f"{says}, and none in common: their mean losses are of different positions, and a law across them is of none",
+        )
+    share = np.where(common, share, 0.0)
+    at = position[common]
+    which = f"the {len(at)} that all count ({at[0]} to {at[-1]})"
+    return share / share.sum(), f"{says}: the mean loss and its forecast are of {which}"
 
 
 def _smooth(variance: np.ndarray, count: np.ndarray, position: np.ndarray, bins: int = 16) -> np.ndarray:

@@ -261,6 +261,7 @@ def _from_matrix(matrix: PositionMatrix) -> Series:
         keys["tokens"].to_numpy(float),
         matrix.mean_loss,
         matrix=matrix,
+        notes=[] if matrix.composition is None else [matrix.composition],
     )
     return _without_start(series)
 

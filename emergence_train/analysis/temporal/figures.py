@@ -129,10 +129,12 @@ def _coverage_note(run: RunAnalysis) -> str:
 
 
 def binned(matrix: PositionMatrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean position (B,), mean loss and its standard error (C, B) in bins equal in log position, B at most BINS."""
+    """Mean position (B,), mean loss and its standard error (C, B) in bins equal in log position, B at most BINS;
+    NaN in a bin that counts nothing."""
     bin_of = position_bins(matrix.position, BINS)
     member = (bin_of[:, None] == np.arange(bin_of.max() + 1)).astype(float)
-    count = np.maximum(matrix.count @ member, 1)
+    count = matrix.count @ member
+    count = np.where(count > 0, count, np.nan)
     loss = (matrix.count * matrix.loss) @ member / count
     error = np.sqrt((matrix.count * matrix.variance) @ member) / count
     tokens = matrix.count.sum(0)

@@ -110,7 +110,8 @@ class FittedPositions:
         """Forecast loss by step and bin of position: position_low, position_high, loss, low50 ... high95, actual."""
         positions = self.forecast
         bin_of = position_bins(positions.position, BINS)
-        member = (bin_of[:, None] == np.arange(bin_of.max() + 1)) * positions.share[:, None]
+        # a position that was never counted before weighs nothing, unless its whole bin was not
+        member = (bin_of[:, None] == np.arange(bin_of.max() + 1)) * np.maximum(positions.share, 1e-300)[:, None]
         member = member / member.sum(0)
         loss = positions.loss[rows] @ member
         own = positions.own_variance[rows]
@@ -127,7 +128,10 @@ class FittedPositions:
         for level in LEVELS:
             frame[f"low{level}"], frame[f"high{level}"] = (loss - Z[level] * sd).ravel(), (loss + Z[level] * sd).ravel()
         if self.held_out:
-            frame["actual"] = (self.whole.loss[~self.seen][rows] @ member).ravel()
+            counted = self.whole.count[~self.seen][rows] > 0
+            with np.errstate(invalid="ignore"):  # a bin that counts nothing has no loss
+                actual = (counted * self.whole.loss[~self.seen][rows]) @ member / (counted @ member)
+            frame["actual"] = actual.ravel()
         return frame
 
     def _parameter_rows(self, fits: pd.DataFrame) -> pd.DataFrame:
@@ -148,6 +152,7 @@ class FittedPositions:
         fitted = position_curve(a0, a1, a2, matrix.position)
         bin_of = position_bins(matrix.position, RESIDUAL_BINS)
         mean, stderr = bin_residuals(np.where(matrix.count > 0, matrix.loss - fitted, 0), matrix.weight, bin_of)
+        mean, stderr = np.where(stderr > 0, (mean, stderr), np.nan)
         count = mean.shape[1]
         return pd.DataFrame(
             {

@@ -32,6 +32,8 @@ from emergence_train.analysis.temporal.position_law import (
 )
 
 JOINT_BINS, JOINT_STEPS = 24, 60  # of position and of step: what more of them know is in the means
+PATTERN_BINS = 24  # of position, in each of which noise, drift and spread of the carried residual are estimated
+LEAST_A1 = 0.1  # of the least observed: a law that is continued may fall below 0
 ENOUGH = 5  # checkpoints at which the position law must be identified before its parameters are forecast
 
 
@@ -41,7 +43,7 @@ class PositionForecast:
 
     x: np.ndarray
     position: np.ndarray
-    share: np.ndarray  # (P,) share of the split's tokens at each position
+    share: np.ndarray  # (P,) share of the split's tokens at each position that the level is of
     a0: ParameterLaw
     a1: ParameterLaw
     a2: Forecast  # of a2 itself
@@ -82,7 +84,7 @@ def forecast_positions(
     Raises InputError where there are too few checkpoints for a forecast.
     """
     observed = fits = fit_matrix(matrix)
-    share = matrix.count.sum(0) / matrix.count.sum()
+    share = matrix.share
     level = forecast(x, matrix.mean_loss, x_future, plan, prior)
     late = x >= WINDOW * x[-1]
     usable = fits["status"].eq("ok").to_numpy()
@@ -106,19 +108,26 @@ def forecast_positions(
     a0_C1, a1_C1, a2_C1 = (fits[name].to_numpy()[:, None] for name in ("a0", "a1", "a2"))
     fitted = position_curve(a0_C1, a1_C1, a2_C1, matrix.position)
     rows = late & usable if (late & usable).any() else usable
-    pattern = _carried(np.where(matrix.count > 0, matrix.loss - fitted, 0.0)[rows], x[rows])
+    pattern = _carried((matrix.loss - fitted)[rows], matrix.count[rows] > 0, matrix.position, x[rows])
 
     a0_mean, a0_sd = a0.predict(x_future)
     a1_mean, a1_sd = a1.predict(x_future)
-    a1_mean = np.maximum(a1_mean, 1e-6)
+    least = LEAST_A1 * float(fits["a1"][usable].min())
+    a1_mean = np.maximum(a1_mean, least)
     shape = position_curve(a0_mean[:, None], a1_mean[:, None], 0.0, matrix.position)
     shape = shape - (shape @ share)[:, None]
     loss = level.mean[:, None] + shape + pattern.value - pattern.value @ share
 
-    slope0 = 1 / (1 + a1_mean[:, None] * matrix.position)
-    slope1 = -a0_mean[:, None] * matrix.position / (1 + a1_mean[:, None] * matrix.position) ** 2
-    slope0, slope1 = slope0 - (slope0 @ share)[:, None], slope1 - (slope1 @ share)[:, None]
-    shared = np.sqrt(level.sd[:, None] ** 2 + (slope0 * a0_sd[:, None]) ** 2 + (slope1 * a1_sd[:, None]) ** 2)
+    def shape_sd(low: tuple, high: tuple) -> np.ndarray:
+        """(m, P) half of the difference between two shapes, which is bounded where a slope is not."""
+        below, above = (position_curve(v0[:, None], v1[:, None], 0.0, matrix.position) for v0, v1 in (low, high))
+        half = (above - below) / 2
+        return half - (half @ share)[:, None]
+
+    sd0 = shape_sd((a0_mean - a0_sd, a1_mean), (a0_mean + a0_sd, a1_mean))
+    sd1 = shape_sd((a0_mean, np.maximum(a1_mean - a1_sd, least)), (a0_mean, a1_mean + a1_sd))
+    most = np.abs(fits["a0"].to_numpy()[rows]).max()  # the position term lies between 0 and a0
+    shared = np.hypot(level.sd[:, None], np.minimum(np.hypot(sd0, sd1), most / Z[95]))
     return PositionForecast(
         x_future,
         matrix.position,
@@ -146,37 +155,65 @@ class Pattern:
     """The residual of the law at each position (P,), persistent because every checkpoint has the same sequences.
 
     It drifts as the model changes: its variance grows by `drift` for every factor e of steps. Both are estimated on the
-    observed checkpoints.
+    observed checkpoints, in bins of the logarithm of position: what the law leaves of the first positions says nothing of others.
     """
 
     value: np.ndarray  # nats
     variance: np.ndarray  # nats^2, of one measurement about it now
-    drift: float  # nats^2 per factor e of steps
+    drift: np.ndarray  # nats^2 per factor e of steps
 
 
-def _carried(residual: np.ndarray, x: np.ndarray) -> Pattern:
-    """The pattern at the end of `residual` (R, P), measured at steps `x` (R,) ascending."""
-    rows, count = residual.shape
-    if rows < 3:
-        return Pattern(residual.mean(0), np.full(count, float(np.var(residual))), 0.0)
-    pick = np.unique(np.linspace(0, rows - 1, min(rows, 20)).astype(int))
-    i, j = np.triu_indices(len(pick), 1)
-    lag = np.log(x[pick[j]] / x[pick[i]])
-    change = ((residual[pick[j]] - residual[pick[i]]) ** 2).mean(1)
-    # mean squared change = 2 noise + drift * lag
-    drift, twice = np.polyfit(lag, change, 1)
-    drift = max(float(drift), 0.0)
-    noise = max(float(twice) / 2 if drift else float(change.mean()) / 2, 0.1 * float(change.min()) / 2)
+def _carried(residual: np.ndarray, counted: np.ndarray, position: np.ndarray, x: np.ndarray) -> Pattern:
+    """The pattern at the end of `residual` (R, P), measured where `counted` (R, P), at steps `x` (R,) ascending.
+
+    The mean of a bin is carried as it is, what a position has beside it shrunk by its noise; a position that was never measured
+    has its bin's mean, or that of the bins beside it.
+    """
+    member = _members(position, PATTERN_BINS)
+    bin_of = member.argmax(1)
+    noise, drift = (values[bin_of] for values in _noise_and_drift(residual, counted, member, x))
     # average back only as far as the drift over that stretch stays below the noise
-    back = np.log(x[-1] / x)
-    near = drift * back <= noise
-    near[-1] = True
-    value = residual[near].mean(0)
-    signal = max(float(np.mean(value**2)) - noise / near.sum(), 0.0)
-    keep = signal / (signal + noise / near.sum() + 1e-300)
-    each = residual.var(0, ddof=1)
-    variance = noise * (1 + keep / near.sum()) * np.sqrt(np.maximum(each / max(each.mean(), 1e-300), 0.25))
-    return Pattern(keep * value, variance + (1 - keep) * signal, drift)
+    last = len(x) - 1 - counted[::-1].argmax(0)
+    near = counted & ((drift * np.log(x[-1] / x)[:, None] <= noise) | (np.arange(len(x))[:, None] == last))
+    rows = near.sum(0)
+    measured = rows > 0
+    value = np.where(near, residual, 0.0).sum(0) / np.maximum(rows, 1)
+    of_one = noise / np.maximum(rows, 1)  # variance of a value by the noise
+    count = measured @ member
+    bins = np.flatnonzero(count)
+    middle = np.interp(np.arange(len(count)), bins, (value @ member)[bins] / count[bins])
+    beside = np.where(measured, value - middle[bin_of], 0.0)
+    spread = (beside**2) @ member / np.maximum(count - 1, 1) - np.where(measured, of_one, 0.0) @ member / np.maximum(
+        count, 1
+    )
+    # of a bin without a value, what bins differ by
+    signal = np.where(count > 0, np.maximum(spread, 0), np.var(middle[bins]))[bin_of]
+    keep = np.where(measured, signal / (signal + of_one + 1e-300), 0.0)
+    variance = noise + keep * of_one + (1 - keep) * signal + of_one / np.maximum(count, 1)[bin_of]
+    return Pattern(middle[bin_of] + keep * beside, variance, drift)
+
+
+def _noise_and_drift(
+    residual: np.ndarray, counted: np.ndarray, member: np.ndarray, x: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Variance of one residual, and its growth for every factor e of steps, nats^2, in each bin of `member` (P, B)."""
+    bins = member.shape[1]
+    if len(x) < 3:
+        return np.full(bins, float(np.var(residual[counted]))), np.zeros(bins)
+    pick = np.unique(np.linspace(0, len(x) - 1, min(len(x), 20)).astype(int))
+    i, j = np.triu_indices(len(pick), 1)
+    lag = np.log(x[pick[j]] / x[pick[i]])[:, None]
+    both = counted[pick[i]] & counted[pick[j]]
+    weight = both @ member
+    change = np.where(both, (residual[pick[j]] - residual[pick[i]]) ** 2, 0.0) @ member / np.maximum(weight, 1)
+    total = np.maximum(weight.sum(0), 1)
+    mean_lag, mean_change = (weight * lag).sum(0) / total, (weight * change).sum(0) / total
+    from_mean = weight * (lag - mean_lag)
+    # mean squared change = 2 noise + drift * lag
+    drift = np.maximum((from_mean * change).sum(0) / np.maximum((from_mean * lag).sum(0), 1e-300), 0)
+    noise = np.maximum(mean_change - drift * mean_lag, 0.1 * mean_change) / 2
+    empty = weight.sum(0) == 0
+    return tuple(np.where(empty, np.median(values[~empty]), values) for values in (noise, drift))
 
 
 def _wandered(pattern: Pattern, x: np.ndarray, x_future: np.ndarray) -> np.ndarray:
@@ -190,7 +227,9 @@ def _level_only(
 ) -> PositionForecast:
     """The forecast where the position law is not identified: the late checkpoints' shape, shifted by the mean loss."""
     late = x >= WINDOW * x[-1]
-    pattern = _carried((matrix.loss - matrix.mean_loss[:, None])[late], x[late])
+    pattern = _carried(
+        (matrix.loss - matrix.mean_loss[:, None])[late], matrix.count[late] > 0, matrix.position, x[late]
+    )
     nothing = constant_law(x, 0.0)
     loss = level.mean[:, None] + pattern.value - pattern.value @ share
     variance = _wandered(pattern, x, x_future)

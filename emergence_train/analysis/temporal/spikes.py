@@ -35,7 +35,7 @@ class UnreturnedEnd:
         rows = "row, step" if self.rows == 1 else f"{self.rows} rows, from step"
         return (
             f"the last {rows} {self.step:.0f}, at {self.level:.2f} nats, {self.rise:.2f} above the rows before and not back: "
-            "left out of the law and the interval, which hold if this is a spike; not after other data, a broken restart, divergence"
+            "left out of the law and interval, which hold if this is a spike; not after other data, a broken restart, divergence"
         )
 
 
