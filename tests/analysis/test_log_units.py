@@ -77,15 +77,45 @@ def test_trainer_with_evaluations_alone_is_read(tmp_path):
 
 
 def test_a_chart_by_tokens_needs_no_steps(tmp_path):
-    """As W&B exports a chart whose x axis is tokens: rows are counted, and one that comes again is one step."""
+    """As W&B exports a chart whose x axis is tokens: what lies between its rows is a step, and one that comes again is one."""
     tokens = np.r_[STEPS, STEPS[-1]] * 2048
     path = csv(tmp_path, "tokens,a - train/loss,a - train/loss__MIN", tokens, [*LOSSES, 1.5], [0] * 21)
     assert format_of(path) == "wandb"
     frame, notes = read(path)
     assert frame["step"].tolist() == list(range(1, 21))
     assert frame["tokens"].tolist() == (STEPS * 2048).tolist()
-    assert frame["loss"].iloc[-1] == 1.5 and "no steps: its rows are counted as steps" in notes
+    assert frame["loss"].iloc[-1] == 1.5 and "no steps: 20,480 tokens" in notes
     assert read(path, tokens_per_step=2048)[0]["step"].tolist() == STEPS.tolist()
+
+
+SPARSER = np.r_[np.arange(20, 2001, 20), np.arange(2500, 8001, 500)]  # an interval of logging that changes
+
+
+@pytest.mark.parametrize("tokens", [SPARSER * 524288, SPARSER * 524288 + 12345, np.r_[SPARSER, 8000.001] * 524288])
+def test_steps_without_a_column_follow_the_tokens(tmp_path, tokens):
+    tokens = tokens.astype(int)
+    path = csv(tmp_path, "tokens,loss", tokens, 2 + 1 / np.arange(1, len(tokens) + 1))
+    frame, notes = read(path)
+    of_one = frame["tokens"] / frame["step"]
+    assert of_one.min() == pytest.approx(of_one.max(), rel=0.03) and "no steps" in notes
+    assert 1 <= frame["step"].iloc[0] <= 10
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_a_logger_s_own_counter_is_no_step(tmp_path, counts):
+    """W&B's _step is the trainer's step where it is given, else the number of calls: then tokens are not even a step."""
+    steps = np.arange(len(SPARSER)) if counts else SPARSER
+    path = csv(tmp_path, "_step,train/tokens,train/loss", steps, SPARSER * 1024, 2 + 1 / SPARSER)
+    frame, notes = read(path)
+    assert ("'_step' counts the logger's calls" in notes) == counts
+    assert frame["step"].tolist() == (SPARSER / 20 if counts else SPARSER).tolist()
+    assert read(path, tokens_per_step=1024)[0]["step"].tolist() == SPARSER.tolist()
+
+
+def test_steps_of_llama_factory_are_known(tmp_path):
+    rows = [f'{{"current_steps": {step}, "total_steps": 400, "loss": 2.5, "lr": 1e-4}}' for step in STEPS]
+    (tmp_path / "trainer_log.jsonl").write_text("\n".join(rows))
+    assert read(tmp_path / "trainer_log.jsonl")[0]["step"].tolist() == STEPS.tolist()
 
 
 def test_semicolons_and_decimal_commas_are_read(tmp_path):

@@ -18,6 +18,8 @@ from emergence_train.errors import InputError, listed
 PERPLEXITY = "ppl train_ppl perplexity train_perplexity"  # beside a loss
 WHOLE = 1e6  # tokens below which a count is of single ones; means over processes or rows may have parts of larger ones
 EPOCHS = "epoch train_epoch trainer_epoch current_epoch epochs epoch_idx epoch_num"
+OWN_COUNTER = "_step"  # W&B's, of its own calls where the trainer gives it no step
+UNEVEN = 1.1  # by so much the mean tokens of a step differ from their median where rows are not of as many steps each
 MOST_BAD = 0.1  # share of rows whose loss is no finite number, beyond which a log is refused
 
 
@@ -98,6 +100,7 @@ def _by_run(log: Log, options: LogOptions, several: bool) -> list[tuple[Log, Log
 def _curve(log: Log, options: LogOptions) -> Curve:
     columns = find(log, options)
     per_step = options.tokens_per_step or log.tokens_per_step
+    calls = columns.pop("step") if "step" not in options.columns and _counts_calls(log, columns) else None
     steps_from_tokens = "step" not in columns and "tokens" in columns
     missing = [name for name in ("step", "loss") if name not in columns and not (name == "step" and steps_from_tokens)]
     if missing:
@@ -124,10 +127,15 @@ def _curve(log: Log, options: LogOptions) -> Curve:
         notes.append(f"{run!r} changes while the steps go on: read as one run; --column run={run} parts it")
     if name in VALIDATION.split() and "loss" not in options.columns:
         notes.append(f"no training loss: {column!r} counts as the curve; --column loss=NAME takes another")
+    if calls is not None:
+        notes.append(f"{calls!r} counts the logger's calls, not steps: their tokens are not even")
     if steps_from_tokens:
-        values["step"] = _steps_of(values["tokens"], per_step)
+        of_one = per_step or _interval(values["tokens"])
+        values["step"] = np.round(values["tokens"] / of_one)
         if not per_step:
-            notes.append("no steps: its rows are counted as steps, by their tokens; --tokens-per-step gives them")
+            notes.append(
+                f"no steps: {of_one:,.0f} tokens, as between its rows, count as a step; --tokens-per-step N gives them"
+            )
     else:
         if options.tokens_per_step is not None:
             values = values.drop(columns="tokens", errors="ignore")
@@ -164,11 +172,21 @@ def _epoch(log: Log) -> pd.Series | None:
     return None if column is None else numbers_of(log.rows[column], "count")
 
 
-def _steps_of(tokens: pd.Series, per_step: int | None) -> pd.Series:
-    """Steps of a log without: by the tokens of one, else the rank of a row's tokens, counted from 1."""
-    if per_step:
-        return pd.Series(np.round(tokens / per_step), tokens.index)
-    return tokens.where(np.isfinite(tokens)).rank(method="dense")
+def _counts_calls(log: Log, columns: dict[str, str]) -> bool:
+    """Whether the column of steps is a logger's own counter beside tokens that are not proportional to it."""
+    if plain(columns.get("step", "")) != OWN_COUNTER or "tokens" not in columns:
+        return False
+    step, tokens = (numbers_of(log.rows[columns[name]], "count").to_numpy(float) for name in ("step", "tokens"))
+    both = np.isfinite(step) & np.isfinite(tokens)
+    rise, of_step = np.diff(tokens[both]), np.diff(step[both])
+    each = (rise / np.where(of_step > 0, of_step, np.nan))[(of_step > 0) & (rise > 0)]
+    return len(each) > 1 and not 1 / UNEVEN < rise.sum() / of_step.sum() / np.median(each) < UNEVEN
+
+
+def _interval(tokens: pd.Series) -> float:
+    """Tokens that count as a step of a log without steps: the least between two rows, but not by a slip of the counter."""
+    rises = np.diff(np.unique(tokens[np.isfinite(tokens)]))
+    return max(rises.min(), np.quantile(rises, 0.1) / 10) if len(rises) else 1.0
 
 
 def _count_on(values: pd.DataFrame, epoch: pd.Series | None, notes: list[str]) -> None:

@@ -14,7 +14,7 @@ from emergence_train.errors import InputError, listed
 NAMES = {
     "step": "step train_step train_global_step trainer_global_step global_step optimizer_step training_step "
     "steps training_steps num_steps iteration iterations iter train_iter iters num_updates updates update "
-    "train_batch time_batch train_time_batch _step",
+    "train_batch time_batch train_time_batch current_steps _step",
     "loss": "loss train_loss lm_loss train_lm_loss loss_train training_loss train_loss_step train_ce_loss "
     "train_crossentropyloss train_cross_entropy_loss optim_ce_loss nll_loss reduced_train_loss "
     "loss_train_total loss_out train_loss_train_total loss_metrics_global_avg_loss",
