@@ -82,3 +82,11 @@ def test_an_envelope_keeps_every_peak():
         inside = values[chosen[(chosen >= part[0]) & (chosen <= part[-1])]]
         assert inside.max() > 3 and inside.min() < -3
     assert envelope(values[:7], 10).tolist() == list(range(7)) and len(envelope(values[:0], 5)) == 0
+
+
+def test_an_envelope_is_as_dense_as_its_rows():
+    """The middle half of a normal distribution has half of the points that are no peaks, all along: the cloud is not hollow."""
+    values = np.random.default_rng(0).normal(size=200_000)
+    chosen = envelope(values, 1000)
+    for part in np.array_split(values[chosen], 5):
+        assert 0.15 < np.mean(np.abs(part) < 0.6745) < 0.35
