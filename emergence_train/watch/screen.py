@@ -151,7 +151,10 @@ def _outlook(run: Progress) -> Text:
     if forecast.loss is None:
         return Text.assemble(("at the end ", "dim"), f"no forecast: {forecast.reason}")
     return Text.assemble(
-        ("at the end ", "dim"), (end(forecast), "bold"), f"  (95% interval; forecast at step {forecast.step:,})"
+        ("at the end ", "dim"),
+        (end(forecast), "bold"),
+        f"  (95% interval; forecast at step {forecast.step:,})",
+        f"; {forecast.reason}" if forecast.reason else "",
     )
 
 
