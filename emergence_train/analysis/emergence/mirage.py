@@ -10,33 +10,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from emergence_train.analysis.emergence.metric_names import is_loss
 from emergence_train.analysis.emergence.result import MirageCheck, TaskResult
 
 STEP = re.compile(r"step_\d+$")  # metrics of a task's steps, each scored by itself
 # Words of the names of metrics that move with every change of the probabilities. Of another one it is not known: OLMES'
 # primary_score is an accuracy, mc1 and quasi_exact_match are too.
 PROBABILITIES = ("prob", "brier", "loglik", "logprob", "log_prob", "likelihood", "logit", "perplexity")
-CONTINUOUS = {
-    "nats",
-    "bits",
-    "bpb",
-    "ppl",
-    "loss",
-    "ce",
-    "nll",
-    "entropy",
-    "margin",
-    "soft",
-    "mc2",
-    "probs",
-    "distance",
-}
+CONTINUOUS = {"entropy", "margin", "soft", "mc2", "probs", "distance"}
 
 
 def continuous(metric: str) -> bool:
     """Whether a metric is known, by its name, to move with every change of the model's probabilities."""
     name = metric.lower()
-    return any(part in name for part in PROBABILITIES) or bool(CONTINUOUS & set(re.split(r"[^a-z0-9]+", name)))
+    parts = any(part in name for part in PROBABILITIES)
+    return parts or is_loss(metric) or bool(CONTINUOUS & set(re.split(r"[^a-z0-9]+", name)))
 
 
 def emergence_score(performance: np.ndarray) -> float | None:

@@ -1,0 +1,71 @@
+"""What the name of a metric says, by its whole words: "letter_acc" has no "ter", "rougeL" is rouge.
+
+Of several words the last decides, as the noun of a compound does: "error_detection_acc" is an accuracy, "accuracy_loss" a loss.
+The directions are those of lm-eval, HELM, OLMES and sacrebleu.
+"""
+
+import re
+
+# Shares of right items, whose noise is binomial
+RIGHT = "acc accuracy accuracies exact match matches em pass passed"
+# Other scores between 0 and 1; digits part words, so that f1 is "f" and mc2 "mc"
+SCORES = (
+    "f mc precision recall auc auroc auprc rouge bleu chrf meteor anls iou ndcg mrr reciprocal_rank win "
+    "winrate wins prob probs probability detection correction free similarity"
+)
+UNITS = "rate pct percent percentage share fraction"  # between 0 and 1 too, in either direction
+# Shares of wrong items
+WRONG = "error errors err hallucination hallucinations toxicity stereotype"
+# Words of a share only where no noun is: "prob_correct" is a probability, "loss_incorrect" a loss
+RIGHTLY, WRONGLY = "correct", "incorrect wrong invalid"
+# Losses: continuous, without a highest value
+LOSSES = (
+    "loss losses logloss nll ce xent cross_entropy crossentropy crossentropyloss surprisal kl kld divergence ppl perplexity "
+    "perplexities bits nats bpb bpc bpt bpw neg(?:ative)?_log_?(?:likelihood|lik|probs?)"
+)
+# Lower is better, and 1 is not the highest: insertions count in word error rates, Brier scores are sums over options
+DISTANCES = "wer cer ter mer brier rmse mse mae mape ece mce calibration_error distance regret rank"
+HIGHER = "likelihood loglik loglikelihood logprob logprobs logit logits margin"
+WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+
+
+def _of(*words: str) -> re.Pattern:
+    """A whole word of these, in words joined by underscores; the longest first, as "cross_entropy" is one."""
+    names = sorted(" ".join(words).split(), key=len, reverse=True)
+    return re.compile(rf"(?<![a-z])(?:{'|'.join(names)})(?![a-z])")
+
+
+_NOUN, _ADVERB = _of(RIGHT, SCORES, WRONG, LOSSES, DISTANCES, HIGHER), _of(RIGHTLY, WRONGLY)
+_RIGHT, _BOUNDED, _UNIT = _of(RIGHT, RIGHTLY), _of(RIGHT, RIGHTLY, SCORES, WRONG, WRONGLY), _of(UNITS)
+_LOSS, _OPEN, _LOWER = _of(LOSSES), _of(LOSSES, DISTANCES), _of(WRONG, WRONGLY, LOSSES, DISTANCES)
+
+
+def _words(metric: str) -> str:
+    return "_".join(WORD.findall(metric)).lower()
+
+
+def _noun(metric: str) -> str:
+    """The last of its words that is known; "" where none is."""
+    words = _words(metric)
+    return (_NOUN.findall(words) or _ADVERB.findall(words) or [""])[-1]
+
+
+def lower_is_better(metric: str) -> bool:
+    return _LOWER.fullmatch(_noun(metric)) is not None
+
+
+def is_right(metric: str) -> bool:
+    """Whether it is a share of right items: an accuracy, an exact match, those of a single step of a task."""
+    return _RIGHT.fullmatch(_noun(metric)) is not None or metric.startswith("step_")
+
+
+def is_share(metric: str) -> bool | None:
+    """Whether it lies between 0 and 1 (or 100 percent); None where its name does not say."""
+    if _OPEN.fullmatch(_noun(metric)):
+        return False
+    known = is_right(metric) or _BOUNDED.fullmatch(_noun(metric)) or _UNIT.search(_words(metric))
+    return True if known else None
+
+
+def is_loss(metric: str) -> bool:
+    return _LOSS.fullmatch(_noun(metric)) is not None

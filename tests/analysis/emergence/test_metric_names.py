@@ -1,0 +1,37 @@
+"""Directions and ranges by the names of metrics, as the harnesses that write them mean them."""
+
+import pytest
+
+from emergence_train.analysis.emergence import metric_names
+
+ACCURACIES = (
+    "acc acc_norm acc,none letter_acc letterAcc counterfactual_acc character_accuracy criteria_match filter_acc lossless_acc "
+    "error_detection_acc loss_aversion_accuracy em em_score exact_match_strict-match pass@1 correct_pct step_1 quasi_exact_match"
+)
+OTHERS = "f1 mc2 rougeL chrF BLEU winrate correct_choice_prob prob_correct error_detection_rate error_free_rate edit_similarity"
+UNKNOWN = "score primary_score answer_loglik logprob_correct margin soft mean_answer_length"
+WRONG = "error error_rate err exact_match_error incorrect hallucination_rate toxicity pct_stereotype invalid_rate"
+LOSSES = (
+    "loss ce ce_loss nll NLL xent cross_entropy crossEntropy CrossEntropyLoss logloss ppl word_perplexity bpb bpc bits_per_byte "
+    "bitsPerToken bits_per_byte_corr answer_nats neg_log_likelihood accuracy_loss loss_correct surprisal kl"
+)
+DISTANCES = "wer WER cer ter bleu_ter rmse mse mae brier brier_score ece calibration_error edit_distance mean_rank"
+
+
+@pytest.mark.parametrize(
+    ("names", "lower", "right", "share", "loss"),
+    [
+        (ACCURACIES, False, True, True, False),
+        (OTHERS, False, False, True, False),
+        (UNKNOWN, False, False, None, False),
+        (WRONG, True, False, True, False),
+        (LOSSES, True, False, False, True),
+        (DISTANCES, True, False, False, False),
+    ],
+)
+def test_metrics_are_read_by_whole_words(names, lower, right, share, loss):
+    for name in names.split():
+        assert metric_names.lower_is_better(name) is lower, name
+        assert metric_names.is_right(name) is right, name
+        assert metric_names.is_share(name) is share, name
+        assert metric_names.is_loss(name) is loss, name
