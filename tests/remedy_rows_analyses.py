@@ -111,6 +111,11 @@ ANALYSES = [
         lambda at: at.emergence(at.evaluations()),
     ),
     Row(
+        "beside shares (chance {}); correct it, or write values and chance in percent",
+        lambda at: at.emergence(at.evaluations(value=[0.3] * 11 + [1.7])),
+        lambda at: at.emergence(at.evaluations(value=[30.0] * 11 + [1.7], chance=25.0)),
+    ),
+    Row(
         "is given twice (split {}); name each table once",
         lambda at: at.temporal(at.curve(), at.curve()),
         lambda at: at.temporal(at.curve()),

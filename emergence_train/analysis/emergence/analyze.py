@@ -174,8 +174,8 @@ def task_result(finding: Finding) -> TaskResult:
             unigram=task.frame.attrs.get("unigram"),
             unigram_needed=None if verdict.begins_by is None else task.loss_at(verdict.begins_by),
         ),
-        chance=task.sign * task.chance if np.isfinite(task.chance) else None,
-        majority=task.sign * task.majority if np.isfinite(task.majority) else None,
+        chance=task.value_of(task.chance) if np.isfinite(task.chance) else None,
+        majority=task.value_of(task.majority) if np.isfinite(task.majority) else None,
         items=items,
         resolution=1 / items if items else None,
         continuous=continuous(task.metric),
@@ -205,8 +205,8 @@ def _plateau(finding: Finding) -> Plateau | None:
     task, eta, plateau = finding.task, finding.verdict.eta, finding.verdict.plateau
     if eta is None or plateau is None:
         return None
-    low, high = sorted(task.sign * value for value in plateau[1:])
-    return Plateau(task.sign * plateau[0], low, high, eta[0], int(np.sum(task.rows.x < eta[0])))
+    low, high = sorted(map(task.value_of, plateau[1:]))
+    return Plateau(task.value_of(plateau[0]), low, high, eta[0], int(np.sum(task.rows.x < eta[0])))
 
 
 def _finite(value: float) -> float | None:

@@ -44,7 +44,7 @@ def explanations(
 
 def _is_step_of(other: Finding, task: TaskResult) -> bool:
     metric = other.task
-    return (metric.family, metric.task) == task.key[:2] and STEP.match(metric.metric) is not None and metric.sign == 1
+    return (metric.family, metric.task) == task.key[:2] and STEP.match(metric.metric) is not None and metric.sign > 0
 
 
 def _metric(check: MirageCheck) -> Explanation:

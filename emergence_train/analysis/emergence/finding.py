@@ -30,10 +30,10 @@ class Finding:
         if drawn is None:
             return pd.DataFrame(columns=["loss", "value", "low95", "high95"], dtype=float)
         low, high = np.quantile(drawn.curves, [0.025, 0.975], axis=0)
-        ends = np.sort(np.stack([task.sign * low, task.sign * high]), axis=0)
+        ends = np.sort(np.stack([task.value_of(low), task.value_of(high)]), axis=0)
         loss = task.loss_from + drawn.grid * (task.loss_to - task.loss_from)
         return pd.DataFrame(
-            {"loss": loss, "value": task.sign * drawn.curves.mean(0), "low95": ends[0], "high95": ends[1]}
+            {"loss": loss, "value": task.value_of(drawn.curves.mean(0)), "low95": ends[0], "high95": ends[1]}
         )
 
 

@@ -3,26 +3,28 @@
 Missing columns are replaced by assumptions, each of which becomes a note of its task.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from emergence_train.analysis.emergence import metric_names
 from emergence_train.analysis.emergence.families import families, with_data
 from emergence_train.analysis.emergence.result import FamilyResult
 from emergence_train.analysis.emergence.shapes import Rows
 from emergence_train.analysis.emergence.untrained import trained
 from emergence_train.analysis.scores import ScoreOptions, with_scores
+from emergence_train.analysis.scores.percents import ROUNDING
+from emergence_train.errors import InputError
 from emergence_train.recorder import tables
 from emergence_train.recorder.naming import names_of
 
 SMALLEST = 0.02  # smallest relevant change of a share
 BETRAYED = 4.0  # standard errors below 1/2 at which a score is that of a constant answer
-LOWER_IS_BETTER = ("brier", "perplexity", "ppl", "loss", "nll", "bits_per_byte", "bpb", "error", "ter", "edit_distance")
-RIGHT = re.compile(r"acc|exact|match|^em$|correct$|pass|^step_")  # names of metrics that are shares of right items
+SCALE = 10.0  # the highest score of scales that are no percent: ratings are from 1 to 5 or 10
 
 
 @dataclass
@@ -40,7 +42,8 @@ class TaskMetric:
     best: float
     smallest: float
     scale: float
-    sign: int  # value = sign * y: 1, -1 where lower is better, 100 for percent
+    sign: int  # value = zero + sign * y: 1, -1 where lower is better, 100 and -100 for percent
+    zero: float  # 0; the value of a share of wrong items at y = 0, where all are wrong
     items: float  # median; NaN: unknown
     majority: float = np.nan  # of always giving the commonest answer, in the units of y; NaN: unknown
     notes: list[str] = field(default_factory=list)
@@ -48,6 +51,10 @@ class TaskMetric:
     @property
     def sizes(self) -> list[int]:
         return sorted(int(p) for p in self.frame["params"].unique())
+
+    def value_of(self, y: float | np.ndarray) -> Any:
+        """Performance in the metric's own direction and unit."""
+        return self.zero + self.sign * y
 
     def loss_at(self, x: float) -> float:
         """The loss at share `x` of the range."""
@@ -84,20 +91,25 @@ def load(
 
 def task_metric(family: str, task: str, metric: str, frame: pd.DataFrame) -> TaskMetric:
     notes: list[str] = []
-    sign = _direction(metric, frame, notes)
-    if sign > 0 and RIGHT.search(metric.lower()):
-        frame, sign = _as_shares(frame, notes)
+    sign, zero = _direction(metric, frame, notes), 0.0
+    share = _is_share(metric, frame, sign, notes)
+    if share:
+        frame, unit = _as_shares(frame, task, metric, notes)
+        zero, sign = (unit if sign < 0 else 0.0), sign * unit
     chance = _median(frame["chance"])
     if chance is None:
         notes.append("chance is missing: the plateau's level alone is estimated, and what it is worth is not known")
     elif frame["chance"].nunique(dropna=True) > 1:
         notes.append(f"chance differs between rows; its median {chance:g} is used")
-    value = frame["value"].to_numpy(float) / (100 if sign == 100 else 1)
-    if chance is not None and sign > 0 and chance >= 1:
+    frame = frame.assign(y=(frame["value"] - zero) / sign)
+    if share:
+        frame = frame.assign(y=frame["y"].clip(0, 1))
+    if zero and "majority" in frame:
+        frame = frame.assign(majority=1 - frame["majority"])
+    level = np.nan if chance is None else float(np.sign(sign)) * chance + bool(zero)
+    if level >= 1:
         notes.append(f"chance {chance:g} leaves no room above it; taken as unknown")
-        chance = None
-    share = bool(np.all((value >= 0) & (value <= 1)) and sign > 0 and (chance is None or 0 <= chance < 1))
-    frame = frame.assign(y=value if sign > 0 else -value)
+    chance = level if level < 1 else None
     unigram = _median(frame["unigram_loss"]) if "unigram_loss" in frame else None
     frame = trained(frame, unigram, notes)
     frame.attrs["unigram"] = unigram
@@ -131,11 +143,12 @@ def task_metric(family: str, task: str, metric: str, frame: pd.DataFrame) -> Tas
         rows,
         loss_from,
         loss_to,
-        np.nan if chance is None else float(np.sign(sign)) * chance,
+        np.nan if chance is None else chance,
         best,
         smallest,
         scale,
         sign,
+        zero,
         items_out,
         _majority(frame, rows, chance, notes) if share else np.nan,
         notes,
@@ -165,7 +178,7 @@ def _direction(metric: str, frame: pd.DataFrame, notes: list[str]) -> int:
     known = frame["higher_is_better"].dropna()
     if len(known):
         return 1 if bool(known.iloc[0]) else -1
-    lower = any(word in metric.lower() for word in LOWER_IS_BETTER)
+    lower = metric_names.lower_is_better(metric)
     notes.append(f"higher_is_better is missing: by its name, {'lower' if lower else 'higher'} {metric} is better")
     return -1 if lower else 1
 
@@ -179,27 +192,56 @@ def _binomial(value: np.ndarray, items: np.ndarray, metric: str) -> bool:
     """Whether the values are shares of right items, whose variance follows from their mean."""
     count = value * items
     whole = np.abs(count - np.round(count)) < np.maximum(0.02, 1e-4 * count)
-    return RIGHT.search(metric.lower()) is not None or bool(np.mean(whole) > 0.95)
+    return metric_names.is_right(metric) or bool(np.mean(whole) > 0.95)
 
 
-def _as_shares(frame: pd.DataFrame, notes: list[str]) -> tuple[pd.DataFrame, int]:
+def _is_share(metric: str, frame: pd.DataFrame, sign: int, notes: list[str]) -> bool:
+    """Whether the values are shares or percent, by name, chance and range; the same in either unit, but for what is noted."""
+    low, high, chance = float(frame["value"].min()), float(frame["value"].max()), _median(frame["chance"])
+    named = metric_names.is_share(metric)
+    outside = low < -ROUNDING * max(high, 1.0) or high > 100 * (1 + ROUNDING)
+    if named is False or outside or (chance or 0.0) < 0:
+        return False
+    share = high <= 1 + ROUNDING
+    if named or chance is not None and (0 < chance < 1 and share or 1 < chance < 100):
+        return True
+    if sign > 0 and not share and high <= SCALE:
+        notes.append(
+            f"values up to {high:g} are taken as a scale without a highest score: neither {metric!r} nor chance says "
+            "percent; if they are, divide them by 100"
+        )
+    return sign > 0 and (share or high > SCALE)
+
+
+def _as_shares(frame: pd.DataFrame, task: str, metric: str, notes: list[str]) -> tuple[pd.DataFrame, int]:
     """-> (the rows with chance and standard errors as shares; 100 where all values are percent, and stay so, else 1).
 
     The unit is a run's: tables of several sources may mix percent and shares. A run with a value above 1 is in percent. One whose
-    values are all below 1 beside such a run is in the unit that brings its median nearer to theirs, unless its chance decides.
+    values are all below 1 beside such a run is in the unit that brings them nearer to theirs at its losses (small models score
+    0.4 percent where larger ones reach 40), unless its chance decides.
+    Raises InputError for a value above 1 of a run whose chance and other values are shares.
     """
     value = frame["value"].to_numpy(float)
-    if not (value.min() >= 0 and 1 < value.max() <= 100):
+    if value.max() <= 1 + ROUNDING:
         return frame, 1
     runs = frame.groupby("run", sort=True)
     highest, chance, typical = runs["value"].max(), runs["chance"].max(), runs["value"].median()
-    percent = set(highest.index[(highest > 1) | (chance > 1)])
-    theirs = max(float(np.median([typical[run] for run in percent])) / 100, 1e-4)
+    wrong = (highest > 1 + ROUNDING) & (typical <= 1) & (chance > 0) & (chance <= 1)
+    if wrong.any():
+        run = wrong.idxmax()
+        raise InputError(
+            f"{run!r}: {task}, {metric} has a value of {highest[run]:g} beside shares (chance {chance[run]:g}); correct it, or "
+            f"write values and chance in percent"
+        )
+    percent = set(highest.index[(highest > 1 + ROUNDING) | (chance > 1)])
+    theirs = frame[frame["run"].isin(percent)].sort_values("loss")
     for run in highest.index.difference(list(percent)):
         if 0 < chance[run] <= 1:
             continue
-        unit = max(float(typical[run]), 1e-6)
-        if abs(np.log(unit / 100 / theirs)) < abs(np.log(unit / theirs)):
+        own = frame[frame["run"] == run]
+        unit = max(float(own["value"].mean()), 1e-6)
+        level = max(float(np.interp(own["loss"], theirs["loss"], theirs["value"]).mean()) / 100, 1e-4)
+        if abs(np.log(unit / 100 / level)) < abs(np.log(unit / level)):
             percent.add(run)
     if len(percent) == len(highest):
         notes.append("values above 1 are taken as percent; changes and size effects are given as shares")

@@ -10,6 +10,7 @@ from emergence_train.analysis import logs
 from emergence_train.analysis.logs import Curve, LogOptions, units
 from emergence_train.analysis.logs.numbers import SI
 from emergence_train.analysis.scores.options import ScoreOptions, Scores
+from emergence_train.analysis.scores.percents import ROUNDING
 from emergence_train.errors import InputError, listed
 from emergence_train.recorder import tables
 from emergence_train.recorder.naming import is_run
@@ -194,7 +195,7 @@ def _fill_chance(frame: pd.DataFrame, notes: list[str]) -> None:
 
 def _in_percent(rows: pd.DataFrame, metric: str) -> pd.Series:
     """Whether each accuracy of a task of few choices is in percent; a run's are in one unit. Raises InputError."""
-    percent = rows.groupby("run")["value"].transform("max") > 1
+    percent = rows.groupby("run")["value"].transform("max") > 1 + ROUNDING
     mixed = rows[percent & (rows["value"] > 0) & (rows["value"] <= 1)]
     if len(mixed) and not GENERATED.match(metric):
         run, task, low = mixed.iloc[0][["run", "task", "value"]]

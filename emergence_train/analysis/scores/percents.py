@@ -11,6 +11,7 @@ from emergence_train.errors import InputError
 ERROR = re.compile(r"\s*(?:±|\+/-|\+-)")  # what stands behind it is the error of the number before it
 # What stands beside a value, and the most of it as a share: errors of 0.1 are those of 25 items
 MOST = {"stderr": 0.1, "chance": 1.0}
+ROUNDING = 1e-3  # a share may be so much above 1 or below 0: half precision rounds to 1.00098
 SIGNED = "{} has %"  # a column of rows: whether the cell has a sign of percent
 
 
@@ -49,7 +50,7 @@ def in_one_unit(path: Path, rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
             f"{path}: {task} ({metric}) has values with a sign of percent and without ({100 * other:g}% and "
             f"{value[bare].iloc[0]:g}); write it in all cells of a task or in none"
         )
-    percents = ~shares & (value.groupby(key).transform("max") > 1)
+    percents = ~shares & (value.groupby(key).transform("max") > 1 + ROUNDING)
     rows, extra = rows.copy(), ""
     for name in MOST.keys() & set(rows):
         own = rows[SIGNED.format(name)]
