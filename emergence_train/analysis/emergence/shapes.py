@@ -3,7 +3,7 @@
 The loss range is mapped to x in [0, 1], 0 its highest loss and 1 its lowest. A hypothesis is
 
     performance = c + A g(x)              g a fixed shape, 0 at its foot, spanning 1 over the range
-    performance = c + A left(x) + B right(x)    for curves that turn (U and its mirror)
+    performance = c + A left(x) + B right(x)    for curves that turn (U and its mirror), also after a plateau
 
 A finite list of shapes represents all of them (onset on a grid, powers, caps, S-curves; jumps between neighbouring rows), so
 there is no optimiser and no starting value. Noise is quasi-binomial: the items' own variance times a dispersion that is
@@ -31,7 +31,8 @@ RANGES = ((0.4, 3.5), (0.7, 14), (0.03, 0.95), (0.04, 1.3), (1.0, 100.0))
 FINE = tuple(tuple(np.geomspace(low, high, 14)) for low, high in RANGES)
 MARGIN = 0.04  # the finer grid of onsets extends the coarse one by this
 TURNS = np.linspace(0.1, 0.9, 17)
-PRIOR = {"flat": 0.35, "smooth": 0.20, "onset": 0.30, "turn": 0.15}
+SPACING = 0.05  # of turning points, and of the ends of plateaus before them
+PRIOR = {"flat": 0.35, "smooth": 0.20, "onset": 0.30, "turn": 0.12, "late-turn": 0.03}
 PRIOR_DISPERSION = 2.0  # weight of the prior dispersion 1, in rows
 FLOOR = 0.2  # of the mean variance
 FIRST = 0.02  # the part of a rise that is its foot
@@ -73,9 +74,9 @@ class Posterior:
     """Draws from the posterior over curves, all (S,), and the estimated noise.
 
     `kind` is the family of the drawn curve; `onset` its foot as a share of the range (0 for smooth families, the turning
-    point for curves that turn), `foot` the share of the range over which the rise does its first FIRST (0 where there is no
-    onset), `level` c at the left end, `change` A over the range (for turns: from the turning point
-    to the right end), `before` the change from the left end to the turning point (0 otherwise).
+    point for curves that turn, the plateau's end for those that turn after one), `foot` the share of the range over which the
+    rise does its first FIRST (0 where there is no onset), `level` c at the left end, `change` A over the range (for turns: from
+    the turning point to the right end), `before` the change from the left end to the turning point (0 otherwise).
     """
 
     kind: np.ndarray
@@ -121,7 +122,11 @@ _SMOOTH += [lambda x, p=p: x**p for p in (0.5, 1.0, 1.0, 1.5, 2.0)]
 _SMOOTH += [_logistic(middle, width) for middle in (0.3, 0.5) for width in (0.15, 0.2, 0.3)]
 _SMOOTH += [_logistic(0.7, width) for width in (0.2, 0.3)]
 _TURN_POWERS = ((1.0, 1.0), (2.0, 2.0), (1.0, 2.0), (2.0, 1.0), (0.6, 1.0), (1.0, 0.6))
-_TURNS = [(t, p, q) for t in TURNS for p, q in _TURN_POWERS]
+_LATE_POWERS = ((1.0, 1.0), (2.0, 1.0), (1.0, 2.0))
+# (end of the plateau, turning point, powers before and after it)
+_TURNS = [(0.0, t, p, q) for t in TURNS for p, q in _TURN_POWERS]
+_LATE = [(e, t, p, q) for t in TURNS for e in np.arange(SPACING, t - SPACING / 2, SPACING) for p, q in _LATE_POWERS]
+_TURNING = [*_TURNS, *_LATE]
 
 
 def _jumps(x: np.ndarray, onsets: np.ndarray) -> tuple[list[tuple[float, float]], np.ndarray, np.ndarray]:
@@ -160,7 +165,7 @@ class _Basis:
         self.spread = np.r_[none, np.full(len(rises), spacing), gaps]
         self.foot = np.r_[none, np.outer(1 - onsets, feet).ravel(), np.zeros(len(jumps))]
         self.prior = np.r_[none + 1, np.tile([weight for _, weight in self.forms], len(onsets)), mass]
-        self.left, self.right = (np.stack(part) for part in zip(*(self.turn_at(j, x) for j in range(len(_TURNS)))))
+        self.left, self.right = (np.stack(part) for part in zip(*(self.turn_at(j, x) for j in range(len(_TURNING)))))
 
     def at(self, k: int, x: np.ndarray) -> np.ndarray:
         """Shape `k` at other points (m,)."""
@@ -173,8 +178,8 @@ class _Basis:
 
     @staticmethod
     def turn_at(j: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        t, p, q = _TURNS[j]
-        return (np.maximum(t - x, 0) / t) ** p, (np.maximum(x - t, 0) / (1 - t)) ** q
+        e, t, p, q = _TURNING[j]
+        return (np.clip(t - x, 0, t - e) / (t - e)) ** p, (np.maximum(x - t, 0) / (1 - t)) ** q
 
 
 def posterior(rows: Rows, scale: float, rng: np.random.Generator, grid: np.ndarray | None = None) -> Posterior:
@@ -272,7 +277,10 @@ class _Fits:
 
         # Dispersion first from the best fit of each kind, then the ridge that the prior on changes amounts to.
         self.free_slope = sgy / np.maximum(sgg, 1e-300)
-        self.explained = sgy * self.free_slope
+        det = np.maximum(ll * rr - lr**2, 1e-9 * ll * rr + 1e-300)
+        self.free_turn = np.stack([rr * ly - lr * ry, ll * ry - lr * ly], 1) / det[:, None]
+        turned = ly * self.free_turn[:, 0] + ry * self.free_turn[:, 1]
+        self.explained = np.r_[sgy * self.free_slope, np.where(self.free_turn.prod(1) > 0, turned, 0)]
         rss_free = syy - np.max(self.explained)
         shrink = data.effective / data.n
         degrees = max(data.effective - 4, 1.0)
@@ -287,6 +295,9 @@ class _Fits:
         self.turn_coef = np.stack([(b * ly - lr * ry) / det, (a * ry - lr * ly) / det], 1)
         self.turn_cov = self.dispersion * np.stack([b, -lr, a], 1) / det[:, None]  # var left, cov, var right
         turn_rss = syy - (ly * self.turn_coef[:, 0] + ry * self.turn_coef[:, 1])
+        # after a plateau only what does turn: for rises at two rates there are the onset's shapes, with finer onsets
+        straight = (self.turn_coef.prod(1) <= 0) & (np.arange(len(_TURNING)) >= len(_TURNS))
+        turn_rss = np.where(straight, np.inf, turn_rss)
         turn_occam = -0.5 * np.log(det / ridge**2)
 
         def log_evidence(values: np.ndarray) -> np.ndarray:
@@ -294,8 +305,8 @@ class _Fits:
             return -0.5 * degrees * np.log(PRIOR_DISPERSION + np.maximum(values, 0) * shrink)
 
         log = np.r_[log_evidence(np.array([syy])), log_evidence(rss) + occam, log_evidence(turn_rss) + turn_occam]
-        kinds = np.r_[["flat"], basis.family, np.repeat("turn", len(_TURNS))]
-        prior = np.r_[1.0, basis.prior, np.ones(len(_TURNS))]
+        kinds = np.r_[["flat"], basis.family, np.repeat(["turn", "late-turn"], [len(_TURNS), len(_LATE)])]
+        prior = np.r_[1.0, basis.prior, np.ones(len(_TURNING))]
         for name, weight in PRIOR.items():
             members = kinds == name
             prior[members] *= weight / prior[members].sum()
@@ -322,10 +333,17 @@ class _Fits:
         return np.linspace(max(ONSETS[first] - MARGIN, 0), min(ONSETS[last] + MARGIN, 0.97), 41)
 
     def best_curve(self, x: np.ndarray) -> np.ndarray:
-        """The best fit of all shapes that do not turn at `x`, (n,), its change not shrunk as the mean's is: a change that is
-        taken too small leaves residuals of one sign behind it, which would pass for correlation."""
+        """The best fit of all shapes at `x`, (n,), its change not shrunk as the mean's is: a change that is taken too small
+        leaves residuals of one sign behind it, which would pass for correlation."""
         k = int(np.argmax(self.explained))
-        return self.data.mean + self.free_slope[k] * (self.basis.at(k, x) - self.centre[k])
+        if k < len(self.free_slope):
+            return self.data.mean + self.free_slope[k] * (self.basis.at(k, x) - self.centre[k])
+        return self.data.mean + self._turn(k - len(self.free_slope), x) @ self.free_turn[k - len(self.free_slope)]
+
+    def _turn(self, j: int, x: np.ndarray) -> np.ndarray:
+        """(n, 2) both sides of turning shape `j` at `x`, centred."""
+        left, right = self.basis.turn_at(j, x)
+        return np.stack([left - self.left_centre[j], right - self.right_centre[j]], 1)
 
     def mean_curve(self, x: np.ndarray) -> np.ndarray:
         """Posterior mean of performance at `x`, (n,)."""
@@ -334,11 +352,7 @@ class _Fits:
         for k in map(int, np.flatnonzero(self.weight[1 : count + 1] > 1e-3)):
             mean += self.weight[1 + k] * self.slope[k] * (self.basis.at(k, x) - self.centre[k])
         for j in map(int, np.flatnonzero(self.weight[count + 1 :] > 1e-3)):
-            left, right = self.basis.turn_at(j, x)
-            mean += self.weight[count + 1 + j] * (
-                self.turn_coef[j, 0] * (left - self.left_centre[j])
-                + self.turn_coef[j, 1] * (right - self.right_centre[j])
-            )
+            mean += self.weight[count + 1 + j] * (self._turn(j, x) @ self.turn_coef[j])
         return mean
 
     def draw(self, rng: np.random.Generator, grid: np.ndarray, dispersion: float, correlation: float) -> Posterior:
@@ -367,10 +381,10 @@ class _Fits:
                 a = self.turn_coef[j, 0] + sd * wide[0, these]
                 rest = np.sqrt(max(var_r - cov**2 / var_l, 0))
                 b = self.turn_coef[j, 1] + cov / sd * wide[0, these] + rest * wide[1, these]
-                left, right = self.basis.turn_at(j, grid)
-                left, right = left - self.left_centre[j], right - self.right_centre[j]
-                curves[these] = middle[these, None] + a[:, None] * left + b[:, None] * right
-                onset[these], change[these], before[these] = _TURNS[j][0], b, -a
+                curves[these] = middle[these, None] + np.stack([a, b], 1) @ self._turn(j, grid).T
+                end, turn = _TURNING[j][:2]
+                onset[these] = end + SPACING * rng.uniform(-0.5, 0.5, len(these)) if end else turn
+                change[these], before[these] = b, -a
         return Posterior(
             self.kinds[chosen],
             np.clip(onset, 0, 1),

@@ -43,6 +43,10 @@ UNKNOWN_CEILING = 0.85
 FAR, APART = 6.0, 0.2
 SURVIVES = 0.25  # probability of a rise that must be left without its best row
 RISES = ("emergent", "gradual")
+AFTER, TURNING = (
+    ("onset", "late-turn"),
+    ("turn", "late-turn"),
+)  # kinds of curves: a rise after a plateau, one that turns
 ROWS, LOSSES = 6, 4  # fewest rows and fewest different losses
 VERDICTS: tuple[VerdictName, ...] = typing.get_args(VerdictName)
 
@@ -169,7 +173,7 @@ def call(
     _name_straight(names, drawn, plateau & followed, least)
     _name_turns(names, drawn, plateau & followed, least)
     names[~_shown(names, drawn, chance, span, majority)] = "at-chance"
-    names[(names == "gradual") & (drawn.kind == "onset") & plateau & ~followed] = "not-identified"
+    names[(names == "gradual") & np.isin(drawn.kind, AFTER) & plateau & ~followed] = "not-identified"
     if np.isfinite(chance):
         names[_guessing(drawn, rows, chance)] = "at-chance"
     flat = names == "at-chance"
@@ -185,19 +189,19 @@ def _real_plateau(drawn: Posterior, rows: Rows) -> tuple[np.ndarray, np.ndarray]
 
 
 def _name_straight(names: np.ndarray, drawn: Posterior, plateau: np.ndarray, least: np.ndarray) -> None:
-    straight = drawn.kind != "turn"
+    straight = ~np.isin(drawn.kind, TURNING)
     rose, fell = straight & (drawn.change > least), straight & (drawn.change < -least)
     names[rose] = np.where(plateau & (drawn.kind == "onset"), "emergent", "gradual")[rose]
     names[fell] = "inverse"
 
 
 def _name_turns(names: np.ndarray, drawn: Posterior, plateau: np.ndarray, least: np.ndarray) -> None:
-    turn = drawn.kind == "turn"
+    turn, late = np.isin(drawn.kind, TURNING), plateau & (drawn.kind == "late-turn")
     fell, rose = turn & (drawn.before < -least), turn & (drawn.change > least)
     up, down = turn & (drawn.before > least), turn & (drawn.change < -least)
     names[fell & rose] = "u-shaped"
     names[fell & ~rose] = "inverse"
-    names[up] = "gradual"
+    names[up] = np.where(late, "emergent", "gradual")[up]
     names[up & down & (drawn.change < -TURNED * drawn.before)] = "inverted-u"
     still = turn & ~fell & ~up
     names[still & rose] = np.where(plateau, "emergent", "gradual")[still & rose]

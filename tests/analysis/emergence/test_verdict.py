@@ -90,6 +90,40 @@ def test_an_inverted_u_is_named():
     assert verdicts(lambda x: 0.45 - 0.25 * (1 - ((x - 0.5) / 0.5) ** 2)) == {"u-shaped"}
 
 
+@pytest.mark.parametrize("items", [300, 3000, 14_000])
+@pytest.mark.parametrize(
+    "fall",
+    [
+        lambda u: 0.55 * (1 - u),  # all of it, straight
+        lambda u: 0.55 - 0.35 * u,  # two thirds
+        lambda u: 0.55 - 0.3 * np.sqrt(u),
+        lambda u: 0.55 * np.exp(-3 * u),
+        lambda u: 0.275 * (1 + np.cos(np.pi * u)),
+    ],
+)
+@pytest.mark.parametrize("rise", [lambda u: u, lambda u: np.sin(np.pi * u / 2), lambda u: (1 - np.cos(np.pi * u)) / 2])
+def test_a_fall_after_a_plateaus_rise_is_an_inverted_u(rise, fall, items):
+    """Flat to 0.4 of the range, up to 0.8 at 0.65, and down again: more than half of the rise is lost."""
+
+    def curve(x):
+        up, down = np.clip((x - 0.4) / 0.25, 0, 1), np.clip((x - 0.65) / 0.35, 0, 1)
+        return 0.25 + np.where(x < 0.65, 0.55 * rise(up), fall(down))
+
+    assert verdicts(curve, items=items) == {"inverted-u"}
+
+
+@pytest.mark.parametrize("lost", [0.0, 0.05, 0.1])
+def test_a_small_dip_after_a_rise_stays_emergent(lost):
+    """Below a quarter of the rise is lost again: the ability stays, and its threshold is that of the rise."""
+    curve = lambda x: late(0.8)(np.minimum(x, 0.7)) - lost * 0.275 * np.clip((x - 0.7) / 0.3, 0, 1)  # noqa: E731
+    assert verdicts(curve) == {"emergent"}
+
+
+def test_a_bump_within_the_noise_is_no_turn():
+    bump = lambda x: 0.25 + 0.015 * np.exp(-(((x - 0.6) / 0.1) ** 2))  # noqa: E731
+    assert verdicts(bump, seeds=8) == {"at-chance"}
+
+
 def test_more_rows_add_no_certainty_without_end():
     """Rises between straight and flat-then-straight, which no shape has: 4,000 rows are no surer than a few dozen can be."""
     rng = np.random.default_rng(0)
