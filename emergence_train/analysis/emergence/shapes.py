@@ -279,11 +279,12 @@ class _Fits:
         self.free_slope = sgy / np.maximum(sgg, 1e-300)
         det = np.maximum(ll * rr - lr**2, 1e-9 * ll * rr + 1e-300)
         self.free_turn = np.stack([rr * ly - lr * ry, ll * ry - lr * ly], 1) / det[:, None]
-        turned = ly * self.free_turn[:, 0] + ry * self.free_turn[:, 1]
-        self.explained = np.r_[sgy * self.free_slope, np.where(self.free_turn.prod(1) > 0, turned, 0)]
-        rss_free = syy - np.max(self.explained)
         shrink = data.effective / data.n
         degrees = max(data.effective - 4, 1.0)
+        # a curve that turns has two coefficients more: its residuals are the larger for it
+        left = (syy - ly * self.free_turn[:, 0] - ry * self.free_turn[:, 1]) * degrees / max(degrees - 2, 1.0)
+        self.explained = np.r_[sgy * self.free_slope, np.where(self.free_turn.prod(1) > 0, syy - left, 0)]
+        rss_free = syy - np.max(self.explained)
         self.dispersion = (PRIOR_DISPERSION + max(rss_free, 0) * shrink) / (PRIOR_DISPERSION + degrees) / shrink
         ridge = self.dispersion / scale**2
         self.slope = sgy / (sgg + ridge)
