@@ -297,6 +297,7 @@ MARKDOWN = "| step | loss |\n|---|---|\n" + PLAIN.partition("\n")[2].replace(","
 PERPLEXITIES = "step\tperplexity\n" + "".join(f"{k}\t{5.5 - k / 10:.3f}\n" for k in range(1, 31))
 MILLIONS = "step,tokens,loss\n" + "".join(f"{k},{0.524288 * k},{2 + k**-0.3}\n" for k in range(1, 31))
 UNITS = MILLIONS.replace("tokens", "tokens (M)")
+MILLIS = UNITS.replace("loss", "loss x1000")
 
 
 def mlflow(at: At, stage: str, interval: int) -> Path:
@@ -364,6 +365,7 @@ LOGS = [
     log("is an archive or a workbook; unpack it, or save it as CSV", "PK\x03\x04 and more", then=PLAIN),
     log("holds positions, which are read from .parquet or plain .csv", POSITIONS.replace(",", ";"), then=POSITIONS),
     log("is no count of the tokens of {} steps; write their unit into the name", MILLIONS, then=UNITS),
+    log("no nats; write them in nats, and call the column loss", MILLIS, then=UNITS),
     log(", or give --tokens-per-step N", MILLIONS, "--tokens-per-step", "524288"),
     Row(
         "its runs are deleted; restore one with mlflow runs restore",

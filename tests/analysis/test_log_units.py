@@ -48,6 +48,103 @@ def test_a_unit_that_is_named_counts(tmp_path):
         read(path, columns={"loss": "log_ppl"}, loss_unit="bytes")
 
 
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [
+        *(
+            (name, "bits")
+            for name in ("loss (log2)", "loss [log2]", "loss (base 2)", "Loss [bits/token]", "train/loss (bpt)")
+        ),
+        *((name, "perplexity") for name in ("loss (exp)", "loss [ppl]", "train_loss (perplexity)")),
+        *(
+            (name, "nats")
+            for name in ("loss (nats)", "Loss [nats per token]", "loss (train, avg)", "train/loss (smoothed)")
+        ),
+    ],
+)
+def test_a_unit_in_brackets_is_read(name, scale, tmp_path):
+    written = {"bits": LOSSES / math.log(2), "perplexity": np.exp(LOSSES), "nats": LOSSES}[scale]
+    frame, notes = read(csv(tmp_path, f'step,"{name}"', STEPS, written))
+    np.testing.assert_allclose(frame["loss"], LOSSES, rtol=1e-8)
+    assert ("is taken as" in notes) == (scale != "nats") and "no unit" not in notes
+
+
+@pytest.mark.parametrize("name", ["loss_base2", "loss_log2", "loss_exp", "exp(loss)"])
+def test_a_unit_in_a_named_column_is_read(name, tmp_path):
+    written = np.exp(LOSSES) if "exp" in name else LOSSES / math.log(2)
+    frame, notes = read(csv(tmp_path, f"step,{name}", STEPS, written), columns={"loss": name})
+    np.testing.assert_allclose(frame["loss"], LOSSES, rtol=1e-8)
+    assert "is taken as" in notes
+    frame, notes = read(csv(tmp_path, f"step,{name}", STEPS, LOSSES), columns={"loss": name}, loss_unit="nats")
+    np.testing.assert_allclose(frame["loss"], LOSSES, rtol=1e-8)
+    assert "is taken as" not in notes
+
+
+@pytest.mark.parametrize("unit", ["gpt-70m", "sum", "dB", "run 3"])
+def test_an_unknown_unit_of_a_loss_is_noted(unit, tmp_path):
+    path = csv(tmp_path, f"step,loss ({unit})", STEPS, LOSSES)
+    frame, notes = read(path)
+    np.testing.assert_allclose(frame["loss"], LOSSES, rtol=1e-8)
+    assert f"{unit!r} is no unit that is known; its losses are taken as nats; --loss-unit" in notes
+    assert "no unit" not in read(path, loss_unit="nats")[1]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "loss x1000",
+        "loss*1e3",
+        "loss (1e-3)",
+        "loss (%)",
+        "loss (log10)",
+        "loss [x1000]",
+        "loss (scaled)",
+        "loss (millinats)",
+    ],
+)
+def test_a_scale_of_a_loss_is_refused(name, tmp_path):
+    path = csv(tmp_path, f"step,{name}", STEPS, LOSSES)
+    with pytest.raises(InputError, match="by its name its losses are no nats; write them in nats"):
+        read(path)
+    np.testing.assert_allclose(read(path, loss_unit="nats")[0]["loss"], LOSSES, rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "name", ["loss_b", "lr1e-4/loss", "lr/1e-4/loss", "seed10/train_loss", "base10/loss", "exp/loss"]
+)
+def test_names_of_runs_are_no_units(name, tmp_path):
+    frame, _ = read(csv(tmp_path, f"step,{name}", STEPS, LOSSES), columns={"loss": name})
+    np.testing.assert_allclose(frame["loss"], LOSSES, rtol=1e-8)
+
+
+@pytest.mark.parametrize("unit", ["per GPU", "B/GPU", "per rank, M", "delta", "Gi", "x 2^20"])
+@pytest.mark.parametrize("group", ["tokens", "throughput/total_tokens"])
+def test_tokens_of_an_unknown_unit_are_left_out(group, unit, tmp_path):
+    """As tokens_per_gpu are: a share of all tokens bends no clock."""
+    column = f"{group} ({unit})"
+    path = csv(tmp_path, f'step,"{column}",loss', STEPS, STEPS * 1000, LOSSES)
+    frame, notes = read(path)
+    assert (frame["tokens"] == 0).all()
+    assert f"left out: {column!r}, whose unit is not known; --column tokens={column!r} takes" in notes
+    frame, notes = read(path, columns={"tokens": column})
+    assert frame["tokens"].tolist() == (STEPS * 1000).tolist() and "left out" not in notes
+
+
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    [("tokens (total)", 1), ("tokens (seen so far)", 1), ("Tokens (B)", 1e9), ("tokens [in M]", 1e6)],
+)
+def test_known_words_of_counts_stay(name, factor, tmp_path):
+    frame, notes = read(csv(tmp_path, f"step,{name},loss", STEPS, STEPS, LOSSES))
+    assert frame["tokens"].tolist() == (STEPS * factor).tolist() and "left out" not in notes
+
+
+def test_a_scaled_learning_rate_is_left_out(tmp_path):
+    frame, notes = read(csv(tmp_path, "step,lr (x1e-4),loss", STEPS, STEPS, LOSSES))
+    assert frame["lr"].isna().all() and "left out: 'lr (x1e-4)', whose unit is not known" in notes
+    assert read(csv(tmp_path, "step,lr (group 0),loss", STEPS, STEPS, LOSSES))[0]["lr"].notna().all()
+
+
 def test_bits_per_byte_are_said_to_be_of_bytes(tmp_path):
     frame, notes = read(csv(tmp_path, "step,val_bpb", STEPS, LOSSES / 4.3 / math.log(2)))
     np.testing.assert_allclose(frame["loss"], LOSSES / 4.3, rtol=1e-8)

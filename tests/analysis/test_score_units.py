@@ -120,6 +120,9 @@ LOSSES = {
     "loss (bits)": BITS / math.log(2),
     "Loss [bits/token]": BITS / math.log(2),
     "val_loss (ppl)": np.exp(BITS),
+    "loss (log2)": BITS / math.log(2),
+    "loss [base 2]": BITS / math.log(2),
+    "loss (exp)": np.exp(BITS),
     "bits_per_token": BITS / math.log(2),
     "val_ppl": np.exp(BITS),
     "Perplexity": np.exp(BITS),
@@ -144,6 +147,24 @@ def test_losses_of_a_table_are_in_nats(column, layout, tmp_path):
     frame, notes = read(path, columns={"loss": column})
     np.testing.assert_allclose(frame["loss"], BITS, atol=1e-4)
     assert ("its losses in nats" in notes) == (column not in ("loss", "loss (nats)", "log_ppl"))
+
+
+def test_unknown_units_of_a_table_are_noted_or_left_out(tmp_path):
+    rows = [f"3,hellaswag,acc,{share}" for share in SHARES]
+    path = table(tmp_path, "loss (dB),task,metric,value", rows)
+    assert "'dB' is no unit that is known; its losses are taken as nats" in read(path)[1]
+    path.write_text(path.read_text().replace("tokens", "tokens (per GPU)"))
+    with pytest.raises(InputError, match=r"tokens is not said by the results; give tokens: --tokens-per-step N"):
+        read(path)
+    path.write_text(path.read_text().replace("loss (dB)", "loss (x1000)"))
+    with pytest.raises(InputError, match=r"'loss \(x1000\)': by its name its losses are no nats; write them in nats"):
+        read(path)
+
+
+def test_a_share_rounded_above_one_is_no_percent(tmp_path):
+    """Of float32; chance was 25 then, and the run's other values percents."""
+    frame, _ = read(table(tmp_path, "loss,hellaswag_acc", [f"3,{value}" for value in (*SHARES[1:], "1.0000001")]))
+    assert set(frame["chance"]) == {0.25}
 
 
 def mixed(folder, unit: str):

@@ -9,7 +9,7 @@ import pandas as pd
 from emergence_train.analysis.logs import units
 from emergence_train.analysis.logs.counters import counted_on, through_epochs
 from emergence_train.analysis.logs.log import Log, LogOptions
-from emergence_train.analysis.logs.names import NAMES, ONE_RUN, SHOWN, VALIDATION, find, plain
+from emergence_train.analysis.logs.names import NAMES, ONE_RUN, SHOWN, VALIDATION, find, plain, unknown_units
 from emergence_train.analysis.logs.numbers import ROLES, Role, is_ambiguous, numbers_of, scales_of
 from emergence_train.analysis.logs.resumption import JOBS, logged_again, resumed
 from emergence_train.analysis.logs.validation import training_rows
@@ -117,11 +117,12 @@ def _curve(log: Log, options: LogOptions) -> Curve:
     for name in {"step", "tokens", "params"} & set(values):
         values[name] *= scales_of(log.rows[columns[name]], columns[name])
     column, name = columns["loss"], plain(columns["loss"])
-    unit = options.loss_unit or units.unit_beside_perplexity(values["loss"], _perplexity(log)) or units.unit_of(name)
+    unit = options.loss_unit or units.unit_beside_perplexity(values["loss"], _perplexity(log)) or units.unit_of(column)
     if unit not in units.UNITS:
         raise InputError(f"loss unit {unit!r}: unknown; choose nats, bits or perplexity")
     values["loss"] = units.to_nats(values["loss"], unit)
-    notes = [_reading(columns, options, per_step), *log.notes, *units.notes(name, column, unit)]
+    notes = [_reading(columns, options, per_step), *log.notes, *unknown_units(log, columns)]
+    notes += [] if options.loss_unit == "nats" else units.notes(column, unit)
     if "run" in columns and log.rows[columns["run"]].nunique() > 1:
         run = columns["run"]
         notes.append(f"{run!r} changes while the steps go on: read as one run; --column run={run} parts it")
@@ -152,7 +153,7 @@ def _curve(log: Log, options: LogOptions) -> Curve:
 
 def _role_of_loss(log: Log, column: str, options: LogOptions) -> Role:
     """Small, or a perplexity, whose "5,500" may be either. Raises InputError where all its cells are so."""
-    unit = options.loss_unit or units.unit_of(plain(column))
+    unit = options.loss_unit or units.unit_of(column)
     role: Role = "perplexity" if unit == "perplexity" else "small"
     if is_ambiguous(log.rows[column], role):
         example = log.rows[column].dropna().iloc[0]

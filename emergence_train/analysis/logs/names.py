@@ -7,6 +7,7 @@ import pandas as pd
 
 from emergence_train.analysis.logs.log import Log, LogOptions
 from emergence_train.analysis.logs.numbers import is_logarithm, without_unit
+from emergence_train.analysis.logs.units import unknown_unit, without_brackets
 from emergence_train.errors import InputError, listed
 
 # The names by which frameworks log each quantity, the likeliest first, as `plain` writes them. A counter that the logger
@@ -70,7 +71,7 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
     for column in list(known.values()):  # "loss (nats)"
         if is_logarithm(column):
             continue
-        known.setdefault(plain(re.sub(r"\(.*?\)|\[.*?\]", "", str(column))), column)
+        known.setdefault(plain(without_brackets(column)), column)
         known.setdefault(plain(WRAPPED.sub("", without_unit(column))), column)
         known.setdefault(plain(WRAPPED.sub("", str(column))), column)
     columns = {}
@@ -84,7 +85,7 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
                     f"--column {quantity}={column}"
                 )
             columns[quantity] = column
-        elif column := next((known[name] for name in _all(quantity, names) if name in known), None):
+        elif column := next((known[name] for name in _all(quantity, names) if _is_of(quantity, known.get(name))), None):
             columns[quantity] = column
     if "loss" not in columns and len(others := [c for c in known.values() if _ends_with_loss(c)]) == 1:
         columns["loss"] = others[0]
@@ -96,11 +97,11 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
     ):
         columns["loss"] = known["value"]  # TensorBoard's download of one tag, Neptune's of one series
     if "tokens" not in columns and (
-        counts := [c for n, c in known.items() if TOKENS.search(n) and not is_logarithm(c) and _increases(log.rows[c])]
+        counts := [c for n, c in known.items() if TOKENS.search(n) and _is_of("tokens", c) and _increases(log.rows[c])]
     ):
         columns["tokens"] = counts[0]
     if "lr" not in columns and (
-        rates := [c for name, c in known.items() if RATE.search(name) and not NO_RATE.search(name)]
+        rates := [c for name, c in known.items() if RATE.search(name) and not NO_RATE.search(name) and _is_of("lr", c)]
     ):
         columns["lr"] = rates[0]
     if (
@@ -110,6 +111,30 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
     ):
         columns["run"] = column
     return columns
+
+
+def _is_of(quantity: str, column: str | None) -> bool:
+    """Whether a column that is called as a quantity is it: tokens, but neither "tokens (per GPU)" nor their logarithm."""
+    if column is None or quantity in ("step", "tokens", "params") and is_logarithm(column):
+        return False
+    return quantity == "loss" or not unknown_unit(quantity, column)
+
+
+def unknown_units(log: Log, columns: dict[str, str]) -> list[str]:
+    """Notes on columns that are called as a quantity and were left out, because the unit in their name is not known."""
+    return [
+        f"left out: {column!r}, whose unit is not known; --column {quantity}={str(column)!r} takes its numbers as they are"
+        for quantity in ("tokens", "lr", "params")
+        for column in log.rows.columns
+        if quantity not in columns
+        and unknown_unit(quantity, column)
+        and _is_called(quantity, plain(without_brackets(column)))
+    ]
+
+
+def _is_called(quantity: str, name: str) -> bool:
+    other = {"tokens": TOKENS, "lr": RATE}.get(quantity)
+    return name in NAMES[quantity].split() or (other is not None and other.search(name) is not None)
 
 
 @functools.cache

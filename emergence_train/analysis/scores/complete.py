@@ -135,7 +135,7 @@ def _with_loss(frame: pd.DataFrame, options: ScoreOptions, notes: list[str]) -> 
             )
         unit = units.unit_of(metric)
         losses = units.to_nats(own.groupby(["run", "step"])["value"].last(), unit)
-        notes += [f"loss from {text}", *units.notes(metric, metric, unit, remedy="")]
+        notes += [f"loss from {text}", *units.notes(metric, unit, remedy="")]
         keys = pd.MultiIndex.from_frame(frame[["run", "step"]])
         return frame.drop(own.index).assign(
             loss=pd.Series(losses.reindex(keys).to_numpy(), frame.index).drop(own.index)

@@ -66,17 +66,23 @@ def _plain(name: str) -> str:
 
 def _recognised(columns: list[str], given: Mapping[str, str], path: Path) -> dict[str, str]:
     """Our columns as the table calls them."""
-    plain = {
-        _plain(re.sub(r"\(.*?\)|\[.*?\]", "", str(column))): column for column in reversed(columns)
-    }  # "Params (B)"
+    plain = {_plain(units.without_brackets(column)): column for column in reversed(columns)}  # "Params (B)"
     plain |= {_plain(column): column for column in reversed(columns)}
-    named = {ours: next((plain[n] for n in names.split() if n in plain), None) for ours, names in NAMES.items()}
+    named = {
+        ours: next((plain[n] for n in names.split() if n in plain and _is_of(ours, plain[n])), None)
+        for ours, names in NAMES.items()
+    }
     for ours, name in given.items():
         if name not in columns:
             raise InputError(
                 f"{path}: has no column {name!r} (it has {', '.join(map(str, columns[:12]))}); correct --column {ours}={name}"
             )
     return {ours: name for ours, name in {**named, **given}.items() if name is not None}
+
+
+def _is_of(ours: str, column: str) -> bool:
+    """Not "tokens (per GPU)"; an unknown unit of the loss has a note."""
+    return ours == "loss" or not units.unknown_unit(ours, column)
 
 
 def _columns(path: Path) -> list[str]:
@@ -160,11 +166,11 @@ def _typed(frame: pd.DataFrame, known: Mapping[str, str]) -> tuple[pd.DataFrame,
     if "loss" not in known:
         return pd.DataFrame(columns, index=frame.index), ""
     name = known["loss"]
-    unit = units.unit_of(_plain(name))
+    unit = units.unit_of(name)
     if unit == "perplexity":
         columns["loss"] = numbers(frame[name], "perplexity")
     columns["loss"] = units.to_nats(columns["loss"], unit)
-    extra = units.notes(_plain(name), name, unit, remedy="; a name with nats says otherwise")
+    extra = units.notes(name, unit, remedy="; a name with nats says otherwise")
     return pd.DataFrame(columns, index=frame.index), "".join(f"; {note}" for note in extra)
 
 
