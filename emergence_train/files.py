@@ -50,7 +50,14 @@ def lock(directory: Path, *, busy: str, other: str) -> Iterator[str | None]:
                 f"{directory}: this file system has no locks ({error.strerror}); see to it yourself that one process at a "
                 f"time writes there"
             )
-        yield note
+        owner = os.getpid()
+        try:
+            yield note
+        finally:
+            if (
+                note is None and os.getpid() == owner
+            ):  # processes forked meanwhile have the file open, and the lock with it
+                fcntl.flock(file, fcntl.LOCK_UN)
 
 
 @contextlib.contextmanager

@@ -27,6 +27,32 @@ def test_a_lock_is_held_by_one_process_and_released(tmp_path):
         assert note is None
 
 
+@pytest.mark.parametrize("ends", [False, True], ids=["it lives", "it ends its block"])
+def test_a_lock_is_its_own_process(tmp_path, ends):
+    """A forked process, such as a DataLoader's worker, has the file open: it neither keeps the lock nor releases it."""
+    lock = files.lock(tmp_path, **SAID)
+    lock.__enter__()
+    reading, writing = os.pipe()
+    if not (child := os.fork()):
+        os.close(writing)
+        if ends:  # as its garbage collector may
+            lock.__exit__(None, None, None)
+        else:
+            os.read(reading, 1)
+        os._exit(0)
+    os.close(reading)
+    if ends:
+        os.waitpid(child, 0)
+    with pytest.raises(InputError, match="somebody is at it"), files.lock(tmp_path, **SAID):
+        pytest.fail("is held")
+    lock.__exit__(None, None, None)
+    with files.lock(tmp_path, **SAID) as note:
+        assert note is None
+    os.close(writing)
+    if not ends:
+        os.waitpid(child, 0)
+
+
 def test_a_lock_ends_with_its_process(tmp_path):
     script = (
         "import os, pathlib; from emergence_train import files\n"

@@ -37,7 +37,8 @@ class PositionCallback(Callback):
         self.recorder: Recorder | None = None
         self.tokens = 0  # trained on by all ranks
         self._written = 0  # step of the last tables
-        self._step, self._loss = 0, 0.0  # the last step, and the sum of its micro-batches' losses
+        self._step = 0  # the last one
+        self._losses: list[Any] = []  # of the micro-batches since then
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self.recorder = Recorder(self.path, **self.options, step=trainer.global_step)  # type: ignore[arg-type]
@@ -46,11 +47,13 @@ class PositionCallback(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         losses_BT = self._add(outputs, "train")
         self.tokens += losses_BT.numel() * trainer.world_size
-        self._loss = self._loss + outputs["loss"].detach()  # Lightning has divided it by the micro-batches of a step
+        # Lightning has divided it by that many, also in an epoch's last step, which may have fewer.
+        self._losses.append(outputs["loss"].detach() * trainer.accumulate_grad_batches)
         if self.recorder is not None and trainer.global_step > self._step:
             if trainer.global_step % trainer.log_every_n_steps == 0:
-                self.recorder.log(trainer.global_step, self.tokens, float(self._loss), _rate(trainer))
-            self._step, self._loss = trainer.global_step, 0.0
+                mean = sum(self._losses) / len(self._losses)
+                self.recorder.log(trainer.global_step, self.tokens, mean, _rate(trainer))
+            self._step, self._losses = trainer.global_step, []
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

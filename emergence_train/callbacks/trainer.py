@@ -43,8 +43,7 @@ class PositionCallback(TrainerCallback):
         self._hook: Any = None
         self._tokens = 0  # of this rank since the start
         self._before = 0  # of all ranks, when training started
-        self._lr: float | None = None
-        self._written = -1  # step of the last tables
+        self._row, self._written = -1, -1  # steps of the last row of the curve, and of the last tables
         self._due = False  # evaluated at a step whose tables are not written
 
     # ------------------------------------------------------------------------------------------------ Trainer's events
@@ -62,25 +61,27 @@ class PositionCallback(TrainerCallback):
             step=state.global_step,
         )
         self._tokens, self._before = 0, self.recorder.tokens
+        self._row = self._written = state.global_step  # nothing is added before the next step
         self._hook = model.register_forward_hook(self._seen, with_kwargs=True)
 
     def on_log(self, args: Any, state: Any, control: Any, *, logs: dict[str, Any], **kwargs: Any) -> None:
-        if self.recorder is not None and "loss" in logs:
-            self._lr = logs.get("learning_rate", self._lr)
-            self.recorder.log(state.global_step, self._all_tokens(), float(logs["loss"]), self._lr)
+        if self.recorder is not None and "loss" in logs and state.global_step > self._row:
+            lr = logs.get("learning_rate", _rate(kwargs))
+            self.recorder.log(state.global_step, self._all_tokens(), logs["loss"], lr)
+            self._row = state.global_step
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._due = self.recorder is not None
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._write(state.global_step)
+        self._write(state.global_step, _rate(kwargs))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._due:
-            self._write(state.global_step)
+            self._write(state.global_step, _rate(kwargs))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._write(state.global_step)
+        self._write(state.global_step, _rate(kwargs))
         if self.recorder is not None:
             self.recorder.close()
             self._hook.remove()
@@ -116,8 +117,14 @@ class PositionCallback(TrainerCallback):
         ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         return self._before + ranks * self._tokens
 
-    def _write(self, step: int) -> None:
+    def _write(self, step: int, lr: float | None) -> None:
         self._due = False
-        if self.recorder is not None and step > self._written and step > 0:
-            self.recorder.checkpoint(step, self._all_tokens(), self._lr)
+        if self.recorder is not None and step > self._written:
+            self.recorder.checkpoint(step, self._all_tokens(), lr)
             self._written = step
+
+
+def _rate(kwargs: dict[str, Any]) -> float | None:
+    """Of the optimizer among an event's arguments."""
+    optimizer = kwargs.get("optimizer")
+    return optimizer.param_groups[0]["lr"] if optimizer is not None else None

@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -34,6 +34,7 @@ from torch import Tensor
 
 from emergence_train import files
 from emergence_train.errors import InputError, RunError, attempt, describe, exit_code, repeat
+from emergence_train.recorder.arguments import Array, flags, real, text, whole
 from emergence_train.recorder.metrics import Metrics
 from emergence_train.recorder.position_sums import COLUMNS, PositionAccumulator
 from emergence_train.recorder.position_sums import rows as position_rows
@@ -41,8 +42,9 @@ from emergence_train.recorder.run_log import RunLog
 from emergence_train.recorder.sessions import add_session, end_session, now
 
 BUSY = "another Recorder or run writes here; choose another path, or wait until it has closed"
-Array = Tensor | np.ndarray
 IDENTITY = ("run", "params", "sequence", "vocabulary")  # of the header: what a continued run must have in common
+ROUNDING = 1e-3  # nats a token that fused losses may lie below 0
+T = TypeVar("T")
 
 
 def token_losses(logits_BTV: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,20 +89,31 @@ class Recorder:
         step: int | None = None,
         group: Any = None,
     ) -> None:
-        self.path, self.sequence, self.group = Path(path), sequence, group
-        self.tokens = 0  # of the last row
-        header = {"run": run or self.path.resolve().name, "params": params, "sequence": sequence}
-        self.header: dict[str, Any] = header | {"vocabulary": vocabulary, "total_tokens": total_tokens}
+        self.path, self.group = Path(path), group
+        self.sequence = whole("Recorder", "sequence", sequence, least=1)
+        self.header: dict[str, Any] = {
+            "run": text("Recorder", "run", run or self.path.resolve().name),
+            "params": whole("Recorder", "params", params, least=1),
+            "sequence": self.sequence,
+            "vocabulary": text("Recorder", "vocabulary", vocabulary, empty=True),
+        }
+        if total_tokens is not None:
+            self.header["total_tokens"] = whole("Recorder", "total_tokens", total_tokens, least=1)
+        resumed = None if step is None else whole("Recorder", "step", step)
         self._distributed = dist.is_available() and dist.is_initialized()
         self._is_writer = not self._distributed or dist.get_rank(group) == 0
         self._sums: dict[str, PositionAccumulator] = {}
         self._evaluations: list[dict[str, Any]] = []
-        self._logged: tuple[int, float, int] | None = None  # (step, clock, tokens) of the last row of the curve
-        self._written = -1  # step of the last checkpoint
+        self._clock: tuple[float, int] | None = None  # (time, tokens) of the last row that `log` wrote
+        self._row, self._written, self._start = (
+            -1,
+            -1,
+            resumed or 0,
+        )  # steps: the curve's last, the last tables', resumed from
         self._log: RunLog | None = None
         self._lock = contextlib.ExitStack()  # the directory's, held by rank 0 until close
         try:
-            self._agree(lambda: self._open(step))
+            self.tokens = self._agree(lambda: self._open(resumed))  # of the last row or tables
         except BaseException:
             self._lock.close()
             raise
@@ -121,9 +134,10 @@ class Recorder:
             token_losses_BT: nats, [B, T], a tensor or an array; column 0 is the first predicted token, position 1.
             split: "train", "iid" (held out), "ood" or a domain's name. Sums are of the tokens since the last checkpoint.
             correct_BT: whether the target was the most likely token; without it, accuracy is unknown.
-            mask_BT: True where a token counts; all do by default.
+            mask_BT: True (or 1) where a token counts; all do by default. Booleans spare the host reading it.
 
-        A batch that has a counted loss which is not finite is left out, as its step should be.
+        A batch of "train" that has a counted loss which is not finite is left out, as its step should be. In another split the
+        next checkpoint warns, and leaves the split out: a mean over what is finite would hide it.
         """
         losses_BT = torch.as_tensor(token_losses_BT).detach().double()
         if losses_BT.ndim != 2 or losses_BT.shape[1] > self.sequence:
@@ -131,42 +145,38 @@ class Recorder:
             raise InputError(
                 f"token losses of shape {shape}: Recorder takes [B, T] with T up to sequence {self.sequence}"
             )
-
-        def like_losses(name: str, given: Array | None, default: float) -> Tensor:
-            if given is None:
-                return torch.full_like(losses_BT, default)
-            tensor = torch.as_tensor(given).to(losses_BT.device).double()
-            if tensor.shape != losses_BT.shape:
-                raise InputError(f"{name} has shape {list(tensor.shape)}, the losses {list(losses_BT.shape)}")
-            return tensor
-
-        counts_BT = like_losses("mask_BT", mask_BT, 1.0)
-        correct_sums = (like_losses("correct_BT", correct_BT, torch.nan) * counts_BT).sum(0)
+        counts_BT, hits_BT = torch.ones_like(losses_BT), torch.full_like(losses_BT, torch.nan)
+        if mask_BT is not None:
+            counts_BT = flags("mask_BT", mask_BT, losses_BT, "mask > 0")
+        if correct_BT is not None:
+            hits_BT = flags("correct_BT", correct_BT, losses_BT, "predicted == targets")
         losses_BT = torch.where(counts_BT > 0, losses_BT, 0.0)
-        of_T = (counts_BT.sum(0), losses_BT.sum(0), losses_BT.square().sum(0), correct_sums)
+        of_T = (counts_BT.sum(0), losses_BT.sum(0), losses_BT.square().sum(0), (hits_BT * counts_BT).sum(0))
         padded = (F.pad(sums, (0, self.sequence - len(sums))) for sums in of_T)
-        if split not in self._sums:
+        if text("add", "split", split) not in self._sums:
             self._sums[split] = PositionAccumulator(self.sequence, losses_BT.device)
-        self._sums[split].add(SimpleNamespace(**dict(zip(COLUMNS, padded, strict=True))))
+        sums = SimpleNamespace(**dict(zip(COLUMNS, padded, strict=True)))
+        self._sums[split].add(sums, finite_only=split == "train")
 
     def validate(self, model: Callable[[Tensor], Any], sequences: Iterable[Tensor], *, split: str = "iid") -> None:
         """Add a model's losses on held-out sequences, batches [B, T + 1] of token ids, on the device that the model wants.
 
         `model` maps ids [B, T] to logits [B, T, V], or to an object that has them as `.logits`. A module is put into
-        evaluation mode meanwhile.
+        evaluation mode meanwhile. A last token below 0 (such as -100) does not count.
         """
-        training = isinstance(model, torch.nn.Module) and model.training
+        modes: list[tuple[torch.nn.Module, bool]] = []
         if isinstance(model, torch.nn.Module):
+            modes = [(module, module.training) for module in model.modules()]  # frozen parts stay in evaluation mode
             model.eval()
         try:
             with torch.no_grad():
                 for tokens in sequences:
                     logits_BTV = _logits(model(tokens[:, :-1]))
                     losses_BT, correct_BT = token_losses(logits_BTV, tokens[:, 1:])
-                    self.add(losses_BT, split=split, correct_BT=correct_BT)
+                    self.add(losses_BT, split=split, correct_BT=correct_BT, mask_BT=tokens[:, 1:] >= 0)
         finally:
-            if training and isinstance(model, torch.nn.Module):
-                model.train()
+            for module, training in modes:
+                module.training = training
 
     def evaluation(
         self,
@@ -181,41 +191,55 @@ class Recorder:
     ) -> None:
         """Add a task's result, for the next checkpoint's evaluations table; on rank 0, other ranks' are not written.
 
-        Raises InputError for a value that is not finite, which the analyses would refuse with the whole table.
+        Raises InputError for what the analyses would refuse with the whole table: leave such a result out.
         """
-        if not math.isfinite(value):
-            raise InputError(f"{task}, {metric}: {value} is not a finite number; leave this result out")
-        row = {"task": task, "metric": metric, "value": value, "stderr": stderr, "items": items, "chance": chance}
-        self._evaluations.append({**row, "higher_is_better": higher_is_better})
+        call = f"evaluation of {text('evaluation', 'task', task)}, {text('evaluation', 'metric', metric)}"
+        if any(row["task"] == task and row["metric"] == metric for row in self._evaluations):
+            raise InputError(
+                f"{call}: is given twice for one checkpoint; give it once, or call checkpoint() between them"
+            )
+        if not isinstance(higher_is_better, (bool, np.bool_)):
+            raise InputError(f"{call}: higher_is_better={higher_is_better!r}; give True or False")
+        row = {"task": task, "metric": metric, "value": real(call, "value", value)}
+        row["stderr"] = None if stderr is None else real(call, "stderr", stderr, least=0)
+        row["items"] = None if items is None else whole(call, "items", items)
+        row["chance"] = None if chance is None else real(call, "chance", chance)
+        self._evaluations.append({**row, "higher_is_better": bool(higher_is_better)})
 
     def log(self, step: int, tokens: int, loss: float, lr: float | None = None, **more: float) -> None:
         """Add a row to the training curve: tokens trained so far over all ranks, the step's mean loss, its learning rate.
 
-        `more`: further numbers, such as grad_norm. Rank 0's are written.
+        `more`: further numbers, such as grad_norm. Rank 0's are written. One row a step, before its checkpoint.
         """
         if not self._is_writer:
             return
+        step, tokens = whole("log", "step", step), whole("log", "tokens", tokens)
+        loss, lr = real("log", "loss", loss, finite=False), _rate("log", lr)
+        numbers = {name: real("log", name, value, finite=False) for name, value in more.items() if value is not None}
+        log = self._run_log
+        self._check_order("row", step, self._row)
         now = time.monotonic()
-        before, self._logged = self._logged, (step, now, tokens)
-        if before is not None and tokens > before[2] and now > before[1]:
-            more.setdefault("tokens_per_second", (tokens - before[2]) / (now - before[1]))
-        self._run_log.write("train", step=step, tokens=tokens, loss=loss, lr=lr, **more)
+        before, self._clock = self._clock, (now, tokens)
+        if before is not None and tokens > before[1] and now > before[0]:
+            numbers.setdefault("tokens_per_second", (tokens - before[1]) / (now - before[0]))
+        log.write("train", step=step, tokens=tokens, loss=loss, lr=lr, **numbers)
         if not math.isfinite(loss):
-            self._run_log.write("skipped", step=step)  # else the curve would have a hole that nobody meant
-        self.tokens = tokens
+            log.write("skipped", step=step)  # else the curve would have a hole that nobody meant
+        self._row, self.tokens = step, tokens
 
     def checkpoint(self, step: int, tokens: int, lr: float | None = None) -> dict[str, float]:
         """Write the sums since the last checkpoint as its tables. Collective. Returns the mean loss of each split.
 
-        Where `log` was not called since the last checkpoint, the mean loss of split "train" becomes a row of the curve.
+        Where `log` was not called since the last checkpoint, the mean loss of split "train" becomes a row of the curve. A split
+        whose losses are not finite has the mean NaN and no rows.
         Raises on every rank what goes wrong on rank 0, but for a full disk: then the rows are kept, tried again at the next
         checkpoint, and a warning says so.
         """
         started = time.monotonic()
         sums = self._reduced()
         means = {split: float(s[1].sum() / s[0].sum()) for split, s in sums.items() if s[0].sum() > 0}
-        self._agree(lambda: self._write(step, tokens, lr, sums, means, started))
-        self._sums, self._evaluations, self.tokens = {}, [], tokens
+        self.tokens = self._agree(lambda: self._write(step, tokens, lr, sums, means, started))
+        self._sums, self._evaluations = {}, []
         return means
 
     def close(self) -> None:
@@ -249,25 +273,29 @@ class Recorder:
             raise InputError(f"{self.path}: this Recorder is closed; make another with step=")
         return self._log
 
-    def _open(self, step: int | None) -> None:
-        """Check what the directory holds, and open its log at `step`."""
-        for name in ("params", "sequence"):
-            if not isinstance(self.header[name], int) or self.header[name] < 1:
-                raise InputError(f"Recorder({name}={self.header[name]!r}): give a whole number from 1 on")
+    def _open(self, step: int | None) -> int:
+        """Check what the directory holds, and open its log at `step`; returns the tokens of the last row or tables."""
         note = self._lock.enter_context(files.lock(self.path, busy=BUSY, other="path"))
         if note:
             warnings.warn(note, stacklevel=4)
         before = Metrics.read(self.path) if (self.path / "metrics.jsonl").is_file() else None
         if before is not None and step != 0:
             self._check_continues(before, step)
+        elif before is None and step:
+            raise InputError(
+                f"{self.path}: holds no run, so step {step} cannot be resumed; give the run's own directory, or leave step out "
+                f"to record from here on"
+            )
         with files.named_errors(self.path):
             for folder in ("positions", "evaluations"):
                 (self.path / folder).mkdir(exist_ok=True)
-        header = {name: value for name, value in self.header.items() if value is not None}
-        self._log = RunLog(self.path, header, step or 0, [])
+        self._log = RunLog(self.path, self.header, step or 0, [])
         add_session(self.path, {"started": now()})
-        tokens = self._log.take_read_back().train("tokens")
-        self.tokens = int(tokens[-1]) if len(tokens) else 0
+        kept = self._log.take_read_back()
+        tables = kept.of_kind("validation")
+        self._row = int(max(kept.train("step"), default=-1))
+        self._written = int(max((row.get("step", 0) for row in tables), default=-1))
+        return int(np.nanmax([0, *kept.train("tokens"), *(row.get("tokens") or 0 for row in tables)]))
 
     def _check_continues(self, before: Metrics, step: int | None) -> None:
         old = before.header or {}
@@ -282,12 +310,21 @@ class Recorder:
         if changed:
             name = changed[0]
             raise InputError(
-                f"{self.path}: is a run of {name} {old.get(name)!r}, not {self.header[name]!r}; choose another path, or step=0 "
-                f"to start over"
+                f"{self.path}: is a run of {name} {old.get(name)!r}, not {self.header[name]!r}; give {name}={old.get(name)!r}, "
+                f"choose another path, or step=0 to start over"
             )
         if step > last:
             raise InputError(
                 f"{self.path}: its rows end at step {last}, so step {step} cannot be resumed; give step={last}"
+            )
+
+    def _check_order(self, what: str, step: int, last: int) -> None:
+        """Raise InputError unless `step` is after the `last` of its kind and not before anything else that is recorded."""
+        latest = max(self._row, self._written, self._start)
+        if step <= last or step < latest:
+            before = f"{what} {last}" if step <= last else f"step {latest}"
+            raise InputError(
+                f"{self.path}: {what} {step} follows {before}; steps must increase, with one row and one checkpoint each"
             )
 
     def _write(
@@ -298,30 +335,51 @@ class Recorder:
         sums: dict[str, Tensor],
         means: dict[str, float],
         started: float,
-    ) -> None:
-        if step <= self._written:
-            raise InputError(f"{self.path}: checkpoint {step} follows checkpoint {self._written}; steps must increase")
-        if not means:
+    ) -> int:
+        """Write the tables of a checkpoint; returns its tokens."""
+        log, step, tokens = self._run_log, whole("checkpoint", "step", step), whole("checkpoint", "tokens", tokens)
+        lr = _rate("checkpoint", lr)
+        self._check_order("checkpoint", step, self._written)
+        if not sums:
             raise InputError(f"{self.path}: checkpoint {step} has no losses; call add() or validate() before it")
-        if self._evaluations and "iid" not in means:
+        if self._evaluations and "iid" not in sums:
             raise InputError(
                 f"{self.path}: task results need the loss on held-out text beside them; call validate(), or add(split='iid')"
             )
+        means = {split: mean for split, mean in means.items() if math.isfinite(mean)}
+        for split in means:
+            count, loss = sums[split][:2]
+            if (loss < -ROUNDING * count).any():
+                raise InputError(
+                    f"{self.path}: checkpoint {step}: losses of the split {split} are negative; give add() -log p of "
+                    f"each token, in nats"
+                )
+            loss.clamp_(min=0)
         header, key = self.header, {"step": step, "tokens": tokens}
-        tables = [position_rows(sums[split], split) for split in sorted(means)]
-        table = pd.concat(tables, ignore_index=True).assign(run=header["run"], params=header["params"], **key)
-        self._run_log.positions(step, table)
-        if self._evaluations:
+        if means:
+            tables = [position_rows(sums[split], split) for split in sorted(means)]
+            table = pd.concat(tables, ignore_index=True).assign(run=header["run"], params=header["params"], **key)
+            log.positions(step, table)
+        if self._evaluations and "iid" in means:
             rows = pd.DataFrame(self._evaluations).assign(
                 run=header["run"], params=header["params"], loss=means["iid"], **key
             )
-            self._run_log.evaluations(step, rows.astype({"stderr": float, "items": "Int64", "chance": float}))
-        if "train" in means and (self._logged is None or self._logged[0] <= self._written):
+            log.evaluations(step, rows.astype({"stderr": float, "items": "Int64", "chance": float}))
+        if "train" in means and self._row <= self._written:
             self.log(step, tokens, means["train"], lr)
-        self._run_log.write("validation", **key, seconds=round(time.monotonic() - started, 3), loss=means)
+        log.write("validation", **key, seconds=round(time.monotonic() - started, 3), loss=means)
         self._written = step
-        if problem := self._run_log.flush():
+        problem = log.flush()
+        if problem:
             warnings.warn(f"{problem}; the rows are kept and tried again at the next checkpoint", stacklevel=4)
+        if lost := sorted(sums.keys() - means.keys()):
+            results = ", and task results, which need it," if self._evaluations and "iid" in lost else ""
+            warnings.warn(
+                f"{self.path}: checkpoint {step} is written without the split {', '.join(lost)}{results}: no loss that counts is "
+                f"finite, or not all of a validation's",
+                stacklevel=4,
+            )
+        return tokens
 
     # ------------------------------------------------------------------------------------------------------- all ranks
 
@@ -339,18 +397,24 @@ class Recorder:
             dist.all_reduce(reduced[split], group=self.group)
         return reduced
 
-    def _agree(self, write: Callable[[], None]) -> None:
-        """Call `write` on rank 0; all ranks raise what it raises."""
-        failure = attempt(write)[1] if self._is_writer else None
+    def _agree(self, write: Callable[[], T]) -> T:
+        """What `write` returns on rank 0, on all ranks; or all raise what it raises there."""
+        value, failure = attempt(write) if self._is_writer else (None, None)
         if self._distributed:
-            lines = [None if failure is None else (exit_code(failure), describe(failure))]
+            lines = [(value, None if failure is None else (exit_code(failure), describe(failure)))]
             dist.broadcast_object_list(
                 lines, src=dist.get_global_rank(self.group, 0) if self.group else 0, group=self.group
             )
-            if lines[0] is not None and failure is None:
-                raise repeat(*lines[0])
+            value, error = lines[0]
+            if error is not None and failure is None:
+                raise repeat(*error)
         if failure is not None:
             raise failure
+        return value  # type: ignore[return-value]
+
+
+def _rate(call: str, lr: float | None) -> float | None:
+    return None if lr is None else real(call, "lr", lr, least=0, finite=False)
 
 
 def _logits(output: Any) -> Tensor:

@@ -1,6 +1,5 @@
 """Loss sums by position on the device, and the rows of a `positions` table."""
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,15 +22,19 @@ class PositionAccumulator:
         self.own = own
         self.sums = torch.zeros(len(COLUMNS), sequence, dtype=torch.float64, device=device)
 
-    def add(self, sums: Any) -> torch.Tensor:
+    def add(self, sums: Any, *, finite_only: bool = True) -> torch.Tensor:
         """Add a micro-batch, unless its loss is not finite, since its step is skipped (see faults/anomalies.py).
+
+        `finite_only` False adds it all the same, so that the sums show it.
 
         Returns:
             [4], its totals over positions.
         """
         stacked = torch.stack([getattr(sums, column) for column in COLUMNS])  # integers become float64
         totals = stacked.sum(1)
-        self.sums[:, self.own] += stacked.where(totals[COLUMNS.index("loss_sum")] < math.inf, 0.0)  # also False for NaN
+        if finite_only:
+            stacked = stacked.where(totals[COLUMNS.index("loss_sum")].isfinite(), 0.0)
+        self.sums[:, self.own] += stacked
         return totals
 
     def take(self) -> torch.Tensor:

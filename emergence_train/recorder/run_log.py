@@ -90,7 +90,7 @@ class RunLog:
             if number.isdigit() and int(number) > step - due:
                 table.unlink()
         self.pending: list[str] = []
-        self.tables: list[tuple[tables.Table, Path, pd.DataFrame]] = []
+        self.tables: list[tuple[Path, bytes]] = []
         self._open()
         self.written = time.monotonic()
         return kept
@@ -148,9 +148,8 @@ class RunLog:
     def flush(self) -> str | None:
         """Write rows and tables to disk, before state is saved; return the failure as one line, or None."""
         while self.tables:
-            schema, path, table = self.tables[0]
             try:
-                tables.write(schema, table, path, vocabulary=self.header["vocabulary"])
+                files.write_bytes(*self.tables[0])
             except (RunError, OSError) as error:
                 return str(error)
             del self.tables[0]
@@ -178,11 +177,16 @@ class RunLog:
 
     def positions(self, step: int, table: pd.DataFrame) -> None:
         """Queue the checkpoint's positions table for the next flush."""
-        self.tables.append((tables.POSITIONS, self.directory / "positions" / f"{step_name(step)}.parquet", table))
+        self._queue(tables.POSITIONS, step, table)
 
     def evaluations(self, step: int, table: pd.DataFrame) -> None:
         """Queue the checkpoint's evaluations table for the next flush."""
-        self.tables.append((tables.EVALUATIONS, self.directory / "evaluations" / f"{step_name(step)}.parquet", table))
+        self._queue(tables.EVALUATIONS, step, table)
+
+    def _queue(self, schema: tables.Table, step: int, table: pd.DataFrame) -> None:
+        """A table that is none fails here: at the head of the queue it would keep the later ones from the disk."""
+        path = self.directory / schema.name / f"{step_name(step)}.parquet"
+        self.tables.append((path, tables.encode(schema, table, path, vocabulary=self.header["vocabulary"])))
 
     def close(self) -> str | None:
         problem = self.flush()

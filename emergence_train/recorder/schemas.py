@@ -76,5 +76,6 @@ CURVES = Table(
     key=("run", "step"),
     non_negative=("params", "step", "tokens", "lr"),
     optional=("lr",),
+    sparse=("lr",),
 )
 TABLES = {table.name: table for table in (POSITIONS, EVALUATIONS, CURVES)}

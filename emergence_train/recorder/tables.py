@@ -123,7 +123,11 @@ def write(table: Table, frame: pd.DataFrame, path: str | Path, *, vocabulary: st
 
     `vocabulary` names the tokenizer that the losses belong to and travels in the file's metadata.
     """
-    path = Path(path)
+    write_bytes(Path(path), encode(table, frame, path, vocabulary=vocabulary))
+
+
+def encode(table: Table, frame: pd.DataFrame, path: str | Path, *, vocabulary: str = "") -> bytes:
+    """The Parquet file that `write` writes; `path` names it in messages."""
     missing = [column for column in table.columns if column not in frame]
     if missing:
         raise InputError(f"{path}: a {table.name} table has no column {missing[0]!r} to write")
@@ -135,7 +139,7 @@ def write(table: Table, frame: pd.DataFrame, path: str | Path, *, vocabulary: st
         pa.BufferOutputStream()
     )  # pyarrow's own file says neither that the disk is full, nor what it cannot close in silence
     pq.write_table(arrow, whole)
-    write_bytes(path, whole.getvalue())
+    return whole.getvalue().to_pybytes()
 
 
 # ------------------------------------------------------------------------------------------------------- derivation

@@ -39,16 +39,16 @@ class Module(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.5)
 
 
-def fit(folder, steps, module, resume=None):
+def fit(folder, steps, module, resume=None, size=40):
     from emergence_train.callbacks.lightning import PositionCallback
 
     generator = torch.Generator().manual_seed(1)
-    rows = torch.randint(0, VOCABULARY, (40, SEQUENCE + 1), generator=generator)
+    rows = torch.randint(0, VOCABULARY, (size, SEQUENCE + 1), generator=generator)
     trainer = lightning.Trainer(
         max_steps=steps,
         accelerator="cpu",
         accumulate_grad_batches=2,
-        val_check_interval=8,
+        val_check_interval=min(8, size // 2),
         log_every_n_steps=1,
         logger=False,
         enable_progress_bar=False,
@@ -79,6 +79,16 @@ def test_a_lightning_run_is_recorded_and_resumed(tmp_path):
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     fit(tmp_path, 8, Module(), tmp_path / "last.ckpt")
     assert [(row["step"], row["tokens"]) for row in metrics(tmp_path / "mine")] == [(k, 24 * k) for k in range(1, 9)]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_epochs_last_step_is_logged_whole(tmp_path):
+    """Of three micro-batches an epoch the last is a step of its own, and Lightning halves its loss like the others'."""
+    module = Module()
+    fit(tmp_path, 4, module, size=6)
+    seen = [losses.mean().item() for losses in module.seen]
+    means = [np.mean(seen[0:2]), seen[2], np.mean(seen[3:5]), seen[5]]
+    assert [row["loss"] for row in metrics(tmp_path / "mine")] == pytest.approx(means, rel=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -46,24 +46,21 @@ def llama():
     return transformers.LlamaForCausalLM(config)
 
 
-def trainer(folder, steps, accumulation=2, model=None):
+def trainer(folder, steps, accumulation=2, model=None, **options):
     from emergence_train.callbacks.trainer import PositionCallback
 
+    defaults = {"logging_steps": 2, "save_steps": 4, "eval_steps": 2, "eval_strategy": "steps", "learning_rate": 0.01}
     arguments = transformers.TrainingArguments(
         output_dir=str(folder / "trainer"),
         max_steps=steps,
         per_device_train_batch_size=2,
         per_device_eval_batch_size=2,
         gradient_accumulation_steps=accumulation,
-        learning_rate=0.01,
-        logging_steps=2,
-        save_steps=4,
-        eval_steps=2,
-        eval_strategy="steps",
         report_to=[],
         use_cpu=True,
         disable_tqdm=True,
         seed=1,
+        **defaults | options,
     )
     return transformers.Trainer(
         model=model or llama(),
@@ -146,6 +143,25 @@ def test_a_resumed_training_continues_the_run(finished, tmp_path):
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12] and rows[:2] == before[:2]
     tokens = [row["tokens"] for row in rows]
     assert tokens == [8 * (SEQUENCE + 1) * k for k in range(1, 7)]
+
+
+def test_tokens_go_on_from_the_checkpoint_resumed(tmp_path):
+    """Logged and saved at different steps: the last row is of step 10, and training goes on from 12."""
+    every = {"accumulation": 1, "logging_steps": 5, "save_steps": 6, "eval_strategy": "no"}
+    trainer(tmp_path, 12, **every).train()
+    trainer(tmp_path, 18, **every).train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-12"))
+    frame = tables.read(tables.POSITIONS, tmp_path / "mine")
+    each = 2 * (SEQUENCE + 1)
+    assert frame.groupby("step")["tokens"].first().to_dict() == {6: 6 * each, 12: 12 * each, 18: 18 * each}
+    curve = tables.read(tables.CURVES, tmp_path / "mine")
+    assert curve["tokens"].tolist() == (curve["step"] * each).tolist() and curve["step"].tolist()[:3] == [5, 10, 15]
+
+
+def test_rates_are_known_before_the_first_log(tmp_path):
+    """Saved at 4 and 8, never logged: the curve's rates are the optimizer's, of a linear decay to 0."""
+    trainer(tmp_path, 8, 1, logging_steps=500, eval_strategy="no").train()
+    curve = tables.read(tables.CURVES, tmp_path / "mine")
+    assert curve["step"].tolist() == [4, 8] and curve["lr"].tolist() == pytest.approx([0.005, 0.0])
 
 
 @pytest.mark.slow

@@ -170,7 +170,7 @@ def test_misuse_is_named_and_its_remedy_works(tmp_path):
         with pytest.raises(InputError, match="checkpoint 1 has no losses"):
             recorder.checkpoint(1, 10)
         recorder.add(torch.ones(2, 6))
-        with pytest.raises(InputError, match="skill, accuracy: nan is not a finite number"):
+        with pytest.raises(InputError, match=r"of skill, accuracy\(value=nan\): give a finite number"):
             recorder.evaluation("skill", "accuracy", float("nan"))
         recorder.evaluation("skill", "accuracy", 0.5)
         with pytest.raises(InputError, match="need the loss on held-out text"):
@@ -187,6 +187,132 @@ def test_misuse_is_named_and_its_remedy_works(tmp_path):
     with pytest.raises(InputError, match="is a run of params 10, not 12"):
         Recorder(run, params=12, sequence=SEQUENCE, step=3)
     Recorder(run, params=12, sequence=SEQUENCE, step=0).close()
+
+
+@pytest.mark.parametrize("step", [-1, 2.5, True, math.nan, "3"])
+def test_a_step_that_is_none_removes_nothing(tmp_path, step):
+    run = tmp_path / "mine"
+    recorded(run, range(1, 6))
+    with pytest.raises(InputError, match=r"Recorder\(step=.*\): give a whole number from 0 on"):
+        recorded(run, [], step=step)
+    assert len(metrics(run)) == 5 and len(list((run / "positions").iterdir())) == 5
+
+
+def test_a_run_is_resumed_where_there_is_one(tmp_path):
+    with pytest.raises(InputError, match="typo: holds no run, so step 4000 cannot be resumed"):
+        recorded(tmp_path / "typo", [], step=4000)
+    recorded(tmp_path / "typo", [4001])  # what it says to do
+    with Recorder(tmp_path / "mine", params=10, sequence=SEQUENCE) as recorder:
+        recorder.log(4, 40, 1.0)
+        recorder.add(torch.ones(1, SEQUENCE))
+        recorder.checkpoint(6, 60)
+        recorder.log(8, 80, 1.0)
+    for step, tokens in ((8, 80), (6, 60), (4, 40)):  # of the last row or table up to there
+        assert recorded(tmp_path / "mine", [], step=step).tokens == tokens
+
+
+def test_steps_increase_across_a_resumption(tmp_path):
+    run = tmp_path / "mine"
+    recorded(run, range(1, 8))
+    with Recorder(run, params=10, sequence=SEQUENCE, step=5) as recorder:
+        recorder.add(torch.full((1, SEQUENCE), 99.0))
+        for call, named in (
+            (lambda: recorder.checkpoint(2, 12), "checkpoint 2 follows checkpoint 5"),
+            (lambda: recorder.checkpoint(5, 12), "checkpoint 5 follows checkpoint 5"),
+            (lambda: recorder.log(3, 18, 1.0), "row 3 follows row 5"),
+            (lambda: recorder.log(5, 30, 1.0), "row 5 follows row 5"),
+        ):
+            with pytest.raises(InputError, match=f"{named}; steps must increase"):
+                call()
+        recorder.log(7, 42, 1.0)
+        with pytest.raises(InputError, match="row 7 follows row 7"):  # one for each micro-batch
+            recorder.log(7, 42, 1.0)
+        with pytest.raises(InputError, match="checkpoint 6 follows step 7"):
+            recorder.checkpoint(6, 36)
+        recorder.checkpoint(9, 54)
+        with pytest.raises(InputError, match="row 8 follows step 9"):
+            recorder.log(8, 48, 1.0)
+    assert written(run, 2, "train")["loss_sum"].tolist() == [2.0] * SEQUENCE
+    assert tables.read(tables.CURVES, run)["step"].tolist() == [1, 2, 3, 4, 5, 7]
+
+
+def test_a_moved_run_continues_under_its_name(tmp_path):
+    recorded(tmp_path / "mine", [1])
+    (tmp_path / "mine").rename(tmp_path / "moved")
+    with pytest.raises(InputError, match="is a run of run 'mine', not 'moved'; give run='mine', choose another path"):
+        recorded(tmp_path / "moved", [2], step=1)
+    recorded(tmp_path / "moved", [2], step=1, run="mine")
+    assert tables.read(tables.POSITIONS, tmp_path / "moved")["run"].unique() == ["mine"]
+
+
+@pytest.mark.parametrize("rated", [(), range(2, 25)], ids=["no lr", "all but the first lr"])
+def test_a_run_without_rates_is_analysed(tmp_path, rated):
+    run = tmp_path / "mine"
+    with Recorder(run, params=10, sequence=4) as recorder:
+        for step in range(1, 25):
+            recorder.add(torch.full((1, 4), 2 + 3 * step**-0.5))
+            recorder.checkpoint(step, step * 80, 0.1 if step in rated else None)
+    assert tables.read(tables.CURVES, run)["lr"].notna().sum() == len(rated)
+    assert cli.main(["analyze", "temporal", str(run), "--out", str(tmp_path / "t")]) == 0
+
+
+def test_validation_keeps_each_modules_mode(tmp_path):
+    model = nn.Sequential(Model(), nn.Dropout(0.5))
+    model[1].eval()  # frozen
+    modes = [module.training for module in model.modules()]
+    with Recorder(tmp_path / "mine", params=10, sequence=SEQUENCE) as recorder:
+        recorder.validate(model, [torch.zeros(1, SEQUENCE + 1, dtype=torch.long)])
+    assert [module.training for module in model.modules()] == modes == [True, True, True, False]
+
+
+def test_an_ignored_last_token_does_not_count(tmp_path):
+    tokens = torch.zeros(2, SEQUENCE + 1, dtype=torch.long)
+    tokens[0, -1] = -100
+    with Recorder(tmp_path / "mine", params=10, sequence=SEQUENCE) as recorder:
+        recorder.validate(lambda ids: torch.zeros(*ids.shape, VOCABULARY), [tokens])
+        means = recorder.checkpoint(1, 10)
+    rows = written(tmp_path / "mine", 1, "iid")
+    assert rows["count"].tolist() == [2, 2, 2, 2, 2, 1]
+    np.testing.assert_allclose(rows["loss_sum"], rows["count"] * math.log(VOCABULARY), rtol=1e-6)
+    assert means["iid"] == pytest.approx(math.log(VOCABULARY), rel=1e-6)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_validation_that_diverged_is_no_mean_of_the_rest(tmp_path, bad):
+    """Not the mean of what is finite, and no end of the training loop: a warning, and the other splits are written."""
+    run = tmp_path / "mine"
+    with Recorder(run, params=10, sequence=SEQUENCE) as recorder:
+        for step, train in ((1, 3.0), (2, bad), (3, 5.0)):
+            recorder.add(torch.full((2, SEQUENCE), train))
+            recorder.add(torch.full((1, SEQUENCE), 2.0), split="iid")
+            recorder.add(torch.full((1, SEQUENCE), bad if step < 3 else 4.0), split="iid")
+            recorder.evaluation("skill", "accuracy", 0.5)
+            if step == 3:
+                means = recorder.checkpoint(step, step * 6)
+                continue
+            with pytest.warns(UserWarning, match="without the split iid.*task results"):
+                means = recorder.checkpoint(step, step * 6)
+            assert not math.isfinite(means["iid"]) and ("train" in means) == (step == 1)
+        assert means == {"train": 5.0, "iid": 3.0}
+    frame = tables.read(tables.POSITIONS, run)
+    assert frame.groupby(["step", "split"])["loss_sum"].first().to_dict() == {
+        (1, "train"): 6.0,
+        (3, "iid"): 6.0,
+        (3, "train"): 10.0,
+    }
+    assert tables.read(tables.EVALUATIONS, run)["step"].tolist() == [3]
+    assert tables.read(tables.CURVES, run)["step"].tolist() == [1, 3]
+    assert "NaN" not in (run / "metrics.jsonl").read_text()
+
+
+def test_negative_losses_are_refused_but_for_rounding(tmp_path):
+    with Recorder(tmp_path / "mine", params=10, sequence=SEQUENCE) as recorder:
+        recorder.add(torch.full((1, SEQUENCE), -1e-7))
+        assert recorder.checkpoint(1, 6) == {"train": pytest.approx(0, abs=1e-6)}
+        recorder.add(torch.full((1, SEQUENCE), -2.0))  # log-probabilities
+        with pytest.raises(InputError, match="losses of the split train are negative; give add"):
+            recorder.checkpoint(2, 12)
+    assert written(tmp_path / "mine", 1, "train")["loss_sum"].tolist() == [0.0] * SEQUENCE
 
 
 def test_a_step_without_a_loss_is_skipped_by_the_curve(tmp_path):

@@ -5,9 +5,12 @@ import json
 import os
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 
 from emergence_train.errors import InputError
+from emergence_train.recorder import tables
 from emergence_train.recorder.metrics import Metrics, read_metrics
 from emergence_train.recorder.run_log import RunLog
 
@@ -35,6 +38,17 @@ def test_a_log_is_cut_to_the_step_and_lines_stay_as_they_were(tmp_path):
     kept = [line for line in before if json.loads(line).get("step", 0) <= 7]
     assert (tmp_path / "metrics.jsonl").read_bytes().splitlines() == kept
     assert log.missing_rows(7, set()) is None and "1 of 8 train rows" in log.missing_rows(8, set())
+
+
+def test_a_table_that_is_none_keeps_no_other_from_the_disk(tmp_path):
+    log = RunLog(tmp_path, HEADER, 0, [])
+    good = {"run": "r", "params": 1, "step": 1, "tokens": 16, "split": "iid", "position": 1, "count": 2}
+    good |= {"loss_sum": 4.0, "loss_sq_sum": 8.0, "correct": 1}
+    with pytest.raises(pa.ArrowException):
+        log.positions(1, pd.DataFrame([good | {"split": 5}, good]))
+    log.positions(2, pd.DataFrame([good | {"step": 2}]))
+    assert log.close() is None
+    assert tables.read(tables.POSITIONS, tmp_path)["step"].tolist() == [2]
 
 
 def test_what_is_due_again_is_removed(tmp_path):
