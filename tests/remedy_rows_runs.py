@@ -139,6 +139,11 @@ RUNS = [
         lambda at: branch(at, 4, MORE, "name=newer"),
     ),
     Row(
+        "not {}; give training.optimizer.kind=",
+        lambda at: branch(at, 2, MORE, "name=other", "training.optimizer.kind=muon"),
+        lambda at: branch(at, 2, MORE, "name=other", "training.optimizer.kind=adamw"),
+    ),
+    Row(
         "choose another training.batch or step",
         lambda at: branch(at, 2, MORE, "name=more", "training.batch=6"),
         lambda at: branch(at, 2, MORE, "name=more", "training.batch=4"),

@@ -1,9 +1,11 @@
 """Base class of a model's section of the configuration: its sizes."""
 
 from dataclasses import dataclass
+from typing import Self
 
 from pydantic import Field
 
+from emergence_train.errors import InputError
 from emergence_train.section import Section
 
 VOCABULARY_MULTIPLE = 64  # embedding rows are rounded up to this: aligned rows for the matrix units, never predicted
@@ -81,6 +83,19 @@ class ModelConfig(Section):
         if self.vocab_size is None:
             raise ValueError("vocab_size is not set yet; it comes from the tokenizer")
         return self.vocab_size
+
+    def with_vocabulary(self, tokens: int, source: str) -> Self:
+        """The section with the rows of its embedding, for a tokenizer of `tokens`; `source` says in an error where that is from.
+
+        Raises:
+            InputError: vocab_size is given and smaller.
+        """
+        size = self.vocab_size or padded_vocabulary(tokens)
+        if size < tokens:
+            raise InputError(
+                f"model.vocab_size {size} is smaller than the tokenizer's {tokens} tokens ({source}); raise it or remove it"
+            )
+        return self.model_copy(update={"vocab_size": size})
 
 
 def padded_vocabulary(tokens: int) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from emergence_train.config import Training
 from emergence_train.data_config import Data
 from emergence_train.errors import InputError
-from emergence_train.models.config import ModelConfig, padded_vocabulary
+from emergence_train.models.config import ModelConfig
 from emergence_train.models.gpus import GPUS
 from emergence_train.models.memory import GIB, StepMemory
 from emergence_train.planning import step_time
@@ -137,7 +137,7 @@ def _plan_run(training: Training, model: ModelConfig, data: Data, gpus: int, gpu
             f"training.batch {training.batch} on {gpus} GPUs is {share} sequences each, no multiple of micro_batch "
             f"{training.micro_batch}; give training.micro_batch={smaller}, or auto"
         )
-    model = model.model_copy(update={"vocab_size": model.vocab_size or _vocabulary(data)})
+    model = _with_vocabulary(model, data)
     if training.micro_batch == "auto":
         sizes = divisors(share)
         room = SHARE * GPUS[gpu].memory
@@ -270,14 +270,16 @@ def _arguments(planned: RunPlan, best: RunPlan) -> str:
     return " ".join(given)
 
 
-def _vocabulary(data: Data) -> int:
-    """Rows of the embedding: of the prepared data, or of the tokenizer that will be trained."""
+def _with_vocabulary(model: ModelConfig, data: Data) -> ModelConfig:
+    """With the rows of its embedding: for the prepared data, or the tokenizer that will be trained."""
     if (Path(data.path) / "dataset.json").is_file():
         from emergence_train.data.dataset import load_index
 
-        return padded_vocabulary(load_index(Path(data.path))["tokenizer"]["vocabulary"])
+        return model.with_vocabulary(load_index(Path(data.path))["tokenizer"]["vocabulary"], data.path)
     if data.tokenizer.vocab_size:
-        return padded_vocabulary(data.tokenizer.vocab_size)
+        return model.with_vocabulary(data.tokenizer.vocab_size, "data.tokenizer.vocab_size")
+    if model.vocab_size:
+        return model
     raise InputError(
         "model.vocab_size: the tokenizer's size is not known before `prepare`; add model.vocab_size=N, for example 65024"
     )

@@ -15,7 +15,7 @@ from emergence_train import config as configs
 from emergence_train import files
 from emergence_train.checkpoint import format as checkpoints
 from emergence_train.checkpoint import saver
-from emergence_train.checkpoint.format import STATE, complete, step_name
+from emergence_train.checkpoint.format import STATE, WEIGHTS, Shards, complete, step_name
 from emergence_train.config import Training
 from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
@@ -62,8 +62,8 @@ def begin(run: Path, training: Training, plan: Plan, dataset: Dataset, parent: s
     """Give `run` its parent's state, where it has none yet; returns the step that its own steps begin after (0: no parent).
 
     Raises:
-        InputError: the run has another parent or none; the parent has no such state or another tokenizer; its tokens are not a
-            whole number of the child's steps, or more than the child's.
+        InputError: the run has another parent or none; the parent has no such state, another tokenizer or another optimizer; its
+            tokens are not a whole number of the child's steps, or more than the child's.
     """
     known = parent_of(run)
     if known is not None:
@@ -80,6 +80,12 @@ def begin(run: Path, training: Training, plan: Plan, dataset: Dataset, parent: s
         raise InputError(f"{run}: cannot begin from itself; choose another name")
     theirs, chosen = configs.load_run(path), checkpoints.newest(path, step)
     identity.check_tokenizer(path, dataset)
+    kind, has_moments = theirs.training.optimizer.kind, Shards(chosen).kinds != [WEIGHTS]
+    if has_moments and kind != training.optimizer.kind:
+        raise InputError(
+            f"--from {parent}: its state is of the optimizer {kind}, not {training.optimizer.kind}; give "
+            f"training.optimizer.kind={kind}"
+        )
     step = checkpoints.read_state(chosen)["step"]
     tokens = step * theirs.step_tokens
     if tokens % plan.step_tokens:

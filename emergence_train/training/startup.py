@@ -14,7 +14,7 @@ from emergence_train.config import Config, TaskConfig, Training, Zero, load
 from emergence_train.data.dataset import Dataset, load_index
 from emergence_train.errors import InputError
 from emergence_train.faults.flight_recorder import STACKS
-from emergence_train.models.config import ModelConfig, padded_vocabulary
+from emergence_train.models.config import ModelConfig
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import all_gather_objects
 from emergence_train.recorder.environment import device_name
@@ -96,13 +96,7 @@ def resolve(config: Config, mesh: Mesh, device: Device | None = None) -> tuple[C
         )
     _check_options(training.zero, mesh)
     vocabulary = load_index(Path(config.data.path))["tokenizer"]["vocabulary"]
-    size = config.model.vocab_size or padded_vocabulary(vocabulary)
-    if size < vocabulary:
-        raise InputError(
-            f"model.vocab_size {size} is smaller than the tokenizer's {vocabulary} tokens "
-            f"({config.data.path}); raise it or remove it"
-        )
-    model, note = config.model.model_copy(update={"vocab_size": size}), None
+    model, note = config.model.with_vocabulary(vocabulary, config.data.path), None
     if training.micro_batch == "auto":
         sequence, run = config.data.sequence, config.run_directory
         micro_batch, note = auto_micro_batch.choose(training, model, sequence, mesh.data.size, device, run)

@@ -145,8 +145,8 @@ def test_a_resumed_training_continues_the_run(finished, tmp_path):
     assert tokens == [8 * (SEQUENCE + 1) * k for k in range(1, 7)]
 
 
-def test_tokens_go_on_from_the_checkpoint_resumed(tmp_path):
-    """Logged and saved at different steps: the last row is of step 10, and training goes on from 12."""
+def test_tokens_continue_from_the_checkpoint(tmp_path):
+    """Logged and saved at different steps: the last row is of step 10, training resumes at 12."""
     every = {"accumulation": 1, "logging_steps": 5, "save_steps": 6, "eval_strategy": "no"}
     trainer(tmp_path, 12, **every).train()
     trainer(tmp_path, 18, **every).train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-12"))

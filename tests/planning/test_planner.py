@@ -139,7 +139,21 @@ class Other(ModelConfig):
 def test_a_kind_without_closed_form_is_one_line():
     tree = config.load(CONFIG)
     with pytest.raises(InputError, match="model.kind other: has no closed form"):
-        plan_run(tree.training, Other(kind="other", vocab_size=8), tree.data, 1, "h100-80gb")
+        plan_run(tree.training, Other(kind="other", vocab_size=65_024), tree.data, 1, "h100-80gb")
+
+
+@pytest.mark.parametrize("size", [320, 399, 400])
+def test_a_vocabulary_is_no_smaller_than_its_tokenizers(size):
+    """Before prepare, as train has it after."""
+    tree = config.load(CONFIG, ["data.path=elsewhere", "data.tokenizer.vocab_size=400", f"model.vocab_size={size}"])
+    arguments = tree.training, tree.model, tree.data, 8, "h100-80gb"
+    if size == 400:
+        assert plan_run(*arguments).parameters > 0
+        return
+    with pytest.raises(
+        InputError, match=rf"model.vocab_size {size} is smaller than the tokenizer's 400 tokens \(data.tok"
+    ):
+        plan_run(*arguments)
 
 
 def test_every_configuration_can_be_planned(capsys):

@@ -100,6 +100,16 @@ def test_another_batch_counts_the_parents_tokens(folder):
     assert np.isfinite(list(losses(run).values())).all()
 
 
+def test_another_optimizer_is_refused_and_binds_no_name(folder):
+    """Its moments are not the parent's; of the run that was refused nothing is left that the right one would have to be."""
+    source = ("name=muon", "--from", f"{folder / 'runs/stable'}@8")
+    refused = train(folder, "stable", *source, "training.optimizer.kind=muon")
+    assert refused.returncode == 2 and "its state is of the optimizer adamw, not muon" in refused.stderr
+    assert not (folder / "runs/muon/parent.json").exists()
+    done = train(folder, "stable", *source, "training.optimizer.kind=adamw")
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_branch_leaves_out_what_its_parent_left_out(folder):
     """Of a parent that rewound, the child trains on what the parent continued with; cut off before its state, it is taken up."""
     runs = folder / "rewound"
