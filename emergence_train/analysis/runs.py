@@ -283,9 +283,12 @@ def _from_log(curve: Curve) -> Series:
 
 
 def _with_rates(series: Series, lr: np.ndarray) -> Series:
-    """The curve with its recorded learning rate (C,), if that is known at every row."""
-    if np.all(np.isfinite(lr)) and np.any(lr > 0):
-        series.plan = PlannedSchedule(series.step, lr, max(series.tokens[-1], 0.0) / max(series.step[-1], 1.0))
+    """The curve with its recorded learning rate (C,), NaN in rows that have none."""
+    known = np.isfinite(lr)
+    if np.any(lr[known] > 0):
+        series.plan = PlannedSchedule(
+            series.step[known], lr[known], max(series.tokens[-1], 0.0) / max(series.step[-1], 1.0)
+        )
     return _without_start(series)
 
 

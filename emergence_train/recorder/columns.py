@@ -22,5 +22,5 @@ DESCRIPTIONS = {
     "unigram_loss": "cross-entropy of a unigram model on the same text, nats per token",
     "bits_per_byte": "loss on the same text, bits per UTF-8 byte",
     "majority": "the metric's value for always giving the commonest answer; optional",
-    "lr": "learning rate of the step",
+    "lr": "learning rate of the step; may be missing or empty: not known",
 }

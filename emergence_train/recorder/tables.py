@@ -6,7 +6,8 @@ Three tables, Parquet or CSV with the same columns:
                add across ranks and files. Losses in nats; position 1 is the first predicted token.
 `evaluations`  one row per metric of a task at a checkpoint; stderr, items, chance and higher_is_better may be
                missing or empty. unigram_loss and bits_per_byte of the same text are optional.
-`curves`       the training loss and learning rate along a run. A run's own metrics.jsonl is read as one.
+`curves`       the training loss and learning rate (missing or empty: not known) along a run. A run's own metrics.jsonl is
+               read as one.
 
 A reader returns a sorted pandas DataFrame or raises InputError naming file, row and column; nothing is half-read. `stream`
 gives the same rows in pieces, for tables that are larger than memory should hold: a run of a million steps may have ten

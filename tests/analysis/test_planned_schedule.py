@@ -1,9 +1,11 @@
 """The learning-rate plan: clocks, decays, warm-up."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from emergence_train.analysis.planned_schedule import AT_ONCE, INTRINSIC, MOMENTUM, MULTI_POWER, PlannedSchedule
+from emergence_train.analysis.runs import load
 from emergence_train.analysis.temporal import simulate
 from emergence_train.errors import InputError
 
@@ -79,3 +81,20 @@ def test_a_log_that_starts_after_its_warmup():
 def test_impossible_rates(rate):
     with pytest.raises(InputError, match="learning rate"):
         PlannedSchedule(np.array([0.0, 10.0]), np.array(rate))
+
+
+@pytest.mark.parametrize("missing", [[], [5], [0], [10, 11, 40], range(1, 100)])
+def test_rates_known_in_part_are_the_schedule(tmp_path, missing):
+    """Of a linear decay any rows that have a rate give it between them; from 1e-3 to 1e-5."""
+    step = np.arange(1, 101)
+    rate = 1e-3 * (1.01 - step / 100)
+    frame = pd.DataFrame(
+        {"run": "a", "params": 10, "step": step, "tokens": step * 64, "lr": rate, "loss": 2 + step**-0.5}
+    )
+    frame.loc[[row for row in missing if row < 99], "lr"] = np.nan
+    frame.to_csv(tmp_path / "c.csv", index=False)
+    (series,) = load(tmp_path / "c.csv")
+    later = step[1:] if 0 in missing else step
+    np.testing.assert_allclose(
+        series.plan.peak * np.interp(later, series.plan.x, series.plan.e), rate[later - 1], rtol=1e-4
+    )

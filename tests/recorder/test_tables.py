@@ -127,6 +127,14 @@ def test_curves_without_a_learning_rate_are_marked(tmp_path):
     assert read.attrs["missing"] == ["lr"] and read["lr"].isna().all() and list(read["step"]) == [1, 2]
 
 
+@pytest.mark.parametrize("rates", [[None, None], [None, 2e-3]])
+def test_a_rate_that_is_not_known_is_empty(tmp_path, rates):
+    curves(lr=rates).to_csv(tmp_path / "c.csv", index=False)
+    np.testing.assert_array_equal(tables.read(tables.CURVES, tmp_path / "c.csv")["lr"], np.array(rates[::-1], float))
+    with pytest.raises(InputError, match="row 1, column 'lr'"):
+        tables.read(tables.CURVES, tables.Frame(tmp_path, curves(lr=["fast", 0.1])))
+
+
 def test_metrics_are_read_as_a_curve_without_a_cut_line(tmp_path):
     lines = [{"kind": "run", "run": "r", "params": 5, "vocabulary": "v"}]
     lines += [{"kind": "train", "step": s, "tokens": 64 * s, "lr": 0.1, "loss": 5.0 - s} for s in (1, 2)]
