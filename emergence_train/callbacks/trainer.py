@@ -43,7 +43,10 @@ class PositionCallback(TrainerCallback):
         self._hook: Any = None
         self._tokens = 0  # of this rank since the start
         self._before = 0  # of all ranks, when training started
-        self._row, self._written = -1, -1  # steps of the last row of the curve, and of the last tables
+        self._row = -1  # step of the last row of the curve
+        self._stepped = (
+            False  # since the last tables: else an evaluation is of weights that have theirs, or are untrained
+        )
         self._due = False  # evaluated at a step whose tables are not written
 
     # ------------------------------------------------------------------------------------------------ Trainer's events
@@ -61,7 +64,7 @@ class PositionCallback(TrainerCallback):
             step=state.global_step,
         )
         self._tokens, self._before = 0, self.recorder.tokens
-        self._row = self._written = state.global_step  # nothing is added before the next step
+        self._row, self._stepped = state.global_step, False
         self._hook = model.register_forward_hook(self._seen, with_kwargs=True)
 
     def on_log(self, args: Any, state: Any, control: Any, *, logs: dict[str, Any], **kwargs: Any) -> None:
@@ -69,6 +72,9 @@ class PositionCallback(TrainerCallback):
             lr = logs.get("learning_rate", _rate(kwargs))
             self.recorder.log(state.global_step, self._all_tokens(), logs["loss"], lr)
             self._row = state.global_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._stepped = True
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._due = self.recorder is not None
@@ -90,7 +96,7 @@ class PositionCallback(TrainerCallback):
     # --------------------------------------------------------------------------------------------------------- private
 
     def _seen(self, model: nn.Module, inputs: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        if self.recorder is None:
+        if self.recorder is None or not (model.training or self._stepped):
             return
         labels_BT: Tensor | None = kwargs.get("labels")
         logits_BTV = output.get("logits") if hasattr(output, "get") else getattr(output, "logits", None)
@@ -119,9 +125,9 @@ class PositionCallback(TrainerCallback):
 
     def _write(self, step: int, lr: float | None) -> None:
         self._due = False
-        if self.recorder is not None and step > self._written:
+        if self.recorder is not None and self._stepped:
             self.recorder.checkpoint(step, self._all_tokens(), lr)
-            self._written = step
+            self._stepped = False
 
 
 def _rate(kwargs: dict[str, Any]) -> float | None:

@@ -157,6 +157,15 @@ def test_tokens_continue_from_the_checkpoint(tmp_path):
     assert curve["tokens"].tolist() == (curve["step"] * each).tolist() and curve["step"].tolist()[:3] == [5, 10, 15]
 
 
+def test_evaluations_before_a_step_are_of_no_tables(finished, tmp_path):
+    """At the start, of the untrained model or of the one resumed: they would be in the mean of the next."""
+    trainer(tmp_path, 4, eval_on_start=True).train()
+    trainer(tmp_path, 8, eval_on_start=True).train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-4"))
+    frame = tables.read(tables.POSITIONS, tmp_path / "mine")
+    assert frame["step"].unique().tolist() == [2, 4, 6, 8]
+    assert (frame.loc[frame["split"] == "iid", "count"] == 8).all()
+
+
 def test_rates_are_known_before_the_first_log(tmp_path):
     """Saved at 4 and 8, never logged: the curve's rates are the optimizer's, of a linear decay to 0."""
     trainer(tmp_path, 8, 1, logging_steps=500, eval_strategy="no").train()

@@ -24,4 +24,7 @@ if __name__ == "__main__":
         print(error)
         sys.exit(2)
     recorder.close()
+    dist.barrier()
+    with Recorder(sys.argv[1], params=10, sequence=4, step=1) as resumed:
+        assert resumed.tokens == 16, resumed.tokens  # on every rank
     dist.destroy_process_group()
