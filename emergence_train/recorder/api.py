@@ -105,11 +105,8 @@ class Recorder:
         self._sums: dict[str, PositionAccumulator] = {}
         self._evaluations: list[dict[str, Any]] = []
         self._clock: tuple[float, int] | None = None  # (time, tokens) of the last row that `log` wrote
-        self._row, self._written, self._start = (
-            -1,
-            -1,
-            resumed or 0,
-        )  # steps: the curve's last, the last tables', resumed from
+        self._start = resumed or 0  # the step resumed from
+        self._row, self._written = -1, -1  # steps of the curve's last row, and of the last tables
         self._log: RunLog | None = None
         self._lock = contextlib.ExitStack()  # the directory's, held by rank 0 until close
         try:
@@ -369,8 +366,7 @@ class Recorder:
             self.log(step, tokens, means["train"], lr)
         log.write("validation", **key, seconds=round(time.monotonic() - started, 3), loss=means)
         self._written = step
-        problem = log.flush()
-        if problem:
+        if problem := log.flush():
             warnings.warn(f"{problem}; the rows are kept and tried again at the next checkpoint", stacklevel=4)
         if lost := sorted(sums.keys() - means.keys()):
             results = ", and task results, which need it," if self._evaluations and "iid" in lost else ""
