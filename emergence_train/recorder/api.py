@@ -107,6 +107,7 @@ class Recorder:
         self._clock: tuple[float, int] | None = None  # (time, tokens) of the last row that `log` wrote
         self._start = resumed or 0  # the step resumed from
         self._row, self._written = -1, -1  # steps of the curve's last row, and of the last tables
+        self._checkpoint_row = -1  # the step of the last row that a checkpoint made
         self._log: RunLog | None = None
         self._lock = contextlib.ExitStack()  # the directory's, held by rank 0 until close
         try:
@@ -206,7 +207,8 @@ class Recorder:
     def log(self, step: int, tokens: int, loss: float, lr: float | None = None, **more: float) -> None:
         """Add a row to the training curve: tokens trained so far over all ranks, the step's mean loss, its learning rate.
 
-        `more`: further numbers, such as grad_norm. Rank 0's are written. One row a step, before its checkpoint.
+        `more`: further numbers, such as grad_norm. Rank 0's are written. One row a step, before its checkpoint: where that has
+        made the step's row (see there), this adds nothing.
         """
         if not self._is_writer:
             return
@@ -214,6 +216,8 @@ class Recorder:
         loss, lr = real("log", "loss", loss, finite=False), _rate("log", lr)
         numbers = {name: real("log", name, value, finite=False) for name, value in more.items() if value is not None}
         log = self._run_log
+        if step == self._row == self._checkpoint_row:
+            return
         self._check_order("row", step, self._row)
         now = time.monotonic()
         before, self._clock = self._clock, (now, tokens)
@@ -364,6 +368,7 @@ class Recorder:
             log.evaluations(step, rows.astype({"stderr": float, "items": "Int64", "chance": float}))
         if "train" in means and self._row <= self._written:
             self.log(step, tokens, means["train"], lr)
+            self._checkpoint_row = step
         log.write("validation", **key, seconds=round(time.monotonic() - started, 3), loss=means)
         self._written = step
         if problem := log.flush():

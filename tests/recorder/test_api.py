@@ -331,3 +331,14 @@ def test_ranks_add_up_and_fail_together(tmp_path):
     assert written(tmp_path / "two", 1, "ood")["count"].tolist() == [1, 1]
     failed = run_python("tests/recorder/recorder_rank.py", str(tmp_path / "bad"), "also", processes=2)
     assert failed.returncode == 2 and "checkpoint 1 follows checkpoint 1" in failed.stdout, failed.stderr
+
+
+def test_row_after_its_checkpoint_is_not_written_twice(tmp_path):
+    """A loop that logs and saves at the same steps, the checkpoint first."""
+    with Recorder(tmp_path / "run", params=10, sequence=4) as recorder:
+        for step in (10, 20, 30):
+            recorder.add(torch.full((2, 4), float(step)))
+            recorder.checkpoint(step, 8 * step, 1e-3)
+            recorder.log(step, 8 * step, 1.0, 1e-3)
+    curve = tables.read(tables.CURVES, [tmp_path / "run"])
+    assert curve["step"].tolist() == [10, 20, 30] and curve["loss"].tolist() == [10.0, 20.0, 30.0]
