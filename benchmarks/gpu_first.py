@@ -39,7 +39,7 @@ def stages(out: Path) -> list[Stage]:
         Stage("environment", 0.02, (python, "-m", "emergence_train", "doctor"), "versions, driver, backends"),
         Stage(
             "first",
-            0.09,
+            0.10,
             (*check, "--stage", "first", "--limit", "{limit}"),
             "kernels most likely to hang, GPU-only tests",
         ),
@@ -106,7 +106,7 @@ def stages(out: Path) -> list[Stage]:
             "beside CCE, Liger",
         ),
         Stage("end-to-end", 0.06, (python, str(HERE / "gpu_quickstart.py")), "prepare, train, stop, resume, analyse"),
-        Stage("sanitizer", 0.06, ("make", "gpu-sanitize", "SANITIZERS=memcheck"), "accesses out of bounds"),
+        Stage("sanitizer", 0.07, ("make", "gpu-sanitize", "SANITIZERS=memcheck"), "accesses out of bounds"),
     ]
 
 

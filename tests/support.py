@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import math
 import os
 import subprocess
 import sys
@@ -23,6 +24,23 @@ def locked(path: Path):
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def assert_same(ours, golden, where: str = "") -> None:
+    """Keys in the same order, the same text, numbers to seven digits (sums differ between CPUs in the last ones)."""
+    assert type(ours) is type(golden), where
+    if isinstance(golden, dict):
+        assert list(ours) == list(golden), where
+        for key in golden:
+            assert_same(ours[key], golden[key], f"{where}.{key}")
+    elif isinstance(golden, list):
+        assert len(ours) == len(golden), where
+        for number, pair in enumerate(zip(ours, golden)):
+            assert_same(*pair, f"{where}[{number}]")
+    elif isinstance(golden, float):
+        assert math.isclose(ours, golden, rel_tol=1e-7, abs_tol=1e-9), (where, ours, golden)
+    else:
+        assert ours == golden, where
 
 
 def small_config(data: Path, out: Path) -> dict:

@@ -86,7 +86,7 @@ def test_no_verb_shows_the_help_and_version_the_version(capsys):
 
 def test_doctor_says_what_will_be_used(monkeypatch):
     report = json.loads(command("doctor", "--json").stdout)
-    assert report["kernels"]["attention"]["chosen"] == "torch" and report["versions"]["deepspeed"]
+    assert report["kernels"]["fp8_linear"]["chosen"] == "torch" and report["versions"]["deepspeed"]
     assert report["kernels"]["position_loss"]["chosen"] in ("torch", "cpu") and set(report["compiled"]) == {
         "cpu",
         "cuda",

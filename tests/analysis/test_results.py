@@ -17,7 +17,7 @@ from emergence_train.analysis.position_weights import PositionWeightsResult, com
 from emergence_train.analysis.results import Interval, Nats, Unit, absent, as_json, inline, keyed, schema
 from emergence_train.analysis.temporal import TemporalResult
 from emergence_train.analysis.temporal.result import FinalForecast
-from support import command
+from support import assert_same, command
 
 GOLDEN = Path(__file__).parent / "golden"  # `analyze NAME --json` of the tables in result_tables.py before dataclasses
 SCHEMAS = {"temporal": TemporalResult, "emergence": EmergenceResult, "weights": PositionWeightsResult}
@@ -33,23 +33,6 @@ def results(tmp_path_factory) -> dict[str, dict]:
         "emergence": as_json(emergence.analyze_emergence(write_emergence(folder))),
         "weights": as_json(compare_position_weights(write_weights(folder))),
     }
-
-
-def assert_same(ours, golden, where: str = "") -> None:
-    """Keys in the same order, the same text, numbers to seven digits (sums differ between CPUs in the last ones)."""
-    assert type(ours) is type(golden), where
-    if isinstance(golden, dict):
-        assert list(ours) == list(golden), where
-        for key in golden:
-            assert_same(ours[key], golden[key], f"{where}.{key}")
-    elif isinstance(golden, list):
-        assert len(ours) == len(golden), where
-        for number, pair in enumerate(zip(ours, golden)):
-            assert_same(*pair, f"{where}[{number}]")
-    elif isinstance(golden, float):
-        assert math.isclose(ours, golden, rel_tol=1e-7, abs_tol=1e-9), (where, ours, golden)
-    else:
-        assert ours == golden, where
 
 
 @pytest.mark.parametrize("name", ["temporal", "emergence"])

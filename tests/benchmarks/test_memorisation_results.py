@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from support import assert_same
+
 STUDIES = str(Path(__file__).parents[2] / "benchmarks" / "studies")
 sys.path.insert(0, STUDIES)
 import memorisation_results as results  # noqa: E402
@@ -173,4 +175,4 @@ def test_ten_times_the_size_is_the_difference_that_was_planted():
 def test_committed_result_is_what_its_table_says():
     stored = json.loads(results.RESULT.read_text())
     again = json.loads(json.dumps(results.measured(pd.read_csv(results.TABLE)), allow_nan=False))
-    assert {name: stored[name] for name in again} == again
+    assert_same(again, {name: stored[name] for name in again})
