@@ -54,9 +54,8 @@ def lock(directory: Path, *, busy: str, other: str) -> Iterator[str | None]:
         try:
             yield note
         finally:
-            if (
-                note is None and os.getpid() == owner
-            ):  # processes forked meanwhile have the file open, and the lock with it
+            # processes forked meanwhile have the file open, and the lock with it
+            if note is None and os.getpid() == owner:
                 fcntl.flock(file, fcntl.LOCK_UN)
 
 

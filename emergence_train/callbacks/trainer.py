@@ -44,9 +44,8 @@ class PositionCallback(TrainerCallback):
         self._tokens = 0  # of this rank since the start
         self._before = 0  # of all ranks, when training started
         self._row = -1  # step of the last row of the curve
-        self._stepped = (
-            False  # since the last tables: else an evaluation is of weights that have theirs, or are untrained
-        )
+        # since the last tables: else an evaluation is of weights that have theirs, or are untrained
+        self._stepped = False
         self._due = False  # evaluated at a step whose tables are not written
 
     # ------------------------------------------------------------------------------------------------ Trainer's events
@@ -80,7 +79,10 @@ class PositionCallback(TrainerCallback):
         self._due = self.recorder is not None
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._write(state.global_step, _rate(kwargs))
+        if args.eval_strategy == "epoch" and float(state.epoch or 0).is_integer():
+            self._due = True  # the epoch's evaluation is still to come, and belongs to the same tables
+        else:
+            self._write(state.global_step, _rate(kwargs))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._due:
@@ -100,9 +102,8 @@ class PositionCallback(TrainerCallback):
             return
         labels_BT: Tensor | None = kwargs.get("labels")
         logits_BTV = output.get("logits") if hasattr(output, "get") else getattr(output, "logits", None)
-        fused: Any = getattr(
-            model, "last_loss", None
-        )  # of emergence_kernels.patch_llama, whose training makes no logits
+        # of emergence_kernels.patch_llama, whose training makes no logits
+        fused: Any = getattr(model, "last_loss", None)
         if labels_BT is None or (logits_BTV is None and fused is None):
             raise InputError(
                 "PositionCallback sees the model called without labels, or without logits in its output; leave out label "

@@ -232,12 +232,13 @@ class Recorder:
         """Write the sums since the last checkpoint as its tables. Collective. Returns the mean loss of each split.
 
         Where `log` was not called since the last checkpoint, the mean loss of split "train" becomes a row of the curve. A split
-        whose losses are not finite has the mean NaN and no rows.
+        whose losses are not finite has no rows, and no finite mean.
         Raises on every rank what goes wrong on rank 0, but for a full disk: then the rows are kept, tried again at the next
         checkpoint, and a warning says so.
         """
         started = time.monotonic()
         sums = self._reduced()
+        self._check_signs(sums)
         means = {split: float(s[1].sum() / s[0].sum()) for split, s in sums.items() if s[0].sum() > 0}
         self.tokens = self._agree(lambda: self._write(step, tokens, lr, sums, means, started))
         self._sums, self._evaluations = {}, []
@@ -328,6 +329,16 @@ class Recorder:
                 f"{self.path}: {what} {step} follows {before}; steps must increase, with one row and one checkpoint each"
             )
 
+    def _check_signs(self, sums: dict[str, Tensor]) -> None:
+        """Set what rounding left below 0 to 0; raise InputError for negative losses, whose sums are dropped."""
+        for split, (count, loss, *_) in sums.items():
+            if (loss.isfinite() & (loss < -ROUNDING * count)).any():
+                self._sums.pop(split, None)
+                raise InputError(
+                    f"{self.path}: losses of the split {split} are negative; give add() -log p of each token, in nats"
+                )
+            loss.clamp_(min=0)
+
     def _write(
         self,
         step: int,
@@ -348,14 +359,6 @@ class Recorder:
                 f"{self.path}: task results need the loss on held-out text beside them; call validate(), or add(split='iid')"
             )
         means = {split: mean for split, mean in means.items() if math.isfinite(mean)}
-        for split in means:
-            count, loss = sums[split][:2]
-            if (loss < -ROUNDING * count).any():
-                raise InputError(
-                    f"{self.path}: checkpoint {step}: losses of the split {split} are negative; give add() -log p of "
-                    f"each token, in nats"
-                )
-            loss.clamp_(min=0)
         header, key = self.header, {"step": step, "tokens": tokens}
         if means:
             tables = [position_rows(sums[split], split) for split in sorted(means)]

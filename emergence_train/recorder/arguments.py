@@ -26,10 +26,12 @@ def whole(call: str, name: str, value: Any, *, least: int = 0) -> int:
 def real(call: str, name: str, value: Any, *, least: float = -math.inf, finite: bool = True) -> float:
     """A number from `least` on; NaN and the infinities only where it need not be `finite`."""
     number = _number(value)
-    if number is None or number < least or (finite and not math.isfinite(number)):
+    with contextlib.suppress(OverflowError):
+        number = None if number is None else float(number)
+    if not isinstance(number, float) or number < least or (finite and not math.isfinite(number)):
         bound = "" if least == -math.inf else f" from {least:g} on"
         raise _refusal(call, name, value, f"a {'finite ' if finite else ''}number{bound}")
-    return float(number)
+    return number
 
 
 def text(call: str, name: str, value: Any, *, empty: bool = False) -> str:
@@ -51,9 +53,8 @@ def flags(name: str, given: Array, losses_BT: Tensor, remedy: str) -> Tensor:
 
 def _number(value: Any) -> Any:
     """Python's number of a number, or of an array of one element; None of anything else, such as a bool."""
-    with contextlib.suppress(
-        AttributeError, RuntimeError, TypeError, ValueError
-    ):  # Python's; an array of several elements
+    # Python's have no item(), arrays of several elements raise
+    with contextlib.suppress(AttributeError, RuntimeError, TypeError, ValueError):
         value = value.item()
     return value if isinstance(value, Real) and not isinstance(value, (bool, np.bool_)) else None
 

@@ -101,9 +101,8 @@ def _causal_forward(model: Any, original: Any, *args: Any, labels: Tensor | None
     kwargs |= zip(inspect.signature(original).parameters, args)
     keep = kwargs.get("logits_to_keep")
     own_loss = hasattr(model, "_loss_function") or "ignore_index" in kwargs
-    own_head = not hasattr(model.lm_head.weight, "ds_id") and _hooked(
-        model.lm_head
-    )  # ZeRO-3 gathers the weight by hooks
+    # ZeRO-3 gathers the weight by hooks
+    own_head = not hasattr(model.lm_head.weight, "ds_id") and _hooked(model.lm_head)
     own_output = kwargs.get("return_dict") is False or isinstance(keep, Tensor) or bool(keep)
     fused = model.training and torch.is_grad_enabled()
     if labels is None or not fused or own_loss or own_head or own_output:

@@ -166,6 +166,17 @@ def test_evaluations_before_a_step_are_of_no_tables(finished, tmp_path):
     assert (frame.loc[frame["split"] == "iid", "count"] == 8).all()
 
 
+@pytest.mark.parametrize("save", ["steps", "epoch"])
+def test_epochs_evaluations_belong_to_their_own_steps(tmp_path, save):
+    """Trainer saves by steps before, and by epochs after, it evaluates the epoch: 16 steps of 2 x 2 rows."""
+    options = {"eval_strategy": "epoch", "save_strategy": save, "save_steps": 16, "num_train_epochs": 2}
+    trainer(tmp_path, 32, **options).train()
+    table = tables.read(tables.POSITIONS, tmp_path / "mine")
+    assert sorted(set(zip(table["step"], table["split"]))) == [
+        (step, split) for step in (16, 32) for split in ("iid", "train")
+    ]
+
+
 def test_rates_are_known_before_the_first_log(tmp_path):
     """Saved at 4 and 8, never logged: the curve's rates are the optimizer's, of a linear decay to 0."""
     trainer(tmp_path, 8, 1, logging_steps=500, eval_strategy="no").train()

@@ -342,3 +342,20 @@ def test_row_after_its_checkpoint_is_not_written_twice(tmp_path):
             recorder.log(step, 8 * step, 1.0, 1e-3)
     curve = tables.read(tables.CURVES, [tmp_path / "run"])
     assert curve["step"].tolist() == [10, 20, 30] and curve["loss"].tolist() == [10.0, 20.0, 30.0]
+
+
+def test_rounding_below_zero_is_zero_in_every_table(tmp_path):
+    with Recorder(tmp_path / "run", params=10, sequence=4) as recorder:
+        recorder.add(torch.full((2, 4), -1e-4), split="iid")
+        recorder.evaluation("t", "acc", 0.5)
+        assert recorder.checkpoint(1, 8) == {"iid": 0.0}
+    assert tables.read(tables.EVALUATIONS, tmp_path / "run")["loss"].tolist() == [0.0]
+
+
+def test_negative_losses_are_dropped_with_their_error(tmp_path):
+    with Recorder(tmp_path / "run", params=10, sequence=4) as recorder:
+        recorder.add(torch.full((2, 4), -2.0))
+        with pytest.raises(InputError, match="losses of the split train are negative"):
+            recorder.checkpoint(1, 8)
+        recorder.add(torch.full((2, 4), 2.0))
+        assert recorder.checkpoint(1, 8) == {"train": 2.0}

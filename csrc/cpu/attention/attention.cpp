@@ -10,17 +10,17 @@
 #include "cpu/attention/products.h"
 
 #include <cstdlib>
+#include <exception>
 #include <memory>
+#include <mutex>
 #include <utility>
 
 namespace {
 
-using cpu::Elements;
 using cpu::ScalarType;
 using cpu::Tensor;
 
 constexpr int64_t kQueries = 32;  // a block of queries
-constexpr float kLog2e = 1.44269504088896341f;
 
 struct View {  // (B, T, heads, D) with adjacent features
   float* data;
@@ -38,7 +38,7 @@ void check_heads(const Tensor& x, int64_t B, int64_t T, int64_t heads, int64_t D
 
 struct Problem {
   View q, k, v, out;
-  float* lse;                // (B, H, T), in base 2
+  float* lse;                // (B, H, T)
   const int64_t* documents;  // (B, T), or null
   int64_t T, H, G, D;
   float scale;
@@ -63,10 +63,12 @@ INLINED void write_row(const Gradients& g, float* x, float factor, int64_t b, in
 // Buffers of one thread, on cache lines.
 class Scratch {
  public:
-  explicit Scratch(int64_t floats) : data_(static_cast<float*>(std::aligned_alloc(64, cpu::padded(4 * floats, 64)))) {
+  explicit Scratch(int64_t floats)
+      : data_(static_cast<float*>(std::aligned_alloc(64, cpu::padded(4 * floats, 64)))) {
     CHECK_INPUT(data_ != nullptr, "emergence_cpu: no memory for ", floats, " values");
     next_ = data_.get();
   }
+  void restart() { next_ = data_.get(); }
   float* take(int64_t floats) { return std::exchange(next_, next_ + floats); }
 
  private:
@@ -140,7 +142,8 @@ INLINED std::pair<float, float> exponentials(const Problem& p, const int64_t* do
 }
 
 template <int W, int R>
-INLINED void forward_head(const Problem& p, int64_t b, int64_t h, Scratch scratch) {
+INLINED void forward_head(const Problem& p, int64_t b, int64_t h, Scratch& scratch) {
+  scratch.restart();
   const Sizes<W> size(p);
   const int64_t g = h / (p.H / p.G), D = p.D;
   const int64_t* documents = p.documents ? p.documents + b * p.T : nullptr;
@@ -157,7 +160,7 @@ INLINED void forward_head(const Problem& p, int64_t b, int64_t h, Scratch scratc
     float of_row[kQueries];
     for (int64_t r = 0; r < block.count; ++r) {
       const auto [top, sum] = exponentials<W>(p, documents, start + r, block.first, width, scores + r * width, nullptr);
-      p.lse[(b * p.H + h) * p.T + start + r] = (top + std::log(sum)) * kLog2e;
+      p.lse[(b * p.H + h) * p.T + start + r] = top + std::log(sum);
       of_row[r] = 1.0f / sum;
     }
     cpu::product<W, R>({scores, width, 1}, values, p.T, block.first, sums, size.features, block.rows, size.features, block.keys(), false);
@@ -170,7 +173,8 @@ INLINED void forward_head(const Problem& p, int64_t b, int64_t h, Scratch scratc
 }
 
 template <int W, int R>
-INLINED void backward_heads(const Problem& p, const Gradients& gradients, int64_t b, int64_t g, Scratch scratch) {
+INLINED void backward_heads(const Problem& p, const Gradients& gradients, int64_t b, int64_t g, Scratch& scratch) {
+  scratch.restart();
   const Sizes<W> size(p);
   const int64_t D = p.D, of_group = p.H / p.G;
   const int64_t* documents = p.documents ? p.documents + b * p.T : nullptr;
@@ -198,7 +202,7 @@ INLINED void backward_heads(const Problem& p, const Gradients& gradients, int64_
       cpu::product<W, R>({rows, D, 1}, values_t + block.first * D, D, 0, dscores, width, block.rows, width, D, false);
       for (int64_t r = 0; r < block.count; ++r) {
         float *row = scores + r * width, *ds = dscores + r * width;
-        const float top = p.lse[(b * p.H + h) * p.T + start + r] * (1.0f / kLog2e);
+        const float top = p.lse[(b * p.H + h) * p.T + start + r];
         exponentials<W>(p, documents, start + r, block.first, width, row, &top);
         float delta = 0.0f;
 #pragma omp simd reduction(+ : delta)
@@ -225,7 +229,8 @@ template <int W, int R>
 INLINED void forward_range(const Problem& p, int64_t begin, int64_t end) {
   const Sizes<W> size(p);
   const int64_t floats = p.D * size.keys + p.T * size.features + kQueries * (p.D + size.keys + size.features);
-  for (int64_t i = begin; i < end; ++i) forward_head<W, R>(p, i / p.H, i % p.H, Scratch(floats));
+  Scratch scratch(floats);
+  for (int64_t i = begin; i < end; ++i) forward_head<W, R>(p, i / p.H, i % p.H, scratch);
 }
 
 template <int W, int R>
@@ -233,7 +238,8 @@ INLINED void backward_range(const Problem& p, const Gradients& gradients, int64_
   const Sizes<W> size(p);
   const int64_t floats = 2 * p.D * size.keys + (3 * p.T + 2 * size.keys) * size.features +
                          kQueries * (p.D + 2 * size.keys + size.features);
-  for (int64_t i = begin; i < end; ++i) backward_heads<W, R>(p, gradients, i / p.G, i % p.G, Scratch(floats));
+  Scratch scratch(floats);
+  for (int64_t i = begin; i < end; ++i) backward_heads<W, R>(p, gradients, i / p.G, i % p.G, scratch);
 }
 
 // Vectors of 16, 8 or 4 floats, by the CPU: as CLONED, but by hand, for what is inlined depends on their width.
@@ -255,12 +261,28 @@ FOR_V4 void backward_16(const Problem& p, const Gradients& g, int64_t begin, int
 FOR_V3 void backward_8(const Problem& p, const Gradients& g, int64_t begin, int64_t end) { backward_range<8, 4>(p, g, begin, end); }
 void backward_4(const Problem& p, const Gradients& g, int64_t begin, int64_t end) { backward_range<4, 4>(p, g, begin, end); }
 
-int lanes() {
-  static const int count = [] {
+int lanes(const Problem& p) {
+  static const int most = [] {
     const char* bound = std::getenv("EMERGENCE_CPU_LANES");
     return bound ? std::min(supported(), std::atoi(bound)) : supported();
   }();
-  return count;
+  return p.T <= cpu::panel<8>() ? std::min(most, 8) : most;  // of a wider panel half would be padding
+}
+
+// parallel_for that passes an exception on: torch's stable ABI would drop its message.
+template <typename F>
+void in_parallel(int64_t count, int64_t grain, const F& run) {
+  std::exception_ptr failure;
+  std::mutex mutex;
+  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+    try {
+      run(begin, end);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex);
+      failure = std::current_exception();
+    }
+  });
+  if (failure) std::rethrow_exception(failure);
 }
 
 Problem checked(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& documents, const Tensor& out,
@@ -278,9 +300,8 @@ Problem checked(const Tensor& q, const Tensor& k, const Tensor& v, const std::op
 void attention(const Tensor& q, const Tensor& k, const Tensor& v, std::optional<Tensor> documents, const Tensor& out,
                const Tensor& lse, double scale, bool causal, int64_t window) {
   const Problem p = checked(q, k, v, documents, out, lse, scale, causal, window);
-  torch::stable::parallel_for(0, q.size(0) * p.H, cpu::grain(p.T * p.T), [&](int64_t begin, int64_t end) {
-    (lanes() == 16 ? forward_16 : lanes() == 8 ? forward_8 : forward_4)(p, begin, end);
-  });
+  const auto run = lanes(p) == 16 ? forward_16 : lanes(p) == 8 ? forward_8 : forward_4;
+  in_parallel(q.size(0) * p.H, cpu::grain(p.T * p.T), [&](int64_t begin, int64_t end) { run(p, begin, end); });
 }
 
 // dout, dq (B, T, H, D) and dk, dv (B, T, G, D) float32 with adjacent features. cos, sin (T, R) or (B, T, R): dq and dk are
@@ -294,9 +315,8 @@ void attention_backward(const Tensor& dout, const Tensor& q, const Tensor& k, co
   for (const Tensor* t : {&dout, &dq, &dk, &dv}) check_heads(*t, q.size(0), p.T, t == &dk || t == &dv ? p.G : p.H, p.D);
   const Gradients g{View(dout), View(dq), View(dk), View(dv), cpu::pointer<float>(cos), cpu::pointer<float>(sin),
                     cos && cos->dim() == 3 ? p.T * R : 0, R};
-  torch::stable::parallel_for(0, q.size(0) * p.G, cpu::grain(p.T * p.T), [&](int64_t begin, int64_t end) {
-    (lanes() == 16 ? backward_16 : lanes() == 8 ? backward_8 : backward_4)(p, g, begin, end);
-  });
+  const auto run = lanes(p) == 16 ? backward_16 : lanes(p) == 8 ? backward_8 : backward_4;
+  in_parallel(q.size(0) * p.G, cpu::grain(p.T * p.T), [&](int64_t begin, int64_t end) { run(p, g, begin, end); });
 }
 
 }  // namespace

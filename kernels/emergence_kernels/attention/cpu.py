@@ -26,9 +26,9 @@ def _masks(q: Tensor, options: Options) -> tuple[Tensor | None, tuple[float, boo
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, Tensor]:
-    """-> out (B, T, H, D), lse (B, H, T) float32, in base 2."""
+    """-> out (B, T, H, D), lse (B, H, T) float32, natural."""
     B, T, H, _ = q.shape
-    out, lse = torch.empty(q.shape), torch.empty(B, H, T)
+    out, lse = (torch.empty(shape, dtype=q.dtype, device=q.device) for shape in (q.shape, (B, H, T)))
     ids, rest = _masks(q, options)
     operations("cpu").attention.default(*map(adjacent_features, (q, k, v)), ids, out, lse, *rest)
     return out, lse

@@ -32,6 +32,30 @@ def test_narrower_vectors_against_float64(lanes):
     assert done.returncode == 0 and float(done.stdout) < 3e-6, done.stderr
 
 
+@pytest.mark.parametrize("size", [1.0, 30.0, 300.0])
+def test_gradient_of_values_is_exact_where_a_query_sees_itself(size):
+    """P is 1 whatever its score, which is a large number that backward subtracts again."""
+    q, k, v = (size * torch.randn(1, 9, 2, 16) for _ in range(3))
+    v.requires_grad_()
+    upstream = torch.randn(1, 9, 2, 16)
+    (dv,) = torch.autograd.grad(ek.attention(q, k, v, window=1, backend="cpu"), v, upstream)
+    assert torch.equal(dv, upstream)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_defaults_of_torch_do_not_matter(dtype):
+    q = torch.randn(1, 8, 2, 16, dtype=torch.float32, requires_grad=True)
+    wanted = ek.attention(q, q, q, backend="cpu")
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            out = ek.attention(q, q, q, backend="cpu")
+            (grad,) = torch.autograd.grad(out, q, torch.ones_like(out))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(out, wanted) and grad.dtype == torch.float32
+
+
 def test_infinite_scores_as_pytorch():
     """A key at infinity takes all, and a row whose scores are -inf or NaN is NaN, and no other."""
     q, k, v = (torch.randn(1, 8, 1, 16) for _ in range(3))
