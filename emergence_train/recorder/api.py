@@ -337,7 +337,7 @@ class Recorder:
                 raise InputError(
                     f"{self.path}: losses of the split {split} are negative; give add() -log p of each token, in nats"
                 )
-            loss.clamp_(min=0)
+            loss.copy_(loss.clamp(min=0).where(loss.isfinite(), loss))
 
     def _write(
         self,
