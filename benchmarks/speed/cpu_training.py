@@ -264,6 +264,7 @@ def main() -> None:
         "date": datetime.date.today().isoformat(),
         "command": ["python", *sys.argv],
         "environment": environment(mesh.device),
+        "step": f"{config.training.batch} x {dataset.sequence} tokens",
         "steps_a_turn": STEPS_A_TURN,
         "rounds": arguments.rounds,
         "sizes": results,

@@ -88,7 +88,7 @@ def cpu_training() -> str:
         "cost of position logging",
     ]
     return (
-        f"8 x 128 tokens a step, fp32, eager, {result['environment']['cpu_threads']} threads, {result['rounds']} turns on a "
+        f"Steps of {result['step']}, fp32, eager, {result['environment']['cpu_threads']} threads, {result['rounds']} turns on a "
         "shared machine; ratios are medians over pairs of turns.\n\n"
         + table(head, rows)
         + "\n"
