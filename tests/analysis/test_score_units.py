@@ -161,6 +161,14 @@ def test_unknown_units_of_a_table_are_noted_or_left_out(tmp_path):
         read(path)
 
 
+@pytest.mark.parametrize("words", ["approx", "all GPUs", "incl. padding"])
+def test_words_in_brackets_of_a_table_leave_counts(words, tmp_path):
+    path = table(tmp_path, "loss,task,metric,value", [f"3,hellaswag,acc,{share}" for share in SHARES])
+    path.write_text(path.read_text().replace("step,tokens", f"step (optimizer),tokens ({words})"))
+    frame = read(path)[0]
+    assert frame["step"].tolist() == STEPS and frame["tokens"].tolist() == [1000 * step for step in STEPS]
+
+
 def test_a_share_rounded_above_one_is_no_percent(tmp_path):
     """Of float32; chance was 25 then, and the run's other values percents."""
     frame, _ = read(table(tmp_path, "loss,hellaswag_acc", [f"3,{value}" for value in (*SHARES[1:], "1.0000001")]))
