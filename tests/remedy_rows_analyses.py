@@ -111,9 +111,9 @@ ANALYSES = [
         lambda at: at.emergence(at.evaluations()),
     ),
     Row(
-        "beside shares (chance {}); correct it, or write values and chance in percent",
+        "beside shares (chance {}); correct it, or write values and chance as shares",
         lambda at: at.emergence(at.evaluations(value=[0.3] * 11 + [1.7])),
-        lambda at: at.emergence(at.evaluations(value=[30.0] * 11 + [1.7], chance=25.0)),
+        lambda at: at.emergence(at.evaluations(value=[0.3] * 11 + [0.017])),
     ),
     Row(
         "is given twice (split {}); name each table once",
