@@ -366,6 +366,7 @@ LOGS = [
     log("holds positions, which are read from .parquet or plain .csv", POSITIONS.replace(",", ";"), then=POSITIONS),
     log("is no count of the tokens of {} steps; write their unit into the name", MILLIONS, then=UNITS),
     log("no nats; write them in nats, and call the column loss", MILLIS, then=UNITS),
+    log("no nats; write them in nats, and call the column loss", MILLIS, "--loss-unit", "nats"),
     log(", or give --tokens-per-step N", MILLIONS, "--tokens-per-step", "524288"),
     Row(
         "its runs are deleted; restore one with mlflow runs restore",

@@ -114,7 +114,9 @@ def test_an_unknown_unit_of_a_loss_is_noted(unit, tmp_path):
 )
 def test_a_scale_of_a_loss_is_refused(name, tmp_path):
     path = csv(tmp_path, f"step,{name}", STEPS, LOSSES)
-    with pytest.raises(InputError, match="by its name its losses are no nats; write them in nats"):
+    with pytest.raises(
+        InputError, match="log.csv: '.*': by its name its losses are no nats; write .* give --loss-unit nats"
+    ):
         read(path)
     np.testing.assert_allclose(read(path, loss_unit="nats")[0]["loss"], LOSSES, rtol=1e-8)
 

@@ -157,7 +157,9 @@ def test_unknown_units_of_a_table_are_noted_or_left_out(tmp_path):
     with pytest.raises(InputError, match=r"tokens is not said by the results; give tokens: --tokens-per-step N"):
         read(path)
     path.write_text(path.read_text().replace("loss (dB)", "loss (x1000)"))
-    with pytest.raises(InputError, match=r"'loss \(x1000\)': by its name its losses are no nats; write them in nats"):
+    with pytest.raises(
+        InputError, match=r"x.csv: 'loss \(x1000\)': by its name its losses are no nats; write them in nats"
+    ):
         read(path)
 
 

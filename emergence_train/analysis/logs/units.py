@@ -66,6 +66,10 @@ _LOSS = (
 _WORDS = {name: frozenset(_COUNT.split()) for name in ("tokens", "params")} | {"loss": frozenset(_LOSS.split())}
 
 
+class UnitError(InputError):
+    """A unit that cannot be converted; who reads the file names it."""
+
+
 def without_brackets(column: object) -> str:
     return BRACKETS.sub("", str(column))
 
@@ -80,11 +84,11 @@ def unknown_unit(quantity: str, column: object) -> str:
 
 
 def unit_of(column: str, remedy: str = ", or give --loss-unit nats if they are") -> str:
-    """By the words of a column's name: nats unless it says otherwise. Raises InputError where it says what no unit is."""
+    """By the words of a column's name: nats unless it says otherwise. Raises UnitError where it says what no unit is."""
     name = column.lower()
     words = {*re.split(r"[^a-z0-9]+", name)}
     if SCALED["loss"].search(name):
-        raise InputError(
+        raise UnitError(
             f"{column!r}: by its name its losses are no nats; write them in nats, and call the column loss{remedy}"
         )
     if BASE_2.search(name):
