@@ -111,9 +111,9 @@ ANALYSES = [
         lambda at: at.emergence(at.evaluations()),
     ),
     Row(
-        "beside shares (chance {}); correct it, or write values and chance in percent",
+        "beside shares (chance {}); correct it, or write values and chance as shares",
         lambda at: at.emergence(at.evaluations(value=[0.3] * 11 + [1.7])),
-        lambda at: at.emergence(at.evaluations(value=[30.0] * 11 + [1.7], chance=25.0)),
+        lambda at: at.emergence(at.evaluations(value=[0.3] * 11 + [0.017])),
     ),
     Row(
         "is given twice (split {}); name each table once",
@@ -366,6 +366,7 @@ LOGS = [
     log("holds positions, which are read from .parquet or plain .csv", POSITIONS.replace(",", ";"), then=POSITIONS),
     log("is no count of the tokens of {} steps; write their unit into the name", MILLIONS, then=UNITS),
     log("no nats; write them in nats, and call the column loss", MILLIS, then=UNITS),
+    log("no nats; write them in nats, and call the column loss", MILLIS, "--loss-unit", "nats"),
     log(", or give --tokens-per-step N", MILLIONS, "--tokens-per-step", "524288"),
     Row(
         "its runs are deleted; restore one with mlflow runs restore",

@@ -7,6 +7,7 @@ import pytest
 
 from emergence_train.analysis import logs
 from emergence_train.analysis.logs import LogOptions, format_of
+from emergence_train.analysis.logs.units import unit_of
 from emergence_train.errors import InputError
 
 STEPS = np.arange(10, 210, 10)
@@ -53,7 +54,14 @@ def test_a_unit_that_is_named_counts(tmp_path):
     [
         *(
             (name, "bits")
-            for name in ("loss (log2)", "loss [log2]", "loss (base 2)", "Loss [bits/token]", "train/loss (bpt)")
+            for name in (
+                "loss (log2)",
+                "loss [log2]",
+                "loss (base 2)",
+                "loss (base-2)",
+                "Loss [bits/token]",
+                "train/loss (bpt)",
+            )
         ),
         *((name, "perplexity") for name in ("loss (exp)", "loss [ppl]", "train_loss (perplexity)")),
         *(
@@ -69,7 +77,7 @@ def test_a_unit_in_brackets_is_read(name, scale, tmp_path):
     assert ("is taken as" in notes) == (scale != "nats") and "no unit" not in notes
 
 
-@pytest.mark.parametrize("name", ["loss_base2", "loss_log2", "loss_exp", "exp(loss)"])
+@pytest.mark.parametrize("name", ["loss_base2", "loss_log2", "log2(ppl)", "log2_train_loss", "loss_exp", "exp(loss)"])
 def test_a_unit_in_a_named_column_is_read(name, tmp_path):
     written = np.exp(LOSSES) if "exp" in name else LOSSES / math.log(2)
     frame, notes = read(csv(tmp_path, f"step,{name}", STEPS, written), columns={"loss": name})
@@ -100,21 +108,57 @@ def test_an_unknown_unit_of_a_loss_is_noted(unit, tmp_path):
         "loss [x1000]",
         "loss (scaled)",
         "loss (millinats)",
+        "1000*loss",
+        "loss (10^-3)",
     ],
 )
 def test_a_scale_of_a_loss_is_refused(name, tmp_path):
     path = csv(tmp_path, f"step,{name}", STEPS, LOSSES)
-    with pytest.raises(InputError, match="by its name its losses are no nats; write them in nats"):
+    with pytest.raises(
+        InputError, match="log.csv: '.*': by its name its losses are no nats; write .* give --loss-unit nats"
+    ):
         read(path)
     np.testing.assert_allclose(read(path, loss_unit="nats")[0]["loss"], LOSSES, rtol=1e-8)
 
 
-@pytest.mark.parametrize(
-    "name", ["loss_b", "lr1e-4/loss", "lr/1e-4/loss", "seed10/train_loss", "base10/loss", "exp/loss"]
+RUNS = (
+    "loss_b lr1e-4/loss lr/1e-4/loss seed10/train_loss base10/loss exp/loss exp_loss mix100 max1000 eval/100 loss_ctx1000 base_2 "
+    "log2/loss log10/loss base_2/loss base2-lr1e-3/train_loss gpt-lr-x1e-4 gpt-lr-3e-4"
 )
+
+
+@pytest.mark.parametrize("name", RUNS.split())
 def test_names_of_runs_are_no_units(name, tmp_path):
-    frame, _ = read(csv(tmp_path, f"step,{name}", STEPS, LOSSES), columns={"loss": name})
-    np.testing.assert_allclose(frame["loss"], LOSSES, rtol=1e-8)
+    path = csv(tmp_path, f"step,{name}", STEPS, LOSSES)
+    for columns in ({"loss": name}, {"loss": "*"}):
+        frame, notes = read(path, columns=columns)
+        np.testing.assert_allclose(frame["loss"], LOSSES, rtol=1e-8)
+        assert "is taken as" not in notes
+
+
+@pytest.mark.parametrize(
+    "name", ["base_2 - train/loss", "mix (x100) - loss", "run (log2) - train/loss", "a (exp)/loss"]
+)
+def test_runs_before_a_quantity_are_no_units(name):
+    assert unit_of(name) == "nats"
+
+
+COUNTERS = (
+    "Step (optimizer)|step (updates)|Step (iters)|step (1-based)|Step (from 0)|Updates (optimizer steps)|iteration [#]"
+)
+
+
+@pytest.mark.parametrize("name", COUNTERS.split("|"))
+@pytest.mark.parametrize("beside", ["tokens", "_step"])
+def test_words_in_brackets_leave_steps_steps(name, beside, tmp_path):
+    frame, notes = read(csv(tmp_path, f"{name},{beside},loss", STEPS, STEPS * 3, LOSSES))
+    assert frame["step"].tolist() == STEPS.tolist() and "no steps" not in notes
+
+
+def test_steps_in_an_unknown_scale_are_noted(tmp_path):
+    frame, notes = read(csv(tmp_path, "step (x16),tokens,loss", STEPS, STEPS * 1024, LOSSES))
+    assert frame["step"].tolist() == (STEPS // 10).tolist()
+    assert "left out: 'step (x16)', whose unit is not known; --column step='step (x16)' takes" in notes
 
 
 @pytest.mark.parametrize("unit", ["per GPU", "B/GPU", "per rank, M", "delta", "Gi", "x 2^20"])
@@ -132,7 +176,12 @@ def test_tokens_of_an_unknown_unit_are_left_out(group, unit, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "factor"),
-    [("tokens (total)", 1), ("tokens (seen so far)", 1), ("Tokens (B)", 1e9), ("tokens [in M]", 1e6)],
+    [
+        *((f"tokens ({words})", 1) for words in ("total", "seen so far", "approx", "all GPUs", "all ranks", "cum.")),
+        ("tokens (incl. padding)", 1),
+        ("Tokens (B)", 1e9),
+        ("tokens [in M]", 1e6),
+    ],
 )
 def test_known_words_of_counts_stay(name, factor, tmp_path):
     frame, notes = read(csv(tmp_path, f"step,{name},loss", STEPS, STEPS, LOSSES))

@@ -157,8 +157,18 @@ def test_unknown_units_of_a_table_are_noted_or_left_out(tmp_path):
     with pytest.raises(InputError, match=r"tokens is not said by the results; give tokens: --tokens-per-step N"):
         read(path)
     path.write_text(path.read_text().replace("loss (dB)", "loss (x1000)"))
-    with pytest.raises(InputError, match=r"'loss \(x1000\)': by its name its losses are no nats; write them in nats"):
+    with pytest.raises(
+        InputError, match=r"x.csv: 'loss \(x1000\)': by its name its losses are no nats; write them in nats"
+    ):
         read(path)
+
+
+@pytest.mark.parametrize("words", ["approx", "all GPUs", "incl. padding"])
+def test_words_in_brackets_of_a_table_leave_counts(words, tmp_path):
+    path = table(tmp_path, "loss,task,metric,value", [f"3,hellaswag,acc,{share}" for share in SHARES])
+    path.write_text(path.read_text().replace("step,tokens", f"step (optimizer),tokens ({words})"))
+    frame = read(path)[0]
+    assert frame["step"].tolist() == STEPS and frame["tokens"].tolist() == [1000 * step for step in STEPS]
 
 
 def test_a_share_rounded_above_one_is_no_percent(tmp_path):

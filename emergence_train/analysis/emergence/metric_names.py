@@ -1,7 +1,8 @@
 """What the name of a metric says, by its whole words: "letter_acc" has no "ter", "rougeL" is rouge.
 
 Of several words the last decides, as the noun of a compound does: "error_detection_acc" is an accuracy, "accuracy_loss" a loss.
-The directions are those of lm-eval, HELM, OLMES and sacrebleu.
+What follows "per", "at" or "vs" is no noun of it: "acc_at_loss" is an accuracy. "neg_mse" and "non_toxicity" are the better the
+higher. The directions are those of lm-eval, HELM, OLMES and sacrebleu.
 """
 
 import re
@@ -20,12 +21,14 @@ WRONG = "error errors err hallucination hallucinations toxicity stereotype"
 RIGHTLY, WRONGLY = "correct", "incorrect wrong invalid"
 # Losses: continuous, without a highest value
 LOSSES = (
-    "loss losses logloss nll ce xent cross_entropy crossentropy crossentropyloss surprisal kl kld divergence ppl perplexity "
+    "loss losses logloss nll ce xent cross_entropy crossentropy crossentropyloss surprisal kl kld divergence ppls? perplexity "
     "perplexities bits nats bpb bpc bpt bpw neg(?:ative)?_log_?(?:likelihood|lik|probs?)"
 )
 # Lower is better, and 1 is not the highest: insertions count in word error rates, Brier scores are sums over options
 DISTANCES = "wer cer ter mer brier rmse mse mae mape ece mce calibration_error distance regret rank"
-HIGHER = "likelihood loglik loglikelihood logprob logprobs logit logits margin"
+HIGHER = "likelihood loglik loglikelihood logprob logprobs logit logits margin correlation reduction"
+BESIDE = re.compile(r"(?<![a-z])(?:per|at|vs)(?![a-z])")
+NEGATED = re.compile(r"(?<![a-z])(?:neg_|(?:negative|non)_$)")  # before the noun, as in sklearn's neg_log_loss
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
@@ -44,14 +47,22 @@ def _words(metric: str) -> str:
     return "_".join(WORD.findall(metric)).lower()
 
 
+def _nouns(metric: str) -> tuple[str, list[re.Match]]:
+    """-> (the part of its words before or after "per" that has known ones, the first if several do; these words)."""
+    parts = BESIDE.split(_words(metric))
+    matches = ((part, list(words.finditer(part))) for words in (_NOUN, _ADVERB) for part in parts)
+    return next(((part, known) for part, known in matches if known), ("", []))
+
+
 def _noun(metric: str) -> str:
     """The last of its words that is known; "" where none is."""
-    words = _words(metric)
-    return (_NOUN.findall(words) or _ADVERB.findall(words) or [""])[-1]
+    nouns = _nouns(metric)[1]
+    return nouns[-1][0] if nouns else ""
 
 
 def lower_is_better(metric: str) -> bool:
-    return _LOWER.fullmatch(_noun(metric)) is not None
+    words, nouns = _nouns(metric)
+    return _LOWER.fullmatch(_noun(metric)) is not None and not NEGATED.search(_NOUN.sub("", words[: nouns[-1].start()]))
 
 
 def is_right(metric: str) -> bool:
@@ -68,4 +79,5 @@ def is_share(metric: str) -> bool | None:
 
 
 def is_loss(metric: str) -> bool:
+    """Whether it is a loss, in either direction."""
     return _LOSS.fullmatch(_noun(metric)) is not None

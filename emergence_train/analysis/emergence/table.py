@@ -24,6 +24,10 @@ from emergence_train.recorder.naming import names_of
 
 SMALLEST = 0.02  # smallest relevant change of a share
 BETRAYED = 4.0  # standard errors below 1/2 at which a score is that of a constant answer
+FEW, FAR = (
+    0.1,
+    10,
+)  # share of a run's values up to which those above 1 are slips; factor between shares and percent in a run
 SCALE = 10.0  # the highest score of scales that are no percent: ratings are from 1 to 5 or 10
 
 
@@ -94,7 +98,7 @@ def task_metric(family: str, task: str, metric: str, frame: pd.DataFrame) -> Tas
     sign, zero = _direction(metric, frame, notes), 0.0
     share = _is_share(metric, frame, sign, notes)
     if share:
-        frame, unit = _as_shares(frame, task, metric, notes)
+        frame, unit = _as_shares(frame, task, metric, sign, notes)
         zero, sign = (unit if sign < 0 else 0.0), sign * unit
     chance = _median(frame["chance"])
     if chance is None:
@@ -213,30 +217,35 @@ def _is_share(metric: str, frame: pd.DataFrame, sign: int, notes: list[str]) -> 
     return sign > 0 and (share or high > SCALE)
 
 
-def _as_shares(frame: pd.DataFrame, task: str, metric: str, notes: list[str]) -> tuple[pd.DataFrame, int]:
+def _as_shares(frame: pd.DataFrame, task: str, metric: str, sign: int, notes: list[str]) -> tuple[pd.DataFrame, int]:
     """-> (the rows with chance and standard errors as shares; 100 where all values are percent, and stay so, else 1).
 
     The unit is a run's: tables of several sources may mix percent and shares. A run with a value above 1 is in percent. One whose
     values are all below 1 beside such a run is in the unit that brings them nearer to theirs at its losses (small models score
-    0.4 percent where larger ones reach 40), unless its chance decides.
-    Raises InputError for a value above 1 of a run whose chance and other values are shares.
+    0.4 percent where larger ones reach 40), unless its chance decides: it is below 1 and not theirs.
+    Raises InputError for values above 1 of a run whose chance and other values are shares, and for wrong items in percent whose
+    chance is a share: guessing is wrong in more than 1 percent.
     """
     value = frame["value"].to_numpy(float)
     if value.max() <= 1 + ROUNDING:
         return frame, 1
     runs = frame.groupby("run", sort=True)
-    highest, chance, typical = runs["value"].max(), runs["chance"].max(), runs["value"].median()
-    wrong = (highest > 1 + ROUNDING) & (typical <= 1) & (chance > 0) & (chance <= 1)
+    highest, chance = runs["value"].max(), runs["chance"].max()
+    below = (highest > 1 + ROUNDING) & (chance > 0) & (chance <= 1)
+    wrong = below & (runs["value"].agg(_mixes_units) | (sign < 0))
     if wrong.any():
         run = wrong.idxmax()
         raise InputError(
             f"{run!r}: {task}, {metric} has a value of {highest[run]:g} beside shares (chance {chance[run]:g}); correct it, or "
-            f"write values and chance in percent"
+            f"write values and chance as shares"
         )
+    if below.any():
+        notes.append(f"chance {chance[below].iloc[0]:g} beside values above 1 is taken as percent too")
     percent = set(highest.index[(highest > 1 + ROUNDING) | (chance > 1)])
     theirs = frame[frame["run"].isin(percent)].sort_values("loss")
+    known = chance[list(percent)].to_list()
     for run in highest.index.difference(list(percent)):
-        if 0 < chance[run] <= 1:
+        if 0 < chance[run] <= 1 and chance[run] not in known:
             continue
         own = frame[frame["run"] == run]
         unit = max(float(own["value"].mean()), 1e-6)
@@ -255,6 +264,13 @@ def _as_shares(frame: pd.DataFrame, task: str, metric: str, notes: list[str]) ->
     names += [] if len(percent) == len(highest) else ["value"]
     columns = {name: frame[name].to_numpy(float) / scale for name in names}
     return frame.assign(**columns), 100 if len(percent) == len(highest) else 1
+
+
+def _mixes_units(value: pd.Series) -> bool:
+    """Whether a run's values are mostly shares, and those above 1 are few, or far from them as their hundredfold is."""
+    above, below = value[value > 1 + ROUNDING], value[value <= 1 + ROUNDING]
+    few = len(above) <= max(FEW * len(value), 1)
+    return bool(value.median() <= 1 and (few or above.min() > FAR * below.max()))
 
 
 def _noise(

@@ -46,7 +46,7 @@ RISES = ("emergent", "gradual")
 AFTER, TURNING = (
     ("onset", "late-turn"),
     ("turn", "late-turn"),
-)  # kinds of curves: a rise after a plateau, one that turns
+)  # kinds of curves: a rise after a plateau; one that turns
 ROWS, LOSSES = 6, 4  # fewest rows and fewest different losses
 VERDICTS: tuple[VerdictName, ...] = typing.get_args(VerdictName)
 

@@ -17,6 +17,7 @@ from emergence_train.analysis.logs.names import QUANTITIES
 from emergence_train.analysis.logs.tensorboard import TENSORBOARD
 from emergence_train.analysis.logs.text import MEGATRON_FORMAT, NANOGPT
 from emergence_train.analysis.logs.trainer import HF
+from emergence_train.analysis.logs.units import UnitError
 from emergence_train.analysis.logs.wandb_offline import WANDB
 from emergence_train.errors import InputError
 
@@ -86,5 +87,7 @@ def read(path: Path, options: LogOptions) -> list[Curve]:
         raise InputError(f"{path}: not a log that is known; give --format {', '.join(FORMATS)}, or a table a header")
     try:
         return curves_of(FORMATS[name].read(path), options)
+    except UnitError as error:
+        raise InputError(f"{path}: {error}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as {name} ({' '.join(str(error).split())}); give --format") from error

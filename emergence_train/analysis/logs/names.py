@@ -50,7 +50,9 @@ WRAPPED = re.compile(r"^(?:metrics?|data|log|values|scalars|history)[/.]")  # wh
 TOKENS = re.compile(
     r"^(?!.*(?:val|test|per_|batch|target|max|data)).*_(?:tokens|tokens_(?:seen|consumed|trained|processed))$"
 )
-RATE = re.compile(r"(^|_)(lr|learning_rate)(_|$)")  # that of one optimizer or group: "lr-Adam/group0"
+RATE = re.compile(
+    r"(^|_)(lr|learning_rate)(_(?!x?\d+e|0_0)|$)"
+)  # of an optimizer or group: "lr-Adam/group0", no "gpt-lr-1e-4"
 NO_RATE = re.compile(r"loss|max|min|peak|init|base|decay|scale|mult|ratio|warm|end|final|schedule")
 QUANTITIES = tuple(NAMES)
 SHOWN = 12  # columns named in a message
@@ -124,7 +126,7 @@ def unknown_units(log: Log, columns: dict[str, str]) -> list[str]:
     """Notes on columns that are called as a quantity and were left out, because the unit in their name is not known."""
     return [
         f"left out: {column!r}, whose unit is not known; --column {quantity}={str(column)!r} takes its numbers as they are"
-        for quantity in ("tokens", "lr", "params")
+        for quantity in ("step", "tokens", "lr", "params")
         for column in log.rows.columns
         if quantity not in columns
         and unknown_unit(quantity, column)

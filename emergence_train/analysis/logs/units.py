@@ -16,29 +16,58 @@ from emergence_train.errors import InputError
 
 UNITS = ("nats", "bits", "perplexity")
 BITS = {"bits", "bpb", "bpt", "bpc", "bpw"}
-BASE_2 = re.compile(r"(?<![a-z])(?:log|base)[\s_]*2(?!\d)")
-# "loss (exp)", "exp(loss)", "loss_exp"; but "exp/loss" is of an experiment
-EXPONENTIAL = re.compile(r"(?<![a-z])exp\(|[(\[]exp[)\]]|loss[\s_]exp$|^exp[\s_]loss$")
-# What no unit turns into nats: "loss x1000", "loss (1e-3)", "loss (%)", "loss (log10)"
-_POWER = r"(?:1e\+?\d+|10{2,}|10\s*\^\s*\d+)"
-SCALED = re.compile(
-    rf"[x×*]\s*1e-\d+\s*$|[x×*/]\s*{_POWER}\s*$|[(\[]\s*(?:[x×*/]?\s*(?:{_POWER}|1e-\d+)|%|[kmgbt]|base\s*10|scaled|relative|normali[sz]ed|milli\w*)\s*[)\]]"
-    r"|(?<![a-z])log[\s_]*10(?!\d)",
-    re.IGNORECASE,
-)
+# A run may be called base_2, log2, mix100 or 1e-3: a base or a scale is one in brackets behind the quantity, or right beside it
+_QUANTITY = {
+    "loss": r"(?:loss(?:es)?|entropy|perplexity|(?<![a-z])(?:nll|ce|ppl|bp[bcwt]|nats|bits))(?![a-z])",
+    "lr": r"(?:(?<![a-z])lr|learning[\s_]rate)(?![a-z])",
+    "step": r"(?:steps?|iter(?:ation)?s?|updates?)(?![a-z])",
+}
+
+
+def _in_brackets(what: str, quantity: str) -> str:
+    return rf"[(\[]\s*(?:{what})\s*[)\]](?!.*{quantity})"
+
+
+def _based(base: int, quantity: str) -> str:
+    """log2, base 2, log_2: "loss (log2)", "loss_base2", "log2(ppl)", "log2_loss"."""
+    log = rf"(?<![a-z])log[\s_-]?{base}"
+    either = rf"(?:log|base)[\s_-]?{base}(?!\d)"
+    inside = _in_brackets(rf"[^()\[\]]*(?<![a-z]){either}[^()\[\]]*", quantity)
+    return rf"{inside}|{quantity}[\s_-]?{either}|{log}(?:\(|[\s_](?:[a-z]+[\s_])?{quantity})"
+
+
+def _scaled(quantity: str) -> re.Pattern:
+    """What no unit makes the quantity of: "loss x1000", "1000*loss", "loss (1e-3)", "loss (%)", "loss (log10)"."""
+    power = r"(?:1e[-+]?\d+|10{2,}|\d+\s*\^\s*-?\d+)"
+    words = r"scaled|relative|normali[sz]ed|milli[\w-]*"
+    inside = _in_brackets(rf"[x×*/]\s*(?:{power}|\d+)|{power}|%|{words}", quantity)
+    behind = rf"{quantity}[\s_]*[x×*/][\s_]*{power}\s*$"
+    before = rf"(?<![a-z0-9.-]){power}\s*[x×*]\s*(?:[a-z]+[\s_/])?{quantity}"
+    return re.compile("|".join((inside, behind, before, _based(10, quantity))), re.IGNORECASE)
+
+
+BASE_2 = re.compile(_based(2, _QUANTITY["loss"]))
+SCALED = {name: _scaled(words) for name, words in _QUANTITY.items()}
+# "loss (exp)", "exp(loss)", "loss_exp"; but "exp/loss" and "exp_loss" are of an experiment
+EXPONENTIAL = re.compile(r"(?<![a-z])exp\(|loss[\s_]exp$|" + _in_brackets("exp", _QUANTITY["loss"]))
 PER = re.compile(r"(bpb|per_byte)$|(bpc|per_char(?:acter)?)$|(bpw|per_word)$")
 BRACKETS = re.compile(r"\(.*?\)|\[.*?\]")
 # Words in the brackets of a column's name that say no unit, or one that is read elsewhere
 _COUNT = (
     "total seen consumed trained processed cumulative count counts number so far all global in of the token tokens step steps "
-    "training train non embedding embeddings without params parameters"
+    "training train non embedding embeddings emb without with incl including excl excluding padding params parameters approx "
+    "approximate est estimated cum gpus ranks"
 )
 _LOSS = (
     "nats nat bits bpb bpt bpc bpw ppl perplexity exp log2 base 2 per token tokens byte bytes char character characters word "
     "words loss ce nll lm cross entropy train training val valid validation eval test dev avg average mean smoothed running ema "
     "raw step batch global"
 )
-_WORDS = {name: frozenset(_COUNT.split()) for name in ("step", "tokens", "params")} | {"loss": frozenset(_LOSS.split())}
+_WORDS = {name: frozenset(_COUNT.split()) for name in ("tokens", "params")} | {"loss": frozenset(_LOSS.split())}
+
+
+class UnitError(InputError):
+    """A unit that cannot be converted; who reads the file names it."""
 
 
 def without_brackets(column: object) -> str:
@@ -47,23 +76,20 @@ def without_brackets(column: object) -> str:
 
 def unknown_unit(quantity: str, column: object) -> str:
     """What a column's name says of its unit, in brackets, that is neither one nor a word of the quantity: "per GPU"; else ""."""
-    name = str(column)
-    if quantity == "lr":
-        return name if SCALED.search(name) else ""
-    if quantity not in _WORDS:
-        return ""
-    texts = BRACKETS.findall(name if quantity == "loss" else without_unit(name))
-    known = _WORDS[quantity]
+    name = str(column) if quantity in ("loss", "lr") else without_unit(column)
+    if quantity not in _WORDS:  # "Step (optimizer)" and "lr (group 0)" are: a scale alone makes them another
+        return name if quantity in SCALED and SCALED[quantity].search(name) else ""
+    texts, known = BRACKETS.findall(name), _WORDS[quantity]
     return next((text[1:-1].strip() for text in texts if {*re.findall(r"[^\W_]+|%", text.lower())} - known), "")
 
 
-def unit_of(column: str) -> str:
-    """By the words of a column's name: nats unless it says otherwise. Raises InputError where it says what no unit is."""
+def unit_of(column: str, remedy: str = ", or give --loss-unit nats if they are") -> str:
+    """By the words of a column's name: nats unless it says otherwise. Raises UnitError where it says what no unit is."""
     name = column.lower()
     words = {*re.split(r"[^a-z0-9]+", name)}
-    if SCALED.search(name):
-        raise InputError(
-            f"{column!r}: by its name its losses are no nats; write them in nats, and call the column loss"
+    if SCALED["loss"].search(name):
+        raise UnitError(
+            f"{column!r}: by its name its losses are no nats; write them in nats, and call the column loss{remedy}"
         )
     if BASE_2.search(name):
         return "bits"

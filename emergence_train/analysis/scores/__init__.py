@@ -7,6 +7,7 @@ import pandas as pd
 
 from emergence_train.analysis.logs.cells import SUFFIXES as TABLES
 from emergence_train.analysis.logs.encoded import suffix_of
+from emergence_train.analysis.logs.units import UnitError
 from emergence_train.analysis.scores.complete import completed
 from emergence_train.analysis.scores.harness import ALL, LIGHTEVAL, LM_EVAL, METRICS, OLMES
 from emergence_train.analysis.scores.helm_runs import HELM
@@ -72,7 +73,10 @@ def read(file: Path, options: ScoreOptions) -> list[Scores]:
         name = TABLE.name
     if name is None:
         raise InputError(f"{file}: not task results that are known; give --format {', '.join(FORMATS)}")
-    return FORMATS[name].read(file, options)
+    try:
+        return FORMATS[name].read(file, options)
+    except UnitError as error:
+        raise InputError(f"{file}: {error}") from error
 
 
 def _format_of(file: Path) -> str | None:

@@ -133,7 +133,7 @@ def _with_loss(frame: pd.DataFrame, options: ScoreOptions, notes: list[str]) -> 
             raise InputError(
                 f"--loss {text}: no such file, and the results have no such metric; give a log, or TASK/METRIC"
             )
-        unit = units.unit_of(metric)
+        unit = units.unit_of(metric, remedy="")
         losses = units.to_nats(own.groupby(["run", "step"])["value"].last(), unit)
         notes += [f"loss from {text}", *units.notes(metric, unit, remedy="")]
         keys = pd.MultiIndex.from_frame(frame[["run", "step"]])

@@ -166,7 +166,7 @@ def _typed(frame: pd.DataFrame, known: Mapping[str, str]) -> tuple[pd.DataFrame,
     if "loss" not in known:
         return pd.DataFrame(columns, index=frame.index), ""
     name = known["loss"]
-    unit = units.unit_of(name)
+    unit = units.unit_of(name, remedy="")
     if unit == "perplexity":
         columns["loss"] = numbers(frame[name], "perplexity")
     columns["loss"] = units.to_nats(columns["loss"], unit)

@@ -111,6 +111,37 @@ def test_a_value_above_one_beside_shares_is_refused():
         task_metric("", "t", "acc", frame)
 
 
+@pytest.mark.parametrize("above", [3, 9])
+def test_a_run_that_changes_its_unit_is_refused(above):
+    """Shares at its first checkpoints, percent at its last ones."""
+    frame = ladder(CURVES["emergent"])
+    last = frame["run"].eq(frame["run"].iloc[0]) & (frame.groupby("run").cumcount() >= 12 - above)
+    frame.loc[last, "value"] *= 100
+    if above > 6:
+        assert task_metric("", "t", "acc", frame).notes  # as percent, which most of its values are
+    else:
+        with pytest.raises(InputError, match=r"beside shares \(chance 0.25\); correct it, or write .* as shares"):
+            task_metric("", "t", "acc", frame)
+
+
+def test_percents_of_a_task_of_1000_choices_are_read():
+    """Values of 0.2 to 9.9 percent and a chance of 0.1 percent: most are below 1, as shares are."""
+    frame = ladder(lambda loss: 0.002 + 0.097 * np.clip((3.0 - loss) / 0.7, 0, 1)).assign(chance=0.001)
+    shares, percents = task_metric("", "t", "acc", frame), task_metric("", "t", "acc", percent(frame))
+    assert 0.1 < (frame["value"] > 0.01).mean() < 0.5
+    np.testing.assert_allclose(percents.rows.y, shares.rows.y)
+    assert percents.chance == pytest.approx(0.001)
+    assert "chance 0.1 beside values above 1 is taken as percent too" in percents.notes
+
+
+def test_wrong_percents_with_a_share_as_chance_are_refused():
+    """Guessing 0.75 percent wrong made of a clear rise one that does not reach chance."""
+    errors = wrong(ladder(CURVES["emergent"]))
+    with pytest.raises(InputError, match=r"beside shares \(chance 0.75\); correct it, or write values and chance as"):
+        task_metric("", "t", "error_rate", percent(errors).assign(chance=errors["chance"]))
+    assert result(errors, "error_rate").verdict == "emergent"
+
+
 def test_small_models_near_nothing_are_in_percent_too():
     """A checkpoint of each of ten sizes, exact match 0.4 to 50 percent: 0.4 beside 50 is no share."""
     share = np.geomspace(0.004, 0.5, 10)
