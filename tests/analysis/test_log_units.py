@@ -245,6 +245,7 @@ def test_steps_without_a_column_follow_the_tokens(tmp_path, tokens):
     of_one = frame["tokens"] / frame["step"]
     assert of_one.min() == pytest.approx(of_one.max(), rel=0.03) and "no steps" in notes
     assert 1 <= frame["step"].iloc[0] <= 10
+    assert frame["tokens"].tolist() == tokens.tolist()  # no row is taken for another that was logged again
 
 
 @pytest.mark.parametrize("counts", [True, False])
@@ -256,6 +257,31 @@ def test_a_logger_s_own_counter_is_no_step(tmp_path, counts):
     assert ("'_step' counts the logger's calls" in notes) == counts
     assert frame["step"].tolist() == (SPARSER / 20 if counts else SPARSER).tolist()
     assert read(path, tokens_per_step=1024)[0]["step"].tolist() == SPARSER.tolist()
+
+
+@pytest.mark.parametrize("apart, every", [(True, 1), (False, 20), (False, 1)])
+@pytest.mark.parametrize("first", ["loss", "tokens"])
+def test_losses_between_calls_with_tokens_are_all_read(tmp_path, apart, every, first):
+    """W&B's calls: tokens in calls of their own or in every 20th, calls of evaluations in the first half of the run."""
+    rows, call = [], 0
+    for step in range(1, 401):
+        tokens = f"{step * 1_000_000}" if step % every == 0 else ""
+        cells = [(f"{1 + 5 / step}", ""), ("", tokens)] if apart else [(f"{1 + 5 / step}", tokens)]
+        for loss, known in cells if first == "loss" else cells[::-1]:
+            rows.append(f"{call},{known},{loss}")
+            call += 1
+        call += 20 * (step % 20 == 0 and step < 200)
+    (tmp_path / "log.csv").write_text("\n".join(["_step,tokens,loss", *rows]) + "\n")
+    frame, notes = read(tmp_path / "log.csv")
+    assert frame["loss"].tolist() == pytest.approx([1 + 5 / step for step in range(1, 401)])
+    off = np.abs(frame["tokens"] / 1e6 - np.arange(1, 401))
+    assert off.max() <= (1 if every == 1 else 20) and "'_step' counts" in notes and "logged again" not in notes
+
+
+def test_the_tokens_of_a_batch_are_no_clock(tmp_path):
+    tokens = np.random.default_rng(0).integers(4000, 8000, 20)
+    frame, _ = read(csv(tmp_path, "_step,tokens,loss", STEPS, tokens, LOSSES))
+    assert frame["step"].tolist() == STEPS.tolist() and frame["loss"].tolist() == pytest.approx(LOSSES)
 
 
 def test_steps_of_llama_factory_are_known(tmp_path):

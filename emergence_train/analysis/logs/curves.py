@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from emergence_train.analysis.logs import units
-from emergence_train.analysis.logs.counters import counted_on, through_epochs
+from emergence_train.analysis.logs.counters import RISES, counted_on, through_epochs
 from emergence_train.analysis.logs.log import Log, LogOptions
 from emergence_train.analysis.logs.names import NAMES, ONE_RUN, SHOWN, VALIDATION, find, plain, unknown_units
 from emergence_train.analysis.logs.numbers import ROLES, Role, is_ambiguous, numbers_of, scales_of
@@ -129,10 +129,14 @@ def _curve(log: Log, options: LogOptions) -> Curve:
     if name in VALIDATION.split() and "loss" not in options.columns:
         notes.append(f"no training loss: {column!r} counts as the curve; --column loss=NAME takes another")
     if calls is not None:
-        notes.append(f"{calls!r} counts the logger's calls, not steps: their tokens are not even")
+        values["tokens"] = _along_calls(numbers_of(log.rows[calls], "count"), values["tokens"])
+        notes.append(
+            f"{calls!r} counts the logger's calls, or the batch changes: their tokens are not even; --column step={calls} takes "
+            "it as it is"
+        )
     if steps_from_tokens:
-        of_one = per_step or _interval(values["tokens"])
-        values["step"] = np.round(values["tokens"] / of_one)
+        of_one = per_step or _interval(values["tokens"][values["loss"].notna()])
+        values["step"] = np.round(values["tokens"] / of_one) if per_step else _steps_by_tokens(values, of_one)
         if not per_step:
             notes.append(
                 f"no steps: {of_one:,.0f} tokens, as between its rows, count as a step; --tokens-per-step N gives them"
@@ -180,8 +184,35 @@ def _counts_calls(log: Log, columns: dict[str, str]) -> bool:
     step, tokens = (numbers_of(log.rows[columns[name]], "count").to_numpy(float) for name in ("step", "tokens"))
     both = np.isfinite(step) & np.isfinite(tokens)
     rise, of_step = np.diff(tokens[both]), np.diff(step[both])
+    if np.sum(rise > 0) < RISES * np.sum(rise < 0):
+        return False  # of a batch, not of the run
     each = (rise / np.where(of_step > 0, of_step, np.nan))[(of_step > 0) & (rise > 0)]
     return len(each) > 1 and not 1 / UNEVEN < rise.sum() / of_step.sum() / np.median(each) < UNEVEN
+
+
+def _along_calls(calls: pd.Series, tokens: pd.Series) -> np.ndarray:
+    """Tokens at each of a logger's calls, straight between those that have them; before and after, by the median of a call."""
+    known = pd.Series(tokens.to_numpy(), calls.to_numpy())
+    known = known[np.isfinite(known) & np.isfinite(known.index)].groupby(level=0).last()
+    first, last = float(calls.min()), float(calls.max())
+    of_call = float(np.median(np.diff(known) / np.diff(known.index)))
+    ends = {
+        first: max(known.iloc[0] - of_call * (known.index[0] - first), 0.0),
+        last: known.iloc[-1] + of_call * (last - known.index[-1]),
+    }
+    known = pd.Series(ends | known.to_dict()).sort_index()
+    return np.round(np.interp(calls, known.index, known))
+
+
+def _steps_by_tokens(values: pd.DataFrame, of_one: float) -> np.ndarray:
+    """Steps of `of_one` tokens; losses at different tokens are of different steps."""
+    tokens = values["tokens"][values["loss"].notna() & np.isfinite(values["tokens"])]
+    if tokens.empty:
+        return np.full(len(values), np.nan)
+    known = np.unique(tokens)
+    order = np.arange(len(known))
+    step = np.maximum.accumulate(np.round(known / of_one) - order) + order
+    return np.interp(values["tokens"], known, step, left=np.nan, right=np.nan)
 
 
 def _interval(tokens: pd.Series) -> float:
