@@ -16,6 +16,7 @@ from emergence_train.analysis.runs import Series, load
 from emergence_train.analysis.temporal import priors
 from emergence_train.analysis.temporal.fitted import FittedRun
 from emergence_train.analysis.temporal.forecast import forecast
+from emergence_train.analysis.temporal.jumps import find_jump, note_of
 from emergence_train.analysis.temporal.mean_law import SCHEDULE_AWARE
 from emergence_train.analysis.temporal.ranking import rank
 from emergence_train.analysis.temporal.result import FinalForecast, PriorSource, Ranking, Skipped, TemporalResult
@@ -119,7 +120,8 @@ def forecast_final(
 
     `step`, `loss` (n,) ascending, nats; `planned_steps`, `planned_lr` (K,) the learning rate of the whole run;
     `step_tokens` what a step trains on, 0 where unknown. Never raises for a run that is merely too young, so that
-    training continues: the forecast then has a reason and no loss. With a loss, the reason is what it leaves out.
+    training continues: the forecast then has a reason and no loss. With a loss, the reason is what it leaves out or has no
+    law for.
     """
     step, loss = np.asarray(step, float), np.asarray(loss, float)
     good = np.isfinite(loss) & (step > 0)
@@ -132,7 +134,9 @@ def forecast_final(
         return FinalForecast(reason=str(error))
     low, high = ahead.interval(95, noisy=False)
     mean, sd = float(ahead.mean[0]), float(ahead.sd[0])
-    return FinalForecast(loss=mean, sd=sd, low95=float(low[0]), high95=float(high[0]), reason=ahead.unreturned)
+    jump = find_jump(step[good], loss[good], plan)
+    notes = [note for note in (ahead.unreturned, jump and note_of(jump)) if note]
+    return FinalForecast(loss=mean, sd=sd, low95=float(low[0]), high95=float(high[0]), reason="; ".join(notes) or None)
 
 
 def _vocabularies(all_series: Iterable[Series]) -> set[str]:

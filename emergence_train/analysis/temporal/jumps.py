@@ -10,13 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from emergence_train.analysis.planned_schedule import PlannedSchedule
-from emergence_train.analysis.temporal.spikes import noise_of, returned_part, rounding_of, without_spikes
+from emergence_train.analysis.temporal.spikes import group_size, noise_of, returned_part, rounding_of, without_spikes
 
 SIDE = 12  # rows on each side of a jump
 FIRST = 0.15  # share of the observed steps before which the loss bends too much for a line
 CLEAR, LEAST = 10.0, 0.03  # standard errors, and nats, that a jump is larger than
 SAME_RATE = 0.02  # of the peak: where the rate itself jumps by more beside its own line, it may be its doing
-ROWS = 600  # more are averaged in groups
 
 
 @dataclass(frozen=True)
@@ -29,13 +28,14 @@ class Jump:
 
 def find_jump(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) -> Jump | None:
     """The clearest jump of losses `y` (n,), nats, at steps `x` (n,) ascending; None: there is none."""
+    x, y, effect, _ = returned_part(x, y, plan)
     keep = x >= max(FIRST * x[-1], 1.2 * plan.warmup_end if plan is not None else 0.0)
-    x, y, effect, _ = returned_part(x[keep], y[keep], plan)
+    x, y, effect = x[keep], y[keep], effect[keep]
     if len(x) < 2 * SIDE:
         return None
     rounding = rounding_of(y)  # neighbours are rounded alike: a mean over rows does not lessen it
     y = without_spikes(y, noise_of(y), effect)
-    each = -(-len(x) // ROWS)
+    each = group_size(len(x))
     x, y = (values[len(values) % each :].reshape(-1, each).mean(1) for values in (x, y))
     noise, share = max(noise_of(y), rounding), plan.share(x) if plan is not None else np.ones(len(x))
     clearest, best = CLEAR, None

@@ -309,7 +309,8 @@ class TemporalResult:
 
 @dataclass(frozen=True, kw_only=True)
 class FinalForecast:
-    """A forecast of the loss at a run's end, of the noiseless curve. `reason`: why there is none, or what it leaves out."""
+    """A forecast of the loss at a run's end, of the noiseless curve.
+    `reason`: why there is none, or what it leaves out or has no law for."""
 
     loss: Nats | None = absent()
     sd: Nats | None = absent()

@@ -15,6 +15,7 @@ from emergence_train.analysis.temporal import priors
 # a row so many sds of noise, and nats, from the median of so many rows is a spike
 NEAR, SPIKE, LEAST_SPIKE = 15, 5.0, 0.02
 MOST, BEFORE, FEWEST = 14, 8, 5  # rows of an end at most, and rows before it: more of an end are a level of their own
+ROWS = 600  # groups of rows at most
 LEAST_RISE = 0.05  # nats of an end: validation losses wander by less
 NOISE_ROWS = 40  # before an end, from which its noise is taken
 EFFECT = INTRINSIC[2]  # fast^0.75, the kernel of most weight on public curves
@@ -78,7 +79,23 @@ def without_spikes(y: np.ndarray, noise: float, effect: np.ndarray) -> np.ndarra
 
 def unreturned_end(x: np.ndarray, y: np.ndarray, effect: np.ndarray) -> UnreturnedEnd | None:
     """The end of losses `y` (n,) at steps `x` (n,) that lies above all before it by more than their noise and range; None: there
-    is none. A spike or a new level: which, later rows tell."""
+    is none. A spike or a new level: which, later rows tell. Of many rows also groups are looked at, by their lowest row."""
+    most = group_size(len(y))
+    for each in sorted({most} | {2**k for k in range(most.bit_length())}):
+        whole = slice(len(y) % each, None)
+        lowest, at = y[whole].reshape(-1, each).min(1), effect[whole][::each]
+        groups, rise = _raised_groups(lowest, at)
+        if groups:
+            rows = groups * each
+            halfway = float(np.median(y[-rows:])) - rise / 2
+            beside = y[-rows - each + 1 : -rows]  # of the group that is raised in part
+            rows += int(np.cumprod(beside[::-1] > halfway).sum())
+            return UnreturnedEnd(rows, float(x[-rows]), float(np.median(y[-rows:])), rise)
+    return None
+
+
+def _raised_groups(y: np.ndarray, effect: np.ndarray) -> tuple[int, float]:
+    """How many at the end of `y` (n,) lie above all before them, and by how much; nats."""
     level = y - effect
     for rows in range(min(MOST, len(y) - FEWEST), 0, -1):
         tail = slice(max(len(y) - rows - NOISE_ROWS, 0), len(y) - rows)
@@ -87,9 +104,13 @@ def unreturned_end(x: np.ndarray, y: np.ndarray, effect: np.ndarray) -> Unreturn
         usual = float(np.median(before))
         far = max(SPIKE * noise, LEAST_RISE, float(np.ptp(before))) + float(np.ptp(effect[-rows - BEFORE :]))
         if level[-rows:].min() > usual + far:
-            at = float(np.median(y[-rows:]))
-            return UnreturnedEnd(rows, float(x[-rows]), at, at - float(np.median(y[tail][-BEFORE:])))
-    return None
+            return rows, float(np.median(y[-rows:])) - float(np.median(y[tail][-BEFORE:]))
+    return 0, 0.0
+
+
+def group_size(rows: int) -> int:
+    """Rows of a group, of which there are ROWS at most."""
+    return -(-rows // ROWS)
 
 
 def returned_part(

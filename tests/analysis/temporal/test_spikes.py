@@ -33,7 +33,31 @@ def test_an_end_that_stays_up_is_counted(rows, bad):
     assert (end.rows, end.step) == (bad, x[-bad]) and end.level == pytest.approx(np.median(y[-bad:]))
 
 
-@pytest.mark.parametrize("rows", [6, 9, 20, 200])
+@pytest.mark.parametrize(
+    "rows, bad",
+    [(80, 15), (80, 30), (1300, 32), (2000, 15), (2000, 25), (2000, 45), (10000, 15), (10000, 200), (10000, 900)],
+)
+def test_a_diverged_end_of_any_length_has_one_note(tmp_path, rows, bad):
+    """Of few rows of many it is an end, longer it is a jump; the forecast while training says the same."""
+    x, y = curve(rows)
+    y[-bad:] = 7.5
+    (run,) = analyze_temporal(table(tmp_path / "run.csv", 10 * x, y)).runs
+    noted = [note for note in run.notes if f"the last {bad} rows" in note or "the loss jumps by" in note]
+    ahead = forecast_final(x, y, x, np.full(rows, 6e-4), 30000.0)
+    assert len(noted) == 1 and ahead.reason[:18] == noted[0][:18]
+    if "the last" in noted[0]:
+        assert ahead.loss == pytest.approx(2.2 + 2.5 * (1 + 30000 / 60) ** -0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("back", [1, 2, 40])
+def test_a_spike_that_is_back_is_no_end_of_many_rows(back):
+    for seed in range(10):
+        x, y = curve(10000, seed)
+        y[-back - 20 : -back] += 3
+        assert unreturned_end(x, y, np.zeros(10000)) is None
+
+
+@pytest.mark.parametrize("rows", [6, 9, 20, 200, 2000])
 def test_a_curve_that_falls_has_no_such_end(rows):
     assert not any(unreturned_end(*curve(rows, seed), np.zeros(rows)) for seed in range(50))
 
