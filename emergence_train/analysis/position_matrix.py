@@ -12,10 +12,8 @@ from emergence_train.recorder import tables
 
 KEY = ["run", "params", "step", "tokens", "split"]
 SUMS = ["count", "loss_sum", "loss_sq_sum"]
-SPARSE = (
-    50,
-    10_000_000,
-)  # a matrix has so many cells for each row of the table at most, where it has more than the second
+# a matrix has so many cells for each row of the table at most, where it has more than the second
+SPARSE = (50, 10_000_000)
 
 
 SAME = 0.05  # of the tokens at other positions leave the mean loss comparable
@@ -122,22 +120,27 @@ def _matrix(parts: list[_Part]) -> PositionMatrix:
     loss = total / np.maximum(count, 1)
     raw = np.maximum(squares / np.maximum(count, 1) - loss**2, 0)
     variance = _smooth(raw, count, position)
-    share, note = _composition(count, position)
-    mean = total.sum(1) / tokens if note is None else loss @ share
+    common, note = _composition(count, position)
+    if common is None:
+        share, mean = count.sum(0) / count.sum(), total.sum(1) / tokens
+    else:
+        share, mean = common, loss @ common
     return PositionMatrix(keys, position.astype(float), count, loss, variance, mean, share, note)
 
 
-def _composition(count: np.ndarray, position: np.ndarray) -> tuple[np.ndarray, str | None]:
-    """Share of the tokens at each position (P,), and a note where checkpoints differ in it by more than SAME: only positions
-    that all of them count have a share then, so that the mean loss does not move with the positions."""
+def _composition(count: np.ndarray, position: np.ndarray) -> tuple[np.ndarray | None, str | None]:
+    """Share of the tokens at each position (P,) that all checkpoints count, where they differ in it by more than SAME, so that
+    the mean loss does not move with the positions, else None; and a note where those are not all positions."""
     share = count.sum(0) / count.sum()
-    if np.abs(count / count.sum(1, keepdims=True) - share).sum(1).max() / 2 <= SAME:
-        return share, None
     common = (count > 0).all(0)
+    if np.abs(count / count.sum(1, keepdims=True) - share).sum(1).max() / 2 <= SAME:
+        return None, None
+    if common.all():
+        return share, None
     says = "the checkpoints do not count the same positions"
     if not common.any():
         return (
-            share,
+            None,
             f"{says}, and none in common: their mean losses are of different positions, and a law across them is of none",
         )
     share = np.where(common, share, 0.0)

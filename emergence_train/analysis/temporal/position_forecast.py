@@ -33,6 +33,7 @@ from emergence_train.analysis.temporal.position_law import (
 
 JOINT_BINS, JOINT_STEPS = 24, 60  # of position and of step: what more of them know is in the means
 PATTERN_BINS = 24  # of position, in each of which noise, drift and spread of the carried residual are estimated
+PATTERN_POSITIONS = 16  # in such a bin, about, at least: the noise and drift of fewer are too uncertain
 LEAST_A1 = 0.1  # of the least observed: a law that is continued may fall below 0
 ENOUGH = 5  # checkpoints at which the position law must be identified before its parameters are forecast
 
@@ -169,7 +170,7 @@ def _carried(residual: np.ndarray, counted: np.ndarray, position: np.ndarray, x:
     The mean of a bin is carried as it is, what a position has beside it shrunk by its noise; a position that was never measured
     has its bin's mean, or that of the bins beside it.
     """
-    member = _members(position, PATTERN_BINS)
+    member = _members(position, PATTERN_BINS, PATTERN_POSITIONS)
     bin_of = member.argmax(1)
     noise, drift = (values[bin_of] for values in _noise_and_drift(residual, counted, member, x))
     # average back only as far as the drift over that stretch stays below the noise
@@ -183,9 +184,8 @@ def _carried(residual: np.ndarray, counted: np.ndarray, position: np.ndarray, x:
     bins = np.flatnonzero(count)
     middle = np.interp(np.arange(len(count)), bins, (value @ member)[bins] / count[bins])
     beside = np.where(measured, value - middle[bin_of], 0.0)
-    spread = (beside**2) @ member / np.maximum(count - 1, 1) - np.where(measured, of_one, 0.0) @ member / np.maximum(
-        count, 1
-    )
+    by_noise = np.where(measured, of_one, 0.0) @ member / np.maximum(count, 1)
+    spread = (beside**2) @ member / np.maximum(count - 1, 1) - by_noise
     # of a bin without a value, what bins differ by
     signal = np.where(count > 0, np.maximum(spread, 0), np.var(middle[bins]))[bin_of]
     keep = np.where(measured, signal / (signal + of_one + 1e-300), 0.0)
@@ -198,13 +198,13 @@ def _noise_and_drift(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Variance of one residual, and its growth for every factor e of steps, nats^2, in each bin of `member` (P, B)."""
     bins = member.shape[1]
-    if len(x) < 3:
-        return np.full(bins, float(np.var(residual[counted]))), np.zeros(bins)
     pick = np.unique(np.linspace(0, len(x) - 1, min(len(x), 20)).astype(int))
     i, j = np.triu_indices(len(pick), 1)
     lag = np.log(x[pick[j]] / x[pick[i]])[:, None]
     both = counted[pick[i]] & counted[pick[j]]
     weight = both @ member
+    if len(x) < 3 or not weight.any():  # no two checkpoints share a position
+        return np.full(bins, float(np.var(residual[counted]))), np.zeros(bins)
     change = np.where(both, (residual[pick[j]] - residual[pick[i]]) ** 2, 0.0) @ member / np.maximum(weight, 1)
     total = np.maximum(weight.sum(0), 1)
     mean_lag, mean_change = (weight * lag).sum(0) / total, (weight * change).sum(0) / total
@@ -286,9 +286,11 @@ def joint(two_stage: PositionForecast, matrix: PositionMatrix, x: np.ndarray, pl
     return min(fits, key=lambda fit: fit[0])[1]
 
 
-def _members(at: np.ndarray, bins: int) -> np.ndarray:
-    """(n, B) 1 where a position or step of `at` (n,) is in one of at most `bins` bins of its logarithm."""
+def _members(at: np.ndarray, bins: int, least: int = 1) -> np.ndarray:
+    """(n, B) 1 where a position or step of `at` (n,) is in one of at most `bins` bins of its logarithm, those together that have
+    fewer than about `least`."""
     bin_of = position_bins(at, bins)
+    bin_of = np.unique(np.searchsorted(bin_of, bin_of) // least, return_inverse=True)[1]
     return (bin_of[:, None] == np.arange(bin_of.max() + 1)).astype(float)
 
 

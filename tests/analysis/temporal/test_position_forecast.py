@@ -12,6 +12,7 @@ from emergence_train.analysis.runs import load
 from emergence_train.analysis.temporal import investigate
 from emergence_train.analysis.temporal.figures import binned
 from emergence_train.analysis.temporal.fitted import FittedRun
+from emergence_train.analysis.temporal.position_forecast import _carried
 
 STEPS = np.linspace(200, 4000, 20).astype(int)
 
@@ -120,3 +121,46 @@ def test_a_missing_row_changes_no_mean(tmp_path):
     rows = frame[(frame["step"] == 1000) & (frame["position"] != 17)]
     assert matrix.composition is None
     assert matrix.mean_loss[STEPS == 1000] == pytest.approx(rows["loss_sum"].sum() / rows["count"].sum())
+
+
+@pytest.mark.parametrize("share", [0.5, 0.25, "halves", "disjoint"])
+def test_positions_in_common_or_not_a_hole_is_no_loss(tmp_path, share):
+    """Each checkpoint counts other positions: the mean loss is that of its tokens, and the forecast has numbers."""
+    rng, last = np.random.default_rng(1), {}
+
+    def counted(step, at):
+        k = list(STEPS).index(step)
+        kinds = {"halves": (at <= 32) == (k % 2 == 0), "disjoint": (at - 1) // 3 == k}
+        return last.setdefault(step, kinds[share] if isinstance(share, str) else rng.random(len(at)) < share)
+
+    curve = lambda step, at: level(step) + 1.2 / (1 + 0.05 * at)  # noqa: E731
+    position = np.arange(1, 65)
+    path = table(tmp_path / "p.parquet", position, curve, counted=counted, tokens=2000)
+    (matrix,) = position_matrices(pd.read_parquet(path))
+    true = [curve(step, position[last[step]]).mean() for step in STEPS]
+    assert matrix.mean_loss == pytest.approx(true, abs=0.1) and "none in common" in matrix.composition
+    ahead = FittedRun(load(path)[0], 0.7).positions.forecast
+    assert np.isfinite(ahead.loss).all() and np.isfinite(ahead.interval(95)).all()
+    if share != "disjoint":
+        assert np.abs(ahead.loss[-1] - curve(STEPS[-1], position)).max() < 0.25
+
+
+def test_scattered_counts_have_no_composition(tmp_path):
+    """Every position is counted everywhere, by 20 tokens of a Poisson number: their shares differ by more than is noted."""
+    counts = np.random.default_rng(0).poisson(20, (len(STEPS), 64)) + 1
+    path = table(tmp_path / "p.parquet", np.arange(1, 65), lambda step, at: level(step) + 0 * at, tokens=20)
+    frame = pd.read_parquet(path)
+    sums = frame[["loss_sum", "loss_sq_sum"]].mul(counts.ravel() / 20, axis=0)
+    (matrix,) = position_matrices(frame.assign(count=counts.ravel(), **sums))
+    assert matrix.composition is None and matrix.mean_loss == pytest.approx(level(STEPS), abs=0.2)
+
+
+@pytest.mark.parametrize("rows", [8, 18])
+def test_a_carried_residual_of_noise_is_less_than_its_mean(rows):
+    """Where the law is the truth the residual is noise: carrying the mean over the rows is as bad as not to shrink at all."""
+    x, position, carried = np.linspace(0.1, 1, rows) * 10000, np.arange(1, 65), []
+    for seed in range(40):
+        noise = np.random.default_rng(seed).normal(0, 1.0, (rows, 64))
+        carried.append(_carried(noise, np.ones((rows, 64), bool), position, x).value)
+    rms = np.sqrt(np.mean(np.square(carried), 0))
+    assert np.sqrt(np.mean(rms[:8] ** 2)) < 0.7 / np.sqrt(rows) and np.sqrt(np.mean(rms[8:] ** 2)) < 0.6 / np.sqrt(rows)
