@@ -115,4 +115,4 @@ def autocasts(kind: str) -> bool:
 
 
 def without_autocast(kind: str) -> AbstractContextManager:
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    return torch.autocast(kind, enabled=False) if autocasts(kind) else nullcontext()
