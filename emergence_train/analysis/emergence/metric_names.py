@@ -16,7 +16,7 @@ SCORES = (
 )
 UNITS = "rate pct percent percentage share fraction"  # between 0 and 1 too, in either direction
 # Shares of wrong items
-WRONG = "error errors err hallucination hallucinations toxicity stereotype"
+WRONG = "error errors err failure failures hallucination hallucinations toxicity stereotype"
 # Words of a share only where no noun is: "prob_correct" is a probability, "loss_incorrect" a loss
 RIGHTLY, WRONGLY = "correct", "incorrect wrong invalid"
 # Losses: continuous, without a highest value
@@ -25,7 +25,7 @@ LOSSES = (
     "perplexities bits nats bpb bpc bpt bpw neg(?:ative)?_log_?(?:likelihood|lik|probs?)"
 )
 # Lower is better, and 1 is not the highest: insertions count in word error rates, Brier scores are sums over options
-DISTANCES = "wer cer ter mer brier rmse mse mae mape ece mce calibration_error distance regret rank"
+DISTANCES = "wer cer ter mer brier rmse mse mae mape crps ece mce calibration_error distance regret rank"
 HIGHER = "likelihood loglik loglikelihood logprob logprobs logit logits margin correlation reduction"
 BESIDE = re.compile(r"(?<![a-z])(?:per|at|vs)(?![a-z])")
 NEGATED = re.compile(r"(?<![a-z])(?:neg_|(?:negative|non)_$)")  # before the noun, as in sklearn's neg_log_loss

@@ -20,13 +20,13 @@ UNKNOWN = (
 )
 NEGATED_LOSSES = "neg_loss neg_nll neg_ce_loss neg_log_loss negative_perplexity"
 NEGATED_DISTANCES = "neg_mse neg_brier_score"
-WRONG = "error error_rate err exact_match_error incorrect hallucination_rate toxicity pct_stereotype invalid_rate"
+WRONG = "error error_rate err exact_match_error incorrect hallucination_rate toxicity pct_stereotype invalid_rate failure_rate"
 LOSSES = (
     "loss ce ce_loss nll NLL xent cross_entropy crossEntropy CrossEntropyLoss logloss ppl word_perplexity bpb bpc bits_per_byte "
     "bitsPerToken bits_per_byte_corr answer_nats neg_log_likelihood accuracy_loss loss_correct surprisal kl ppls "
     "loss_per_token per_byte_bits negative_log_prob neg_log_prob_loss"
 )
-DISTANCES = "wer WER cer ter bleu_ter rmse mse mae brier brier_score ece calibration_error edit_distance mean_rank"
+DISTANCES = "wer WER cer ter bleu_ter rmse mse mae brier brier_score ece calibration_error edit_distance mean_rank crps"
 
 
 @pytest.mark.parametrize(
