@@ -110,8 +110,8 @@ def autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def autocasts(kind: str) -> bool:
-    """Whether a device's torch.autocast is on; that of "meta" does not exist."""
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    """Whether a device's torch.autocast is on; "meta" has none (torch.amp.is_autocast_available breaks graphs, as of 2.11)."""
+    return kind != "meta" and torch.is_autocast_enabled(kind)
 
 
 def without_autocast(kind: str) -> AbstractContextManager:
