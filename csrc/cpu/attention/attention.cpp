@@ -93,6 +93,7 @@ struct Block {
       : start(start), count(std::min(kQueries, p.T - start)), rows(cpu::padded(count, cpu::kRows)),
         first(reach(p, start).first / cpu::panel<W>() * cpu::panel<W>()), last(reach(p, start + count - 1).second) {}
   INLINED int64_t keys() const { return last - first; }
+  INLINED int64_t width() const { return cpu::padded(keys(), cpu::panel<W>()); }  // of a row of scores
 };
 
 // The sizes of a head's buffers.
@@ -154,7 +155,7 @@ INLINED void forward_head(const Problem& p, int64_t b, int64_t h, Scratch& scrat
   cpu::pack<W>(p.v.head(b, g), p.v.t, p.T, D, 1.0f, values);
   for (int64_t start = 0; start < p.T; start += kQueries) {
     const Block<W> block(p, start);
-    const int64_t width = cpu::padded(block.keys(), cpu::panel<W>());
+    const int64_t width = block.width();
     copy_rows(p.q.head(b, h) + start * p.q.t, p.q.t, block.count, block.rows, D, p.scale, queries);
     cpu::product<W, R>({queries, D, 1}, keys + block.first * D, D, 0, scores, width, block.rows, width, D, false);
     float of_row[kQueries];
@@ -195,7 +196,7 @@ INLINED void backward_heads(const Problem& p, const Gradients& gradients, int64_
     cpu::pack<W>(dout, gradients.dout.t, p.T, D, 1.0f, douts);
     for (int64_t start = 0; start < p.T; start += kQueries) {
       const Block<W> block(p, start);
-      const int64_t width = cpu::padded(block.keys(), cpu::panel<W>());
+      const int64_t width = block.width();
       copy_rows(p.q.head(b, h) + start * p.q.t, p.q.t, block.count, block.rows, D, p.scale, rows);
       cpu::product<W, R>({rows, D, 1}, keys_t + block.first * D, D, 0, scores, width, block.rows, width, D, false);
       copy_rows(dout + start * gradients.dout.t, gradients.dout.t, block.count, block.rows, D, 1.0f, rows);

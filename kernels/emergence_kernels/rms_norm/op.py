@@ -45,8 +45,9 @@ def rms_norm(
         ValueError: shapes, dtypes or devices do not match. BackendError: the named backend cannot run.
     """
     if autocasts(x.device.type):
-        x = x if residual is None else x.to(torch.promote_types(x.dtype, residual.dtype))
-        residual = None if residual is None else residual.to(x.dtype)
+        if residual is not None:
+            x = x.to(torch.promote_types(x.dtype, residual.dtype))
+            residual = residual.to(x.dtype)
         weight = weight.to(x.dtype)
     check_float("rms_norm", x=x, weight=weight, residual=residual)
     require(
