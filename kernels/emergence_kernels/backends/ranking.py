@@ -1,12 +1,14 @@
 """The measured ranking of backends for "auto" on a GPU: ranking.json, made from stored benchmark runs by benchmarks/redraw.py.
 
-An entry's key is architecture, operation, dtype and widths: (features,) of rms_norm, (features, vocabulary) of the losses,
+An entry is of an architecture, operation, dtype, device and widths: (features,) of rms_norm, (features, vocabulary) of losses,
 (head_dim, seq) of attention, whose name includes its mask ("attention, causal"). The number of tokens varies between calls and is
-not part of it: an entry is the geometric mean over the measured ones.
+not part of it: an entry is the geometric mean over the measured ones. Devices of one architecture differ (an H200 has an H100's
+multiprocessors and faster memory), so entries of the device itself come before all others of its architecture.
 """
 
 import json
 import math
+import re
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
@@ -27,6 +29,13 @@ WIDTHS = {
 }
 
 
+def device_name(device: torch.device) -> str:
+    """A device in results and entries, such as nvidia-h100-80gb-hbm3 or cpu."""
+    if device.type != "cuda":
+        return "cpu"
+    return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
+
+
 @cache
 def _table() -> dict:
     return json.loads(FILE.read_text(encoding="utf-8"))
@@ -34,13 +43,15 @@ def _table() -> dict:
 
 @constant_while_tracing
 def fastest(op: str, device: torch.device, dtype: torch.dtype, widths: tuple[int, ...]) -> list[str]:
-    """Backends, fastest first, at the nearest measured widths on this architecture; [] without measurements."""
+    """Backends, fastest first, at the nearest widths measured on this device, else on its architecture; [] without any."""
     if not (table := _table()) or device.type != "cuda":
         return []
     major, minor = torch.cuda.get_device_capability(device)
     rows = table.get(f"sm_{major}{minor}", {}).get(op, {}).get(str(dtype).removeprefix("torch."), [])
     if not rows:
         return []
+    name = device_name(device)
+    rows = [row for row in rows if row["device"] == name] or rows
 
     def distance(row: dict) -> float:
         return sum(abs(math.log(a / b)) for a, b in zip(row["widths"], widths))
@@ -56,7 +67,7 @@ def _order(op: str, mean: dict[str, float]) -> list[str]:
 
 
 def from_results(runs: list[dict]) -> dict:
-    """Make the table from benchmark runs (bench/run.py); later runs replace earlier ones of the same widths, unless
+    """Make the table from benchmark runs (bench/run.py); later runs replace earlier ones of the same device and widths, unless
     they left out a backend that an entry of the operation has (bench --only): its place would be unknown. A run that is
     `superseded`, by what it says, is of kernels that have changed since."""
     table: dict = {}
@@ -84,13 +95,12 @@ def from_results(runs: list[dict]) -> dict:
             }
             ordered = {name: round(mean[name], 4) for name in _order(op, mean)}
             rows = table.setdefault(run["architecture"], {}).setdefault(op, {}).setdefault(run["dtype"], [])
-            known = {name for row in rows for name in row["milliseconds"]}
+            known = {name for row in rows if row["device"] == run["device"] for name in row["milliseconds"]}
             if "--only" in run.get("command", "") and not known <= ordered.keys():
                 continue
-            rows[:] = [row for row in rows if row["widths"] != list(widths)]
-            rows.append(
-                {"widths": list(widths), "milliseconds": ordered, "measured": run["utc"], "commit": run.get("commit")}
-            )
+            key = {"device": run["device"], "widths": list(widths)}
+            rows[:] = [row for row in rows if not key.items() <= row.items()]
+            rows.append(key | {"milliseconds": ordered, "measured": run["utc"], "commit": run.get("commit")})
     return table
 
 

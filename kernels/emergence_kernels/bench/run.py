@@ -19,6 +19,7 @@ import torch._dynamo
 
 from ..backends import library
 from ..backends.dispatch import HAS_TRITON, IMPLEMENTED, interpreting
+from ..backends.ranking import device_name
 from . import attention, feed_forwards, linears, losses, norms, step
 from .candidate import Candidate, Case
 from .timing import Stopwatch, Timing, ceilings, clocks, measure, peak_extra_bytes, summary
@@ -80,12 +81,6 @@ def versions() -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             installed[name] = None
     return installed
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
-    return "cpu"
 
 
 def commit() -> str | None:

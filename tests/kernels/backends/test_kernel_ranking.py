@@ -21,8 +21,11 @@ def row(candidate: str, ms: float, tokens: int = 8192, features: int = 1024, op:
     return {"op": op, "contender": candidate, "shape": shape, "modes": {"both": {"median_ms": ms}}}
 
 
-def run(*rows: dict, utc: str = "20260101-000000", architecture: str | None = "sm_90") -> dict:
-    return {"utc": utc, "architecture": architecture, "dtype": "bfloat16", "commit": "abc", "rows": list(rows)}
+def run(
+    *rows: dict, utc: str = "20260101-000000", architecture: str | None = "sm_90", device: str = "nvidia-h100"
+) -> dict:
+    header = {"utc": utc, "device": device, "architecture": architecture, "dtype": "bfloat16", "commit": "abc"}
+    return header | {"rows": list(rows)}
 
 
 @pytest.fixture
@@ -35,6 +38,7 @@ def measured(monkeypatch, tmp_path):
         ranking._table.cache_clear()
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H100")
     monkeypatch.setattr("emergence_kernels.backends.dispatch.unsupported_reason", lambda *_: None)
     yield use
     ranking._table.cache_clear()
@@ -164,6 +168,25 @@ def test_a_later_run_without_a_backend_replaces_nothing(measured):
     assert auto("rms_norm", 1024) == auto("rms_norm", 2048) == "cuda"
 
 
+def test_a_device_takes_its_own_measurements_first(measured, monkeypatch):
+    """An H200 has an H100's architecture and faster memory: later, nearer or not, its runs say nothing where the H100's do."""
+    here = run(row("emergence cuda", 1.0), row("emergence triton", 2.0))
+    other = run(
+        row("emergence cuda", 2.0, features=4096),
+        row("emergence triton", 1.0, features=4096),
+        utc="20260202-000000",
+        device="nvidia-h200",
+    )
+    measured(here, other)
+    assert auto("rms_norm", 1024) == auto("rms_norm", 4096) == "cuda"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H200")
+    assert auto("rms_norm", 1024) == auto("rms_norm", 4096) == "triton"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA GH200 480GB")
+    assert auto("rms_norm", 1024) == "cuda" and auto("rms_norm", 4096) == "triton", (
+        "never measured: the nearest widths of any"
+    )
+
+
 def test_runs_on_a_cpu_or_another_architecture_are_ignored(measured):
     rows = row("emergence cuda", 1.0), row("emergence triton", 2.0)
     measured(run(*rows, architecture=None), run(*rows, architecture="sm_80"))
@@ -187,7 +210,6 @@ def test_one_command_writes_the_table(measured, tmp_path, capsys):
     (results / "other.json").write_text(json.dumps({"runs": []}))  # another benchmark's
     assert draw.main([str(results), "--no-plots"]) == 2
     full = run(row("emergence cuda", 1.0), row("emergence triton", 2.0)) | {
-        "device": "h100",
         "suite": "short",
         "versions": {},
         "threads": 1,

@@ -16,7 +16,7 @@ def output(tmp_path_factory) -> dict[str, str]:
         pytest.skip("g++ is not on the path")
     program = tmp_path_factory.mktemp("tensor_cores") / "check"
     source = HARNESS / "tensor_cores_check.cpp"
-    flags = ["-std=c++20", "-O1", "-Wno-unknown-pragmas", "-I", str(build.SOURCES)]
+    flags = ["-std=c++20", *build.FLAGS["emulated"], "-I", str(build.SOURCES)]
     subprocess.run([build.host_compiler(), *flags, str(source), "-o", str(program)], check=True)
     lines = subprocess.run([str(program)], capture_output=True, text=True, check=True).stdout.splitlines()
     return dict(line.split(": ", 1) for line in lines)
