@@ -102,8 +102,10 @@ def build(model_config: ModelConfig, training: Training, seed: int, mesh: Mesh, 
     whole_matrices.attach(engine, mesh)
     if main_gradients_possible(training, mesh):
         main_gradients.install(engine)
-    if training.zero_stage == 0 and mesh.gradients.size == 1:
-        engine.enable_backward_allreduce = False  # nothing to reduce, and the copies cost time
+    if training.zero_stage == 0:
+        engine.zero_grad = engine.optimizer.zero_grad  # the engine's own walks over all modules
+        if mesh.gradients.size == 1:
+            engine.enable_backward_allreduce = False  # nothing to reduce, and the copies cost time
     return engine
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from emergence_train.config import Faults, Training
 from emergence_train.data.dataset import Dataset
@@ -60,6 +60,7 @@ class Stepper:
         self.weights = None if weights is None else weights[mesh.own_positions(dataset.sequence)].to(mesh.device)
         # None: DeepSpeed clips. 0: no clipping, but the norm is computed.
         self.clip = (training.optimizer.clip or math.inf) if training.zero_stage == 0 else None
+        self.parameters = list(engine.module.parameters())
         self.skip_spikes = faults.spike == "skip"
         # At stage 3 a weight is whole in its layer's own passes only, and is rounded there.
         self.fp8_weights = fp8.HeldWeights(fp8.layers(engine.module) if training.zero_stage < 3 else [])
@@ -97,15 +98,24 @@ class Stepper:
                     totals[:2].add_(self.micro_batch(tokens, targets, document_ids, scale, at))
                 self.at("optimizer step", step)
                 if self.clip is not None and self.engine.is_gradient_accumulation_boundary():
-                    norm = clip_grad_norm_(self.engine.module.parameters(), self.clip)
-                    applied = finite = norm.isfinite()
-                    self.engine.optimizer.found_inf = (~finite).float()  # a fused optimizer then skips the step
+                    norm, applied = self._clipped(self.clip)
                 self.engine.step()
         self.micro_batch.step_done()
         if self.clip is None:
             norm, applied = self.engine.get_global_grad_norm(), step_applied(self.engine)
         self.at(LAST, step)
         return totals if self.skip_spikes else all_reduce_sum(totals, self.mesh.world), norm, applied
+
+    def _clipped(self, most: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clip the gradients' norm to `most`; return the norm before, and whether it is finite: if not, the step is skipped."""
+        norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        finite = norm.isfinite()
+        if self.mesh.device.type == "cpu" and norm <= most:  # what need not be done is known without waiting for it
+            self.engine.optimizer.found_inf = None
+        else:
+            clip_grads_with_norm_(self.parameters, most, norm)
+            self.engine.optimizer.found_inf = (~finite).float()  # a fused optimizer then skips the step
+        return norm, finite
 
     def _unless_spike(
         self,

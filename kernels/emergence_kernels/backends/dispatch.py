@@ -11,6 +11,8 @@ import os
 
 import torch
 
+from . import library
+
 BACKENDS = ("auto", "triton", "cuda", "cpu", "flash", "torch")
 ENVIRONMENT = "EMERGENCE_KERNELS_BACKEND"
 
@@ -58,8 +60,6 @@ def unsupported_reason(backend: str, op: str, device: torch.device, limits: dict
     if backend == "flash":  # `limits` has the operation's own check
         return None if device.type == "cuda" else f"the tensors are on {device.type}, and it needs a CUDA device"
     if backend in ("cuda", "cpu"):
-        from . import library
-
         return library.unsupported_reason(backend, device)
     if backend == "triton":
         if not HAS_TRITON:
@@ -90,8 +90,8 @@ def resolve_backend(
     if asked == "auto":
         if device.type != "cuda":
             # Interpreter and emulation are test tools, used only where named. In a graph Inductor fuses elementwise passes.
-            compiled = op in CPU_OPERATIONS and not torch.compiler.is_compiling()
-            return "cpu" if compiled and unsupported_reason("cpu", op, device, limits) is None else "torch"
+            compiled = op in CPU_OPERATIONS and not torch.compiler.is_compiling() and not limits.get("cpu")
+            return "cpu" if compiled and library.unsupported_reason("cpu", device) is None else "torch"
         known = [name for name in IMPLEMENTED[op] if name not in ("cuda", "cpu")]
         names = [name for name in dict.fromkeys([*measured, *known]) if name in IMPLEMENTED[op] and name not in avoid]
         return next(name for name in names if unsupported_reason(name, op, device, limits) is None)

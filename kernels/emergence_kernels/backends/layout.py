@@ -6,7 +6,8 @@ from torch import Tensor
 
 def adjacent_rows(t: Tensor) -> Tensor:
     """(N, D) of (..., D), whose last stride is 1; a view where that is possible."""
-    t = t.reshape(-1, t.shape[-1])
+    if t.dim() != 2:
+        t = t.reshape(-1, t.shape[-1])
     # not contiguous(), which returns an empty tensor whatever its strides
     return t if t.stride(1) == 1 or t.shape[1] == 1 else t.clone(memory_format=torch.contiguous_format)
 

@@ -111,9 +111,10 @@ def first_order(backward: Callable) -> Callable:
 
     @functools.wraps(backward)
     def run(ctx: Any, *grads: Tensor | None) -> Any:
-        if torch.is_grad_enabled():  # create_graph=True
-            grads = tuple(None if grad is None else grad.detach().requires_grad_() for grad in grads)
-        return once(ctx, *grads)
+        if not torch.is_grad_enabled():
+            return backward(ctx, *grads)
+        # create_graph=True
+        return once(ctx, *(None if grad is None else grad.detach().requires_grad_() for grad in grads))
 
     return run
 

@@ -14,6 +14,16 @@ from ..backends.logit_chunks import padded as padded
 from ..backends.products import add_to_dw, finish_dw, logits
 
 
+def part(rows: Tensor, here: slice) -> Tensor:
+    """rows[here]; without a view where that is all of them."""
+    return rows if here.start == 0 and here.stop == rows.shape[0] else rows[here]
+
+
+def _columns(rows: Tensor, count: int) -> Tensor:
+    """The first `count` columns, likewise."""
+    return rows if count == rows.shape[1] else rows[:, :count]
+
+
 class LogitChunks:
     """Chunks of rows, each with its logits and the view of their memory that the gradient is written to.
 
@@ -36,8 +46,8 @@ class LogitChunks:
         self.rows = max(1, min(self.N, rows))
         S = padded(self.V)
         self.buffer_RS = torch.empty(self.rows, S, dtype=logits_dtype, device=hidden_ND.device)
-        wide = self.buffer_RS.view(hidden_ND.dtype)
-        self.gradient_RS = wide[:, -S:] if gradient_last else wide[:, :S]
+        wide = self.buffer_RS if logits_dtype == hidden_ND.dtype else self.buffer_RS.view(hidden_ND.dtype)
+        self.gradient_RS = wide[:, -S:] if gradient_last else _columns(wide, S)
 
     @property
     def single(self) -> bool:
@@ -47,9 +57,10 @@ class LogitChunks:
         """-> slice, (n, S) logits in the first V columns, (n, S) for their gradient."""
         for start in range(0, self.N, self.rows):
             here = slice(start, min(self.N, start + self.rows))
-            n = here.stop - start
-            logits(self.hidden_ND[here], self.weight_VD, self.buffer_RS[:n, : self.V])
-            yield here, self.buffer_RS[:n], self.gradient_RS[:n]
+            first = slice(0, here.stop - start)
+            logits_RS = part(self.buffer_RS, first)
+            logits(part(self.hidden_ND, here), self.weight_VD, _columns(logits_RS, self.V))
+            yield here, logits_RS, part(self.gradient_RS, first)
 
 
 def chunks_on_gpu(
@@ -73,11 +84,11 @@ class Gradients:
         self.dw_VD: Tensor | None = None
 
     def add(self, here: slice, gradient_RS: Tensor) -> None:
-        dz_RV = gradient_RS[:, : self.chunks.V]
+        dz_RV = _columns(gradient_RS, self.chunks.V)
         if self.dx_ND is not None:
-            torch.mm(dz_RV, self.chunks.weight_VD, out=self.dx_ND[here])
+            torch.mm(dz_RV, self.chunks.weight_VD, out=part(self.dx_ND, here))
         if self.need_dw:
-            self.dw_VD = add_to_dw(self.dw_VD, dz_RV, self.chunks.hidden_ND[here], single=self.chunks.single)
+            self.dw_VD = add_to_dw(self.dw_VD, dz_RV, part(self.chunks.hidden_ND, here), single=self.chunks.single)
 
     def result(self) -> tuple[Tensor | None, Tensor | None]:
         return self.dx_ND, finish_dw(self.dw_VD, self.chunks.weight_VD) if self.need_dw else None

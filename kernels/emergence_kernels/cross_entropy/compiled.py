@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..backends import triton_configs as configs
 from ..backends.library import is_hopper, operations
-from .chunks import Gradients, LogitChunks, chunks_on_gpu
+from .chunks import Gradients, LogitChunks, chunks_on_gpu, part
 from .options import RowOptions
 from .reference import RowStatistics, chunk_rows, unpack
 
@@ -78,9 +78,9 @@ def _sweep(
     by_hopper = at_once and rows_stay(hidden_ND.device, chunks.V)
     for here, logits_RS, gradient_RS in chunks:
         into_RS = gradient_RS if wanted else logits_RS
-        given = (logits_RS, into_RS, chunks.V, targets_N[here], packed.valid_N[here])
-        scale = None if packed_scale_N is None else packed_scale_N[here]
-        results = [None if row is None else row[here] for row in rows]
+        given = (logits_RS, into_RS, chunks.V, part(targets_N, here), part(packed.valid_N, here))
+        scale = None if packed_scale_N is None else part(packed_scale_N, here)
+        results = [None if row is None else part(row, here) for row in rows]
         if by_hopper:
             ops.loss_rows_hopper.default(*given, scale, *results, options.z_loss)
         else:
@@ -138,11 +138,7 @@ def backward_rows(
             logits_RS,
             gradient_RS,
             chunks.V,
-            targets_N[here],
-            packed.valid_N[here],
-            grad_N[here],
-            top_N[here],
-            log_total_N[here],
+            *(part(row, here) for row in (targets_N, packed.valid_N, grad_N, top_N, log_total_N)),
             options.z_loss,
             options.softcap or 0.0,
         )

@@ -22,20 +22,14 @@ def forward(
     """-> y, x + residual (empty without one), rstd (N,) float32."""
     x_ND = _aligned(x)
     residual_ND = None if residual is None else _aligned(residual)
-    N, D = x_ND.shape
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    new_residual = torch.empty(0 if residual is None else x.shape, dtype=x.dtype, device=x.device)
-    rstd_N = torch.empty(N, dtype=torch.float32, device=x.device)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    new_residual = None if residual is None else torch.empty_like(y)
+    rstd_N = x.new_empty(x_ND.shape[0], dtype=torch.float32)
+    sum_ND = None if new_residual is None else new_residual.view(x_ND.shape)
     operations(backend).rms_norm.default(
-        x_ND,
-        residual_ND,
-        weight.contiguous(),
-        y.view(N, D),
-        None if residual is None else new_residual.view(N, D),
-        rstd_N,
-        eps,
+        x_ND, residual_ND, weight.contiguous(), y.view(x_ND.shape), sum_ND, rstd_N, eps
     )
-    return y, new_residual, rstd_N
+    return y, x.new_empty(0) if new_residual is None else new_residual, rstd_N
 
 
 def backward(
@@ -43,7 +37,7 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """x is what was normalised. -> dx, dweight."""
     x_ND = _aligned(x)
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     dweight = torch.empty_like(weight, memory_format=torch.contiguous_format)
     d_residual_ND = None if d_residual is None else _aligned(d_residual)
     operations(backend).rms_norm_backward.default(

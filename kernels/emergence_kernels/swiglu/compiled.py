@@ -11,7 +11,7 @@ def forward(x: Tensor, *, backend: str) -> Tensor:
     """(..., 2F) -> (..., F)."""
     x_NF = adjacent_rows(x)
     F = x_NF.shape[1] // 2
-    y = torch.empty((*x.shape[:-1], F), dtype=x.dtype, device=x.device)
+    y = x.new_empty((*x.shape[:-1], F))
     operations(backend).swiglu.default(x_NF, y.view(-1, F))
     return y
 
@@ -19,6 +19,6 @@ def forward(x: Tensor, *, backend: str) -> Tensor:
 def backward(dy: Tensor, x: Tensor, *, backend: str, in_place: bool = False) -> Tensor:
     """-> the gradient of gate and up, (..., 2F). in_place: it takes the place of x, which is contiguous."""
     x_NF = adjacent_rows(x)
-    dx = x if in_place else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    dx = x if in_place else torch.empty_like(x, memory_format=torch.contiguous_format)
     operations(backend).swiglu_backward.default(adjacent_rows(dy), x_NF, dx.view(x_NF.shape))
     return dx
