@@ -13,6 +13,7 @@ Shuffling is a pseudo-random permutation of range(n) by a Feistel network with c
 constant memory for any n.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,13 +27,21 @@ MASK = 2**64 - 1
 
 def mix(*parts: int) -> int:
     """A well-mixed 64-bit hash of integers (the finaliser of SplitMix64, Steele et al. 2014, folded over the parts)."""
-    value = 0x243F6A8885A308D3
-    for part in parts:
-        value = (value ^ (part & MASK)) + 0x9E3779B97F4A7C15 & MASK
-        value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & MASK
-        value = (value ^ (value >> 27)) * 0x94D049BB133111EB & MASK
-        value ^= value >> 31
-    return value
+    return functools.reduce(_folded, parts, 0x243F6A8885A308D3)
+
+
+def _folded(value: int, part: int) -> int:
+    """The hash of parts, one more than those whose hash is `value`."""
+    value = (value ^ (part & MASK)) + 0x9E3779B97F4A7C15 & MASK
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & MASK
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & MASK
+    return value ^ (value >> 31)
+
+
+@functools.lru_cache(256)  # a domain's in an epoch: as long as samples of it come
+def _rounds(key: int) -> tuple[int, ...]:
+    """The hashes of the key and each round."""
+    return tuple(mix(key, turn) for turn in range(ROUNDS))
 
 
 def permute(index: int, n: int, key: int) -> int:
@@ -41,8 +50,8 @@ def permute(index: int, n: int, key: int) -> int:
     mask = (1 << half) - 1
     while True:  # walk the cycle until it comes back into range(n): fewer than 4 turns on average
         left, right = index >> half, index & mask
-        for turn in range(ROUNDS):
-            left, right = right, left ^ (mix(key, turn, right) & mask)
+        for value in _rounds(key):
+            left, right = right, left ^ (_folded(value, right) & mask)
         index = left << half | right
         if index < n:
             return index
