@@ -113,8 +113,13 @@ def test_a_failing_peer_is_kept(tmp_path, monkeypatch):
     assert main([*TINY, "--op", "position_loss", "--out", str(tmp_path)]) == 0
     (file,) = (tmp_path / "cpu").glob("*.json")
     data = json.loads(file.read_text())
-    assert {row["contender"] for row in data["failures"]} == {"torch eager", "quack"} and data["rows"]
-    assert {row["error"] for row in data["failures"]} == {"RuntimeError: no such kernel"}
+    failed = {
+        row["contender"]: row["error"] for row in data["failures"]
+    }  # Liger's too, where it is installed: it needs a GPU
+    assert (
+        failed.items() >= dict.fromkeys(("torch eager", "quack"), "RuntimeError: no such kernel").items()
+        and data["rows"]
+    )
 
 
 def test_our_own_failure_is_an_error(tmp_path, monkeypatch):
