@@ -171,7 +171,7 @@ class Checkpoints(Section):
     every_tokens: int = Field(ge=1, description="tokens between checkpoints: logs, validation, state")
     log_spaced_start: bool = Field(default=False, description="also at steps 1, 2, 4 ... until every_tokens")
     save_state: Literal["every", "last", "never"] = Field(
-        default="last", description="keep every checkpoint's model state, only the last ones, or none (logs only)"
+        default="last", description="keep every checkpoint's model state, only the last ones, or never (logs only)"
     )
     keep_last: int = Field(
         default=2,
@@ -332,8 +332,9 @@ class Config(Section):
             raise ValueError(
                 f"training.position_weights.vector has {len(vector)} entries; give data.sequence = {sequence}"
             )
-        if vector is not None and not any(vector):
-            raise ValueError("training.position_weights.vector is all zeros; give some position a weight")
+        weights = training.position_weights
+        if not any(vector if vector is not None else (weights.head, weights.body, weights.tail)):
+            raise ValueError("training.position_weights: all weights are zeros; give some position one")
         return self
 
     @property
@@ -454,6 +455,15 @@ def _expand_preset(tree: dict, path: str | Path) -> None:
     tree["model"] = PRESETS[name] | model
 
 
+# What to write instead, by pydantic's name of the problem
+WRONG_TYPES = {
+    "string_type": "; YAML takes it for something else: quote it, as \"{0}='TEXT'\" on the command line",
+    "list_type": '; write all of it, as "{0}=[...]"',
+    "dict_type": "; it is a section: set its keys, as {0}.KEY=VALUE",
+    "model_type": "; it is a section: set its keys, as {0}.KEY=VALUE",
+}
+
+
 def _first_problem(error: ValidationError, tree: dict) -> str:
     """The first pydantic complaint as one line: where, what, and the right key if one was misspelt."""
     # A misspelt key usually also makes the right one missing: report the former.
@@ -470,6 +480,7 @@ def _first_problem(error: ValidationError, tree: dict) -> str:
         return f"{where}: is missing"
     message = problem["msg"].removeprefix("Value error, ")
     given = problem.get("input")
+    message += WRONG_TYPES.get(problem["type"], "").format(where)
     shown = f" (got {given!r})" if isinstance(given, (str, int, float, bool, type(None))) else ""
     return f"{where}: {message}{shown}"
 

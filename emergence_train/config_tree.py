@@ -56,7 +56,7 @@ def apply(tree: dict, override: str) -> None:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         shown = override if len(override) <= 200 else f"{override[:200]}..."
         raise InputError(f"override {shown!r}: the value is not valid YAML: {' '.join(str(error).split())}") from None
-    if isinstance(value, str):
+    if value == text.strip():  # a quoted number is text
         value = _number(value)
     node: Any = tree
     for depth, key in enumerate(keys):

@@ -1,5 +1,6 @@
 """What differs between runs: the keys of their configurations that are not the same in all of them."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,18 @@ KEPT = ("save_state", "keep_last", "keep_every", "keep_best", "state_tokens")
 OF_NO_RUN = (
     *("name", "out", "logging", "data.path", "data.workers", "training.threads", "training.profile", "samples"),
     *(f"checkpoints.{key}" for key in KEPT),
+)
+# What may change when a run resumes: nothing that changes a loss by more than rounding.
+VOLATILE = (
+    *("out", "logging", "faults", "tasks", "samples", "abilities", "data.path", "data.workers", "data.bad_rows"),
+    *(
+        "training.micro_batch",
+        "training.sequence_parallel",
+        "training.activation_checkpointing",
+        "training.deterministic",
+    ),
+    *("training.threads", "training.profile", "training.zero_stage", "training.zero"),
+    *(f"checkpoints.{key}" for key in (*KEPT, "asynchronous", "local_path")),
 )
 FIRST = ("model", "training.schedule", "training", "seed", "data")  # what people change comes first, then the rest
 MISSING = "-"  # of a run without the key, or without a configuration
@@ -33,10 +46,21 @@ def differences_by_origin(runs: list[Path]) -> list[dict[str, Any]]:
 
 def _differing(trees: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The values of each tree of the keys that differ between them, under short names."""
-    keys = sorted({key for tree in trees for key in tree if not _left_out(key)}, key=_place)
-    differing = [key for key in keys if len({repr(tree[key]) for tree in trees if key in tree}) > 1]
+    differing = _differing_keys(trees)
     names = dict(zip(differing, _short_names(differing)))
     return [{names[key]: tree.get(key, MISSING) for key in differing} for tree in trees]
+
+
+def _differing_keys(trees: list[dict[str, Any]]) -> list[str]:
+    keys = sorted({key for tree in trees for key in tree if not within(key, OF_NO_RUN)}, key=_place)
+    return [key for key in keys if len({repr(tree[key]) for tree in trees if key in tree}) > 1]
+
+
+def other_than(run: Path, other: Path, sections: tuple[str, ...]) -> list[str]:
+    """The keys outside `sections` that differ between two runs and may change what is learned."""
+    trees = [_flat(read_config(each)) for each in (run, other)]
+    sections = (*VOLATILE, *sections, "name", "checkpoints", "training.compile", "training.cuda_graphs")
+    return [key for key in _differing_keys(trees) if not within(key, sections)]
 
 
 def telling(values: list[dict[str, Any]]) -> list[str]:
@@ -61,7 +85,7 @@ def seed_groups(runs: list[Path]) -> list[list[int]]:
         tree = {
             key: value
             for key, value in _flat(read_config(run)).items()
-            if key and not _left_out(key) and key.rpartition(".")[2] != "seed"
+            if key and not within(key, OF_NO_RUN) and key.rpartition(".")[2] != "seed"
         }
         groups.setdefault(repr(sorted(tree.items(), key=str)) if tree else f"run {number}", []).append(number)
     return list(groups.values())
@@ -75,16 +99,12 @@ def read_config(run: Path) -> Any:
         return {}
 
 
-def _left_out(key: str) -> bool:
-    return any(_within(key, name) for name in OF_NO_RUN)
-
-
-def _within(key: str, section: str) -> bool:
-    return key == section or key.startswith(f"{section}.")
+def within(key: str, sections: Iterable[str]) -> bool:
+    return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
 def _place(key: str) -> tuple[int, str]:
-    return next((k for k, section in enumerate(FIRST) if _within(key, section)), len(FIRST)), key
+    return next((k for k, section in enumerate(FIRST) if within(key, [section])), len(FIRST)), key
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -240,9 +240,14 @@ CONFIG = [
         f"training.position_weights.vector=[{','.join(['1'] * 32)}]",
     ),
     config(
-        "is all zeros; give some position a weight",
+        "all weights are zeros; give some position one",
         f"training.position_weights.vector=[{','.join(['0'] * 32)}]",
         f"training.position_weights.vector=[1,{','.join(['0'] * 31)}]",
+    ),
+    config(
+        "YAML takes it for something else: quote it, as",
+        "name=2026",
+        "name='2026'",
     ),
     config("write it as section.key=value, for example", "training.zero_stage", "training.zero_stage=2"),
     config("is a list of {}; use an index from 0 to {}", "data.sources.7.weight=1", "data.sources.1.weight=1"),
@@ -438,7 +443,7 @@ DATA = [
         lambda at: text_field(at, "t.parquet", "body"),
     ),
     Row(
-        "{} {}, as all of the first {}; set text_field",
+        "{} {}, as all of the first {}; {}",
         lambda at: (at.documents(key="body"), at.own())[-1],
         lambda at: text_field(at, "text.jsonl", "body"),
     ),

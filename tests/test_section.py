@@ -38,6 +38,7 @@ READ_THE_TREE = {
     "training.branch.begin",
     "training.startup._extended",
     "training.startup._with_defaults",
+    "training.startup.keep_data_path",
     "training.startup.other_tasks",
 }
 READERS = ("load", "load_run", "model_validate", "model_validate_json", "model_construct")

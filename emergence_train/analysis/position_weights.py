@@ -15,7 +15,7 @@ import pandas as pd
 import yaml
 from scipy import stats
 
-from emergence_train import files
+from emergence_train import files, run_differences
 from emergence_train.analysis.drawing import DEFAULT, save
 from emergence_train.analysis.figures import OBSERVED, Figure, Trace, interval
 from emergence_train.analysis.results import Nats, Probability, Unit, absent, as_json
@@ -69,13 +69,14 @@ def write(out: Path, result: PositionWeightsResult, suffixes: tuple[str, ...] = 
 
 def format_table(result: PositionWeightsResult) -> str:
     """The short table that `analyze weights` prints: differences from uniform weights on iid and ood."""
-    lines = [f"{'weights':<14}{'split':<8}{'region':<8}{'loss':>9}{'difference':>12}   95% interval over seeds"]
+    width = max([12, *(len(row.variant) for row in result.rows)]) + 2
+    lines = [f"{'weights':<{width}}{'split':<8}{'region':<8}{'loss':>9}{'difference':>12}   95% interval over seeds"]
     for row in result.rows:
         if row.split in ("iid", "ood"):
             known = row.low95 is not None and row.high95 is not None
             over_seeds = f"{row.low95:+.4f} to {row.high95:+.4f}" if known else "one seed"
             lines.append(
-                f"{row.variant:<14}{row.split:<8}{row.region:<8}{row.loss:>9.4f}"
+                f"{row.variant:<{width}}{row.split:<8}{row.region:<8}{row.loss:>9.4f}"
                 f"{row.difference:>+12.4f}   {over_seeds} ({row.seeds} seeds)"
             )
     return "\n".join(lines)
@@ -119,13 +120,18 @@ def compare_position_weights(runs: Iterable[str | Path]) -> PositionWeightsResul
         One row per variant, split and region; pairs share a seed, intervals are Student's t over seeds.
 
     Raises:
-        InputError: no uniform run, none that shares a seed with another variant, no common step, or a run twice.
+        InputError: no uniform run, none that shares a seed with another variant or that differs from it in more than the weights,
+            no common step, or a run twice.
     """
-    frames = _read_runs(runs)
-    variants = sorted({variant for variant, _ in frames} - {UNIFORM})
-    seeds = {v: [seed for name, seed in frames if name == v and (UNIFORM, seed) in frames] for v in variants}
+    paths = _by_weights(runs)
+    variants = sorted({variant for variant, _ in paths} - {UNIFORM})
+    seeds = {v: [seed for name, seed in paths if name == v and (UNIFORM, seed) in paths] for v in variants}
     if not any(seeds.values()):
         raise InputError("no run shares its seed with a run of uniform weights; train the uniform one with that seed")
+    for variant, seed in paths:
+        if variant != UNIFORM and seed in seeds[variant]:
+            _check_pair(paths[variant, seed], paths[UNIFORM, seed])
+    frames = {run: tables.read(tables.POSITIONS, path) for run, path in paths.items()}
     step = max(set.intersection(*(set(frame["step"]) for frame in frames.values())), default=None)
     if step is None:
         raise InputError("the runs have no step in common; train them with the same tokens and checkpoints")
@@ -141,15 +147,23 @@ def compare_position_weights(runs: Iterable[str | Path]) -> PositionWeightsResul
     return PositionWeightsResult(rows=tuple(rows))
 
 
-def _read_runs(runs: Iterable[str | Path]) -> dict[tuple[str, int], pd.DataFrame]:
-    """The positions table of each (variant, seed)."""
-    frames: dict[tuple[str, int], pd.DataFrame] = {}
+def _by_weights(runs: Iterable[str | Path]) -> dict[tuple[str, int], Path]:
+    """The run directory of each (variant, seed)."""
+    paths: dict[tuple[str, int], Path] = {}
     for run in map(Path, runs):
         variant, seed = _variant(run)
-        if (variant, seed) in frames:
+        if (variant, seed) in paths:
             raise InputError(f"{run}: a second run with weights {variant} and seed {seed}; name each once")
-        frames[variant, seed] = tables.read(tables.POSITIONS, run)
-    return frames
+        paths[variant, seed] = run
+    return paths
+
+
+def _check_pair(run: Path, uniform: Path) -> None:
+    """Raise InputError where more than the weights differs, whose effect the difference would then show too."""
+    if others := run_differences.other_than(run, uniform, ("training.position_weights",)):
+        raise InputError(
+            f"{run}: differs from {uniform} in {', '.join(others)} beside its weights; train the uniform run with the same"
+        )
 
 
 def _difference(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 BOM = b"\xef\xbb\xbf"
 OTHER_BOMS = (b"\xff\xfe", b"\xfe\xff")
+NOT_UTF8 = "not UTF-8"
 CHUNK = 1 << 20  # bytes of a text file at a time
 LONGEST = 1_000_000  # characters of a document: a tokenizer needs some hundred times its memory
 SUFFIXES = ".txt, .md, .jsonl, .ndjson, .csv, .tsv, .parquet (all but the last also .gz, .bz2, .xz, .zst)"
@@ -85,8 +86,8 @@ def _open(path: Path) -> IO[bytes]:
         raise InputError(f"{path}: cannot be read: it is empty, which no compressed file is; it was cut off")
     file = opener(path) if opener else open(path, "rb")  # noqa: SIM115 - the caller closes it
     buffered = file if hasattr(file, "peek") else io.BufferedReader(file)
-    start = buffered.peek(4)[:4]
-    if start.startswith(OTHER_BOMS):
+    start = buffered.peek(64)[:64]
+    if start.startswith(OTHER_BOMS) or 4 * start.count(0) > len(start):
         raise InputError(f"{path}: is not UTF-8 but UTF-16 or UTF-32, by its first bytes; convert it first")
     if start.startswith(BOM):
         buffered.read(len(BOM))
@@ -104,7 +105,7 @@ def _json_lines(path: Path, field: str) -> Iterator[str | Bad]:
             try:
                 row = json.loads(line.decode("utf-8"))
             except UnicodeDecodeError as error:
-                yield Bad(f"is not UTF-8 (byte {error.start + 1} of the line)", place)
+                yield Bad(f"is {NOT_UTF8} (byte {error.start + 1} of the line)", place)
                 continue
             except (ValueError, RecursionError) as error:
                 if not before and line.lstrip().startswith(b"["):
@@ -193,14 +194,14 @@ def _text(path: Path, longest: int) -> Iterator[str | Bad]:
             except UnicodeDecodeError as error:
                 if error.end < len(data) or "unexpected end" not in error.reason:
                     where = f"{path}: line {lines + data[: error.start].count(10)}, byte {done + error.start + 1}"
-                    wrong.append(Bad(f"is not UTF-8 ({error.reason})", where))
+                    wrong.append(Bad(f"is {NOT_UTF8} ({error.reason})", where))
                     return
                 text, rest = data[: error.start].decode("utf-8"), data[error.start :]
             done, lines = done + len(data) - len(rest), lines + text.count("\n")
             yield newlines.decode(text)
         yield newlines.decode("", final=True)
         if rest:
-            wrong.append(Bad("is not UTF-8 (it ends within a character)", f"{path}: byte {done + 1}"))
+            wrong.append(Bad(f"is {NOT_UTF8} (it ends within a character)", f"{path}: byte {done + 1}"))
 
     with _open(path) as file:
         start = file.read(CHUNK)
@@ -245,7 +246,7 @@ def _checked(value: Any, where: str, place: str) -> str | Bad:
         try:
             return value.decode("utf-8")
         except UnicodeDecodeError as error:
-            return Bad(f"is not UTF-8 {where} (byte {error.start + 1})", place)
+            return Bad(f"is {NOT_UTF8} {where} (byte {error.start + 1})", place)
     if not isinstance(value, str):
         return Bad(f"has no text {where}" + ("" if value is None else f" but {type(value).__name__}"), place)
     if not value.isascii():
@@ -253,7 +254,7 @@ def _checked(value: Any, where: str, place: str) -> str | Bad:
             value.encode()
         except UnicodeEncodeError as error:
             surrogate = ord(value[error.start])
-            kind = "bytes that are not UTF-8" if 0xDC80 <= surrogate <= 0xDCFF else "a lone surrogate"
+            kind = f"bytes that are {NOT_UTF8}" if 0xDC80 <= surrogate <= 0xDCFF else "a lone surrogate"
             return Bad(f"has {kind} {where} (character {error.start + 1})", place)
     return value
 

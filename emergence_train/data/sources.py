@@ -42,7 +42,8 @@ def check(source: Source) -> None:
         raise InputError(f"source {source.domain!r} is empty: {source.files or source.hub or source.sample}")
     bad = [row for row in first if isinstance(row, Bad)]
     if len(bad) == len(first):
-        raise InputError(f"{bad[0].place} {bad[0].problem}, as all of the first {len(first)}; set text_field")
+        remedy = "convert it to UTF-8 first" if readers.NOT_UTF8 in bad[0].problem else "set text_field"
+        raise InputError(f"{bad[0].place} {bad[0].problem}, as all of the first {len(first)}; {remedy}")
 
 
 def listing(source: Source) -> list[list]:

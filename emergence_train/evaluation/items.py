@@ -190,6 +190,8 @@ def _rows(path: Path) -> Iterator[tuple[int, dict]]:
         raise InputError(
             f"{path}: no such file; a task's items are a JSONL file of context, choices and answer"
         ) from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not UTF-8; convert it first") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as JSONL: {' '.join(str(error).split())}") from None
 
@@ -227,11 +229,16 @@ def _steps_of_row(path: Path, number: int, row: dict) -> tuple[Item, ...]:
 
 def _open_item(path: Path, number: int, row: dict) -> OpenItem:
     try:
-        answers = tuple(str(answer) for answer in row["answers"])
+        given, extract = row["answers"], row.get("extract")
+        if not isinstance(given, list):
+            raise ValueError(f"its answers are {str(given)[:30]!r}")
+        answers = tuple(str(answer) for answer in given)
         if not answers or not all(answer.strip() for answer in answers):
             raise InputError(f"{path}: row {number}: has no answer, or an empty one")
-        return OpenItem(str(row["context"]), answers, row.get("extract") == "number")
-    except (KeyError, TypeError) as error:
+        if extract not in (None, "number"):
+            raise InputError(f'{path}: row {number}: extract is {str(extract)[:30]!r}; write "number", or leave it out')
+        return OpenItem(str(row["context"]), answers, extract == "number")
+    except (KeyError, ValueError) as error:
         raise InputError(f"{path}: row {number}: needs context and answers (a list): {_in_words(error)}") from None
 
 

@@ -135,6 +135,10 @@ def chosen(tasks: list[TaskConfig], names: list[str] | None, include_path: str |
 def _named(text: str) -> TaskConfig:
     """A task of the command line: NAME=FILE, or a name."""
     name, equals, file = text.partition("=")
+    if not text:
+        raise InputError(
+            "--tasks: an empty name; give names or NAME=ITEMS.jsonl, or leave --tasks out for the run's own"
+        )
     if not equals:
         return TaskConfig(task=name)
     if not name or not file or name.startswith(LM_EVAL):

@@ -11,6 +11,8 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
+
 from emergence_train import config as configs
 from emergence_train import files
 from emergence_train.checkpoint import format as checkpoints
@@ -23,6 +25,8 @@ from emergence_train.data.sampling import quotas
 from emergence_train.data_config import Data
 from emergence_train.errors import InputError
 from emergence_train.faults.anomalies import SkippedBatches
+from emergence_train.models.config import ModelConfig
+from emergence_train.models.registry import build_model
 from emergence_train.training.plan import Plan
 
 FILE = "parent.json"
@@ -58,11 +62,11 @@ def skipped_batches(run: Path) -> SkippedBatches:
     return SkippedBatches(run, (parent_of(run) or {}).get("skipped_samples", ()))
 
 
-def begin(run: Path, training: Training, plan: Plan, dataset: Dataset, parent: str | None) -> int:
+def begin(run: Path, model: ModelConfig, training: Training, plan: Plan, dataset: Dataset, parent: str | None) -> int:
     """Give `run` its parent's state, where it has none yet; returns the step that its own steps begin after (0: no parent).
 
     Raises:
-        InputError: the run has another parent or none; the parent has no such state, another tokenizer or another optimizer; its
+        InputError: the run has another parent or none; the parent has no such state, another tokenizer, optimizer or shape; its
             tokens are not a whole number of the child's steps, or more than the child's.
     """
     known = parent_of(run)
@@ -80,6 +84,7 @@ def begin(run: Path, training: Training, plan: Plan, dataset: Dataset, parent: s
         raise InputError(f"{run}: cannot begin from itself; choose another name")
     theirs, chosen = configs.load_run(path), checkpoints.newest(path, step)
     identity.check_tokenizer(path, dataset)
+    _check_shapes(parent, checkpoints.read_state(chosen)["parameters"], theirs.model, model)
     kind, has_moments = theirs.training.optimizer.kind, Shards(chosen).kinds != [WEIGHTS]
     if has_moments and kind != training.optimizer.kind:
         raise InputError(
@@ -106,6 +111,17 @@ def begin(run: Path, training: Training, plan: Plan, dataset: Dataset, parent: s
     files.write_json(run / FILE, source)  # before the state, which alone would be a run's that began without a parent
     _adopt(chosen, run / "checkpoints", first)
     return first
+
+
+def _check_shapes(parent: str, shapes: dict, theirs: ModelConfig, model: ModelConfig) -> None:
+    """Raise InputError where the model's parameters have not the parent's `shapes`."""
+    with torch.device("meta"):
+        own = {name: tuple(parameter.shape) for name, parameter in build_model(model).named_parameters()}
+    if own == {name: tuple(shape) for name, shape in shapes.items()}:
+        return
+    before, now = theirs.model_dump(mode="json", exclude={"attention"}), model.model_dump(mode="json")
+    keys = [f"model.{key}={value}" for key, value in before.items() if value != now.get(key)]
+    raise InputError(f"--from {parent}: its model has another shape; give {' '.join(keys)}")
 
 
 def _same_parent(run: Path, known: dict, parent: str | None) -> None:

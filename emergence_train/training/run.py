@@ -31,7 +31,15 @@ from emergence_train.training.observers import RunSetup
 from emergence_train.training.plan import Plan
 from emergence_train.training.rank_log import RankLog
 from emergence_train.training.session import Session
-from emergence_train.training.startup import agree_on, claim, other_tasks, resolve, run_header, startup_line
+from emergence_train.training.startup import (
+    agree_on,
+    claim,
+    keep_data_path,
+    other_tasks,
+    resolve,
+    run_header,
+    startup_line,
+)
 
 
 def train(
@@ -130,13 +138,14 @@ def _train(
         log(note)
     dataset = on_every_rank(lambda: Dataset(config.data, config.seed, verify=False))
     broadcast_from_rank0(lambda: identity.keep(run, dataset))
+    broadcast_from_rank0(lambda: keep_data_path(run, config.data))
     evaluator = _evaluator(config.tasks, config.samples, dataset)
     if abilities := config.abilities:
         from emergence_train.analysis.emergence.ability_watch import read_thresholds
 
         broadcast_from_rank0(lambda: bool(read_thresholds(Path(abilities), dataset.fingerprint)))
     plan = Plan(config.training, config.checkpoints, config.data.sequence)
-    first = broadcast_from_rank0(lambda: branch.begin(run, config.training, plan, dataset, parent))
+    first = broadcast_from_rank0(lambda: branch.begin(run, config.model, config.training, plan, dataset, parent))
     if broadcast_from_rank0(lambda: plan.finished(run, log)):
         changed = broadcast_from_rank0(lambda: other_tasks(run, config.tasks))
         log(f"{run}: is finished ({plan.total_steps} steps); nothing to do{changed}")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from emergence_train.checkpoint import saver
+from emergence_train.checkpoint.format import complete, step_of
 from emergence_train.config import Checkpoints, Faults, Training
 from emergence_train.data.dataset import Dataset
 from emergence_train.errors import RunError
@@ -157,9 +158,12 @@ class Session:
                 f"{self.run}: {problem}; fix that and run the same command: it resumes from step {self.saver.durable}"
             )
 
-    def _lower_rate(self) -> str:
-        """What to do about a loss that cannot be saved: a run keeps its rate, so another begins from its last good state."""
-        start = f" --from {self.run}@{self.saver.durable}" if self.saver.durable else ""
+    def _lower_rate(self, last: int) -> str:
+        """What to do about a loss that cannot be saved: a run keeps its rate, so another begins from its last good state, of step
+        `last` or before."""
+        self.saver.wait()
+        good = [step for path in complete(self.run / "checkpoints") if 0 < (step := step_of(path)) <= last]
+        start = f" --from {self.run}@{max(good)}" if good else ""
         return (
             f"lower training.schedule.lr or lengthen the warm-up in another run: train CONFIG name=NEW "
             f"training.schedule.lr=LOWER{start}"
@@ -178,11 +182,11 @@ class Session:
         back_to = self.saver.durable
         if not back_to:
             raise self._failure(
-                f"step {failed}: {event.reason}, and there is no checkpoint to go back to; {self._lower_rate()}"
+                f"step {failed}: {event.reason}, and there is no checkpoint to go back to; {self._lower_rate(0)}"
             )
         if len(self.skipped.rewinds) >= self.faults.give_up_after:
             raise self._failure(
-                f"step {failed}: {event.reason}, after {len(self.skipped.rewinds)} rewinds; {self._lower_rate()}"
+                f"step {failed}: {event.reason}, after {len(self.skipped.rewinds)} rewinds; {self._lower_rate(back_to)}"
             )
         self.skipped.add(back_to, failed, event.reason)
         broadcast_from_rank0(self.skipped.save)
@@ -214,7 +218,9 @@ class Session:
             self._note(straggler, step)
         if event is not None and event.action == "stop":
             self.writer.flush()
-            raise self._failure(f"step {step}: {event.reason}; {self._lower_rate()}")
+            # The last update that was applied may be what broke the weights: no state with it is a good one.
+            applied_last = step - max(self.detector.skips_in_a_row, 1)
+            raise self._failure(f"step {step}: {event.reason}; {self._lower_rate(applied_last - 1)}")
         return None
 
     def _note(self, straggler: Straggler, step: int) -> None:

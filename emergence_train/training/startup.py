@@ -12,12 +12,14 @@ from emergence_train import files
 from emergence_train.checkpoint.format import complete, step_of
 from emergence_train.config import Config, TaskConfig, Training, Zero, load
 from emergence_train.data.dataset import Dataset, load_index
+from emergence_train.data_config import Data
 from emergence_train.errors import InputError
 from emergence_train.faults.flight_recorder import STACKS
 from emergence_train.models.config import ModelConfig
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import all_gather_objects
 from emergence_train.recorder.environment import device_name
+from emergence_train.run_differences import VOLATILE, within
 from emergence_train.training import auto_micro_batch
 from emergence_train.training.auto_micro_batch import Device
 from emergence_train.training.plan import Plan
@@ -25,34 +27,6 @@ from emergence_train.training.plan import Plan
 # What a run has that has begun, and what one has besides that was refused before: it may start with another configuration.
 BEGUN = ("metrics.jsonl", "checkpoints", "positions", "parent.json")
 REFUSED = ("data.json", "tokenizer.json")
-# What may change when a run resumes: nothing that changes a loss by more than rounding.
-VOLATILE = (
-    "out",
-    "logging",
-    "faults",
-    "tasks",
-    "samples",
-    "abilities",
-    "data.path",
-    "data.workers",
-    "data.bad_rows",
-    "training.micro_batch",
-    "training.sequence_parallel",
-    "training.activation_checkpointing",
-    "training.deterministic",
-    "training.threads",
-    "training.profile",
-    "training.zero_stage",
-    "training.zero",
-    "checkpoints.save_state",
-    "checkpoints.keep_last",
-    "checkpoints.keep_every",
-    "checkpoints.keep_best",
-    "checkpoints.state_tokens",
-    "checkpoints.asynchronous",
-    "checkpoints.local_path",
-)
-
 BUSY = "another process is training this run; wait for it or choose another name"
 
 
@@ -134,14 +108,16 @@ def claim(run: Path, config: Config, held: contextlib.ExitStack) -> str | None:
         write_config(run, config)
         return note
     try:
-        tree = _with_defaults(yaml.safe_load(path.read_text()))
-        before = _flat(tree)
-    except (OSError, yaml.YAMLError, AttributeError) as error:
+        tree = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
         raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())}); choose another name") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: is empty or no configuration; restore it, or choose another name")
+    tree = _with_defaults(tree)
+    before = _flat(tree)
     now, extended = _flat(config.model_dump(mode="json")), None
     for key in sorted(before.keys() | now.keys()):
-        volatile = any(key == name or key.startswith(f"{name}.") for name in VOLATILE)
-        if not volatile and before.get(key) != now.get(key):
+        if not within(key, VOLATILE) and before.get(key) != now.get(key):
             if key == "training.tokens" and (extended := _extended(run, tree, config)):
                 continue
             raise InputError(
@@ -172,6 +148,15 @@ def _extended(run: Path, before: Any, now: Config) -> str | None:
             f"falling towards that end; begin another from a state before that (train CONFIG name=... --from {run}@STEP)"
         )
     return f"extended from {old.training.tokens:,} to {now.training.tokens:,} tokens"
+
+
+def keep_data_path(run: Path, data: Data) -> None:
+    """Keep in config.yaml where the run's data are, if they were moved: what reads the run looks there."""
+    before = load(run / "config.yaml")
+    path = files.from_run(run, before.data.path, "dataset.json") or ""
+    if not (Path(path) / "dataset.json").is_file():
+        moved = before.data.model_copy(update={"path": data.path})
+        write_config(run, before.model_copy(update={"data": moved}))
 
 
 def other_tasks(run: Path, tasks: list[TaskConfig]) -> str:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from result_tables import write_weighted_run
 
 from emergence_train import cli
@@ -61,3 +62,21 @@ def test_runs_that_do_not_compare_are_refused(tmp_path):
         compare_position_weights([uniform, uniform])
     with pytest.raises(InputError, match="is this a run directory"):
         compare_position_weights([tmp_path])
+
+
+def test_runs_that_differ_in_more_than_weights_are_refused(tmp_path):
+    """What may change when a run resumes does not count: it changes no loss by more than rounding."""
+    uniform, other = write_weighted_run(tmp_path, 1, {}, 0.0), write_weighted_run(tmp_path, 1, {"tail": 0.5}, 0.1)
+    weights = {"position_weights": {"tail": 0.5}}
+
+    def compared(**changed) -> None:
+        for run, training in (
+            (uniform, {"schedule": {"lr": 1e-3}}),
+            (other, {"schedule": {"lr": 1e-3}} | weights | changed),
+        ):
+            (run / "config.yaml").write_text(yaml.safe_dump({"seed": 1, "name": run.name, "training": training}))
+        compare_position_weights([uniform, other])
+
+    compared(zero_stage=1, micro_batch=2, threads=3)
+    with pytest.raises(InputError, match="differs from .* in training.schedule.lr beside its weights"):
+        compared(schedule={"lr": 1e-2})

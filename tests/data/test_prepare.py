@@ -114,6 +114,9 @@ def test_a_hub_data_set_is_streamed_and_skipped_into(tmp_path, monkeypatch):
     assert list(sources.documents(source, skip=3)) == ["document 3"]
     with pytest.raises(InputError, match="no text under 'text'"):
         sources.check(source.model_copy(update={"text_field": "text"}))
+    (tmp_path / "latin.txt").write_bytes("déjà vu".encode("latin-1"))
+    with pytest.raises(InputError, match="is not UTF-8 .*; convert it to UTF-8 first"):
+        sources.check(Source(domain="d", files=[str(tmp_path / "latin.txt")]))
     with pytest.raises(InputError, match="cannot be opened"):
         next(sources.documents(Source(domain="d", hub="nobody/nothing-of-this-name")))
 

@@ -75,6 +75,8 @@ def test_tasks_of_the_command_line_are_understood(tmp_path):
             chosen(own, [f"{taken}=a.jsonl"])
     with pytest.raises(InputError, match="no such directory; give one that holds lm-eval's task files"):
         chosen(own, ["lm-eval/a"], str(tmp_path / "none"))
+    with pytest.raises(InputError, match="--tasks: an empty name"):  # of a variable that is not set
+        chosen(own, [""])
     with pytest.raises(InputError, match="is for tasks of lm-eval; name one, as --tasks lm-eval/NAME"):
         chosen(own, ["copying"], str(tmp_path))
 

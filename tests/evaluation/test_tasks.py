@@ -334,6 +334,16 @@ def test_open_answers(tmp_path, config_file):
     (tmp_path / "open.jsonl").write_text('{"context": "what is", "answers": [" "]}')
     with pytest.raises(InputError, match="row 1: has no answer"):
         items.from_file("qa", tmp_path / "open.jsonl")
+    for wrong, message in (
+        ({"answers": ["5"], "extract": "Number"}, "extract is 'Number'; write \"number\", or leave it out"),
+        ({"answers": "five"}, "needs context and answers .a list.: its answers are 'five'"),
+    ):
+        (tmp_path / "open.jsonl").write_text(json.dumps({"context": "2 + 3 ="} | wrong))
+        with pytest.raises(InputError, match=message):
+            items.from_file("qa", tmp_path / "open.jsonl")
+    (tmp_path / "open.jsonl").write_bytes('{"context": "é", "answers": ["5"]}'.encode("utf-16"))
+    with pytest.raises(InputError, match="is not UTF-8; convert it first"):
+        items.from_file("qa", tmp_path / "open.jsonl")
 
 
 # -------------------------------------------------------------------------------------------------- comparable loss

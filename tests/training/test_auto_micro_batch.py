@@ -10,8 +10,8 @@ from emergence_train.config import Training
 from emergence_train.errors import InputError
 from emergence_train.models.decoder_config import DecoderConfig
 from emergence_train.models.presets import PRESETS
+from emergence_train.run_differences import VOLATILE
 from emergence_train.training.auto_micro_batch import Device, choose
-from emergence_train.training.startup import VOLATILE
 from support import command, run_python
 
 H100, A100 = Device(84_929_478_656, 9), Device(42_405_855_232, 8)  # of 80 and of 40 GB

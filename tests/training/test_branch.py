@@ -138,7 +138,10 @@ def test_a_branch_leaves_out_what_its_parent_left_out(folder):
         (["name=b", "--from", "RUNS/stable@12"], "raise it"),
         (["name=c", "--from", "RUNS/stable@x"], "RUN or RUN@STEP"),
         (["name=d", "--from", "RUNS/nothing"], "not a run directory"),
-        (["name=e", "model.width=32", "model.ffn=48", "--from", "RUNS/stable@8"], "another shape"),
+        (
+            ["name=e", "model.width=32", "model.ffn=48", "--from", "RUNS/stable@8"],
+            "another shape; give model.width=16 model.ffn=24",
+        ),
         (
             ["name=f", "training.batch=24", "training.micro_batch=4", "--from", "RUNS/stable@8"],
             "not a whole number of steps",
@@ -150,6 +153,13 @@ def test_what_cannot_be_branched_is_one_line(folder, more, message):
     done = train(folder, "stable", *[word.replace("RUNS", str(folder / "runs")) for word in more])
     lines = [line for line in done.stderr.splitlines() if line.startswith("emergence-train:")]
     assert done.returncode == 2 and len(lines) == 1 and message in lines[0], done.stderr
+
+
+def test_a_name_is_free_after_a_parent_of_another_shape(folder):
+    wrong = train(folder, "stable", "name=g", "model.ffn=48", "--from", f"{folder / 'runs/stable'}@8")
+    assert wrong.returncode == 2, wrong.stderr
+    right = train(folder, "stable", "name=g", "--from", f"{folder / 'runs/stable'}@8")
+    assert right.returncode == 0, right.stderr
 
 
 def test_a_finished_constant_run_is_extended(folder):

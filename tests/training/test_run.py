@@ -286,6 +286,47 @@ def test_a_loss_that_is_not_a_number_ends_the_run_with_advice(config_file):
     assert done.returncode == 1 and "lower training.schedule.lr" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_advice_after_divergence_names_no_broken_state(config_file, tmp_path):
+    """The first update breaks the weights: no state has come before it, and those of steps 4 and 8 have it."""
+    over = [
+        "training.schedule.lr=1e30",
+        "training.tokens=4096",
+        "checkpoints.every_tokens=1024",
+        "checkpoints.keep_last=9",
+    ]
+    done = command("train", str(config_file), *over, "faults.give_up_after=10")
+    assert done.returncode == 1 and "10 steps in a row were skipped" in done.stderr, done.stderr
+    assert (tmp_path / "runs/run/checkpoints/step-0000000008").is_dir() and "--from" not in done.stderr
+
+
+def test_advice_after_divergence_names_the_last_good_state(config_file, tmp_path):
+    """A rate that jumps at step 7 of 16: the state of step 4 is good, that of step 8 is not."""
+    over = ["training.tokens=4096", "checkpoints.every_tokens=1024", "checkpoints.keep_last=9", "name=stable"]
+    assert command("train", str(config_file), *over, "training.tokens=1024").returncode == 0
+    jump = ["training.schedule={kind: constant, lr: 1.0e+30}", "name=broken", "--from", str(tmp_path / "runs/stable")]
+    done = command("train", str(config_file), *over, *jump, "faults.give_up_after=6")
+    assert done.returncode == 1 and "6 steps in a row were skipped" in done.stderr, done.stderr
+    assert "@8" not in done.stderr and f"--from {tmp_path / 'runs/broken'}@4" in done.stderr
+
+
+def test_an_empty_configuration_of_a_run_is_one_line(config_file, tmp_path):
+    run = tmp_path / "runs/run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").write_text("")
+    done = command("train", str(config_file))
+    assert done.returncode == 2 and "is empty or no configuration; restore it" in done.stderr, done.stderr
+
+
+def test_data_that_were_moved_are_kept_in_the_configuration(config_file, tmp_path, data_path):
+    moved = shutil.copytree(data_path, tmp_path / "here")
+    assert command("train", str(config_file), f"data.path={moved}").returncode == 0
+    moved = moved.rename(tmp_path / "there")
+    done = command("train", str(config_file), f"data.path={moved}")  # finished: only the path is new
+    assert done.returncode == 0, done.stderr
+    assert config.load(tmp_path / "runs/run/config.yaml").data.path == str(moved)
+    assert command("evaluate", str(tmp_path / "runs/run")).returncode == 0
+
+
 def test_a_step_that_deepspeed_skips_in_silence_is_told(config_file, tmp_path):
     done = command("train", str(config_file), "training.z_loss=1e38")
     assert done.returncode == 0 and "step skipped: gradient not finite" in done.stdout

@@ -10,8 +10,9 @@ from emergence_train import cli, config
 from emergence_train.checkpoint.format import Shards, read_state
 from emergence_train.errors import InputError
 from emergence_train.parallel.mesh import data_parallel
+from emergence_train.run_differences import VOLATILE
 from emergence_train.training.engine import deepspeed_config
-from emergence_train.training.startup import VOLATILE, resolve
+from emergence_train.training.startup import resolve
 from support import command, metrics, run_python
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
