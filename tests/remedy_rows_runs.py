@@ -189,7 +189,7 @@ RUNS = [
         lambda at: ["export", str(at.folder / "runs" / "run"), str(at.folder / "out")],
     ),
     Row(
-        "is not empty; choose another directory",
+        "is not an empty directory; choose another one",
         lambda at: ["export", str(at.run()), str(at.write("full/x", "").parent)],
         lambda at: ["export", str(at.folder / "runs" / "run"), str(at.folder / "empty")],
     ),

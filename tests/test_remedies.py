@@ -91,6 +91,7 @@ EXEMPT = (
         "it is empty, which no compressed file is": "names no remedy: the text is not there",
         "cannot encode this text ({}); give another": OTHER_TESTS + "data/test_tokenizer.py",
         "is damaged and cannot be set aside": "a directory that cannot be written: root writes all",
+        "make its directory writable": "a directory that cannot be written: root writes all",
         "cannot be locked ({}); choose another {}": "a directory that cannot be written: root writes all",
         "restore the run's tokenizer.json": OTHER_TESTS + "convert/test_hf_export.py",
         "and the hub cannot be reached; give a directory": OTHER_TESTS + "convert/test_hf_import.py",

@@ -65,8 +65,8 @@ def export(
     """Write the weights of `step` (None: the newest checkpoint) of `run` to the directory `out`, as `dtype` (of DTYPES)."""
     config = configs.load_run(run)
     dtype = SHORT.get(dtype, dtype)
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out}: is not empty; choose another directory")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: is not an empty directory; choose another one")
     settings = _settings(run, config.model, config.model.max_sequence if config.imported else config.data.sequence)
     chosen = checkpoints.newest(run, step)
     step = checkpoints.step_of(chosen)

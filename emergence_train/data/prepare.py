@@ -227,7 +227,7 @@ def _check_space(data: Data, root: Path) -> None:
     needed, free = int(text / BYTES_A_TOKEN * 2), shutil.disk_usage(place).free
     if free < needed:
         raise InputError(
-            f"{place}: {free / 1e9:.1f} GB free, about {needed / 1e9:.1f} GB needed for the shards; "
+            f"{place}: {free / 1e6:,.0f} MB free, about {needed / 1e6:,.0f} MB needed for the shards; "
             f"free some or choose another data.path"
         )
 
