@@ -96,7 +96,7 @@ def test_what_cannot_be_exported_is_one_line(tmp_path, data_path):
     run, _ = saved_run(tmp_path, data_path, {})
     with pytest.raises(InputError, match="no checkpoint of step 8; it has states of steps 7"):
         export(run, 8, tmp_path / "a", print)
-    with pytest.raises(InputError, match="is not empty"):
+    with pytest.raises(InputError, match="is not an empty directory"):
         export(run, 7, run, print)
     with pytest.raises(InputError, match="not a run directory"):
         export(tmp_path, None, tmp_path / "b", print)
