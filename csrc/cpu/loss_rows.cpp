@@ -1,8 +1,14 @@
 // Rows of logits -> loss, log-sum-exp, top-1, entropy, and the gradient in place, on a CPU. The formulas, and the
 // arguments, are those of cuda/loss_rows.cu. A row stays in the L1 cache for three passes: maximum;
 // exponentials, their sum and their product with z; gradient.
+//
+// position_loss is all that the training loss is beside its products, for rows that are there at once: a CPU's step of a small
+// model is as long as the number of its operations.
 
-#include "cpu/cpu.h"
+#include "cpu/position_sums.h"
+
+#include <limits>
+#include <memory>
 
 namespace {
 
@@ -159,14 +165,64 @@ void loss_rows_gradient(const Tensor& z, const Tensor& dz, int64_t V, const Tens
   torch::stable::parallel_for(0, z.size(0), cpu::grain(V), [&](int64_t begin, int64_t end) { gradient(rows, begin, end); });
 }
 
+// Logits z (N, V or more columns) float32 of N = B x T tokens, targets (N,) int64, weights (N,) float64 or none -> token losses (N,)
+// float32, the loss, a float32, and sums by position (T,); with `gradient` z becomes that of the loss. Other targets than `ignored`
+// are in [0, V).
+void position_loss(const Tensor& z, int64_t V, const Tensor& targets, std::optional<Tensor> weights, int64_t ignored, double z_loss,
+                   bool gradient, const Tensor& token_loss, const Tensor& loss, const Tensor& count, const Tensor& loss_sum,
+                   const Tensor& loss_sq_sum, const Tensor& correct_sum, const Tensor& entropy_sum) {
+  const int64_t N = z.size(0), T = count.numel();
+  CHECK_INPUT(T > 0 ? N % T == 0 : N == 0, "emergence_cpu: ", N, " rows are no sequences of ", T, " positions");
+  cpu::check_rows(z, N, V, "logits");
+  cpu::check_vector(targets, N, ScalarType::Long, "targets");
+  if (weights) cpu::check_vector(*weights, N, ScalarType::Double, "weights");
+  cpu::check_vector(token_loss, N, ScalarType::Float, "token losses");
+  cpu::check_vector(loss, 1, ScalarType::Float, "loss");
+  for (const Tensor* t : {&count, &correct_sum}) cpu::check_vector(*t, T, ScalarType::Long, "counts");
+  for (const Tensor* t : {&loss_sum, &loss_sq_sum, &entropy_sum}) cpu::check_vector(*t, T, ScalarType::Double, "sums");
+
+  const auto floats = std::make_unique<float[]>(4 * N);
+  const auto flags = std::make_unique<bool[]>(2 * N);
+  float *scale = floats.get(), *top = scale + N, *log_total = top + N, *entropy = log_total + N;
+  bool *valid = flags.get(), *correct = valid + N;
+  const int64_t* target = cpu::pointer<int64_t>(targets);
+  const double* weight = cpu::pointer<double>(weights);
+  double all = 0.0;
+  for (int64_t n = 0; n < N; ++n) {
+    valid[n] = target[n] != ignored;
+    if (valid[n]) all += weight ? weight[n] : 1.0;
+  }
+  all = std::max(all, std::numeric_limits<double>::min());  // all 0 stay so
+  const auto share = [&](int64_t n) { return valid[n] ? (weight ? weight[n] : 1.0) / all : 0.0; };
+  for (int64_t n = 0; n < N; ++n) scale[n] = float(share(n));
+
+  float *data = cpu::pointer<float>(z), *losses = cpu::pointer<float>(token_loss);
+  const Rows rows{data,  data,   z.stride(0), z.stride(0), V,       target,  valid,         gradient ? scale : nullptr,
+                  losses, top, log_total,  correct,     entropy, float(z_loss), 0.0f};
+  torch::stable::parallel_for(0, N, cpu::grain(V), [&](int64_t begin, int64_t end) { statistics(rows, begin, end); });
+  double sum = 0.0;
+  for (int64_t n = 0; n < N; ++n) {
+    const float lse = top[n] + log_total[n];
+    sum += share(n) * (z_loss ? losses[n] + float(z_loss) * lse * lse : losses[n]);
+  }
+  *cpu::pointer<float>(loss) = float(sum);
+  if (T > 0)
+    cpu::sum_by_position(N / T, T, losses, valid, correct, entropy, {count, loss_sum, loss_sq_sum, correct_sum, entropy_sum});
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(emergence_cpu, library) {
+  library.def(
+      "position_loss(Tensor(a!) z, int V, Tensor targets, Tensor? weights, int ignored, float z_loss, bool gradient, "
+      "Tensor(b!) token_loss, Tensor(c!) loss, Tensor(d!) count, Tensor(e!) loss_sum, Tensor(f!) loss_sq_sum, "
+      "Tensor(g!) correct_sum, Tensor(h!) entropy_sum) -> ()");
   library.def(LOSS_ROWS);
   library.def(LOSS_ROWS_GRADIENT);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(emergence_cpu, CPU, library) {
+  library.impl("position_loss", TORCH_BOX(&position_loss));
   library.impl("loss_rows", TORCH_BOX(&loss_rows));
   library.impl("loss_rows_gradient", TORCH_BOX(&loss_rows_gradient));
 }

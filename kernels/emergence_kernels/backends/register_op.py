@@ -93,7 +93,7 @@ def register_op(
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
             return _for_every_input(ctx, backward(ctx, called, *grads))
 
-    _named(Eager, forward.schema.partition("(")[0])
+    named(Eager, forward.schema.partition("(")[0])
 
     def run(*inputs: Any) -> Any:
         return (op if torch.compiler.is_compiling() else Eager.apply)(*inputs)
@@ -124,7 +124,7 @@ def last_backward() -> bool:
     return not torch._C._autograd._get_current_graph_task_keep_graph()
 
 
-def _named(function: type[torch.autograd.Function], name: str) -> None:
+def named(function: type[torch.autograd.Function], name: str) -> None:
     """Give an autograd.Function and its backward the op's name, under which profilers and messages show them."""
     function.__name__ = function.__qualname__ = f"{NAMESPACE}::{name}"
     function._backward_cls.__name__ = f"{NAMESPACE}::{name}Backward"

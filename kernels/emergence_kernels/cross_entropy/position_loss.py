@@ -10,7 +10,7 @@ from ..backends.dispatch import HAS_TRITON, dtype_limits, resolve_backend, slow_
 from ..backends.ranking import fastest
 from ..backends.register_op import Op, last_backward, register_op
 from ..backends.tracing import profiled
-from . import reference
+from . import cpu, reference
 from .compiled import rows_stay
 from .options import RowOptions
 from .rows import rows_of
@@ -78,28 +78,29 @@ def position_loss(
     B, T, D = (1, *shape) if len(shape) == 2 else shape
     if weights is not None:
         check_weights("position_loss", weights, targets.reshape(B, T))
-        weights = weights.expand(B, T).reshape(-1)
+        weights = weights.expand(B, T)
     grad = torch.is_grad_enabled()
+    need_dx, need_dw = grad and hidden.requires_grad, grad and weight.requires_grad
     measured = fastest("position_loss", hidden.device, hidden.dtype, (hidden.shape[-1], weight.shape[0]))
-    if (
-        not measured
-        and grad
-        and (hidden.requires_grad or weight.requires_grad)
-        and rows_stay(hidden.device, weight.shape[0])
-    ):
+    if not measured and (need_dx or need_dw) and rows_stay(hidden.device, weight.shape[0]):
         measured = ["cuda"]
     backend = resolve_backend(
         backend, "position_loss", hidden.device, dtype_limits(hidden), slow_products(hidden), measured
     )
+    if backend == "cpu" and not torch.compiler.is_compiling() and cpu.fits(hidden, weight):
+        loss, token_loss, *sums = cpu.AtOnce.apply(
+            hidden, weight, targets, weights, ignore_index, z_loss, need_dx, need_dw
+        )
+        return PositionLoss(loss, token_loss, PositionSums(*sums))
     loss, *rows = _position_loss(
         hidden.reshape(-1, D),
         weight,
         targets.reshape(-1),
-        weights,
+        None if weights is None else weights.reshape(-1),
         ignore_index,
         z_loss,
-        grad and hidden.requires_grad,
-        grad and weight.requires_grad,
+        need_dx,
+        need_dw,
         backend,
     )
     token_loss_BT, valid_BT, correct_BT, entropy_BT = (row.detach().view(B, T) for row in rows[:4])

@@ -6,6 +6,7 @@ from kernel_checks import DTYPES, assert_as_good, leaves, narrow
 from loss_cases import CASES, IGNORE, LENGTH, ordinary, token_losses
 
 import emergence_kernels as ek
+from emergence_kernels.backends.library import unsupported_reason
 from emergence_kernels.cross_entropy import reference
 from emergence_kernels.cross_entropy.options import RowOptions
 
@@ -108,6 +109,28 @@ def test_chunks_do_not_matter(dtype, backend, device):
         # Matrix products of other shapes may add in another order.
         assert (dx - other_dx).abs().max() <= 16 * eps * dx.abs().max()
         assert (dw - other_dw).abs().max() <= 16 * eps * dw.abs().max()
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kind", [None, "position", "token"])
+def test_a_cpu_has_one_result_at_once_and_in_chunks(kind, case, monkeypatch):
+    """Of one chunk all between its products is one operation; rows beyond it come chunk by chunk, without those ignored."""
+    if unsupported_reason("cpu", torch.device("cpu")):
+        pytest.skip("csrc/cpu is not built")
+    inputs = CASES[case]().to(torch.float32, "cpu")
+    weights, results = weights_for(kind, *inputs.targets.shape), []
+    for at_once in (True, False):
+        monkeypatch.setattr("emergence_kernels.cross_entropy.cpu.fits", lambda *_, once=at_once: once)
+        x, w = leaves(inputs.hidden, inputs.weight, dtype=torch.float32)
+        out = ek.position_loss(x, w, inputs.targets, weights=weights, z_loss=Z_LOSS, ignore_index=IGNORE, backend="cpu")
+        with torch.no_grad():
+            seen = ek.position_loss(
+                x, w, inputs.targets, weights=weights, z_loss=Z_LOSS, ignore_index=IGNORE, backend="cpu"
+            )
+        assert not seen.loss.requires_grad
+        torch.testing.assert_close(seen, type(out)(out.loss.detach(), *out[1:]), rtol=1e-6, atol=0)
+        results.append((out.loss.detach(), out.token_loss, *out.positions, *torch.autograd.grad(out.loss * 3, (x, w))))
+    torch.testing.assert_close(*results, rtol=2e-5, atol=1e-6)
 
 
 def test_many_chunks_add_up_in_float32(backend, device):
