@@ -15,15 +15,19 @@ RUNGS  := 0.05m:1.2e-2 0.2m:6e-3 0.4m:3e-3 0.9m:2e-3 3m:1e-3
 .PHONY: install quickstart ladder story grok test test-slow fault-trials soak lint docs cuda wheel bench-cpu gpu-check gpu-sanitize gpu-bench gpu-first \
         gpu-wheels bench-redraw clean
 
-install: $(VENV)/.installed
+install: $(VENV)/.installed $(VENV)/.compiled
 
 # torch is installed first and pinned, so that nothing that depends on it can choose another build.
 $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	@$(BIN)/python -m emergence_kernels.backends.build cpu >/dev/null 2>&1 || echo "csrc/cpu was not compiled (no g++?): PyTorch's own operations"
 	touch $@
+
+# After a change of its source too: a library of another is not used.
+$(VENV)/.compiled: $(VENV)/.installed $(wildcard csrc/common/*.h csrc/cpu/*.* csrc/cpu/*/*.*)
+	@$(BIN)/python -m emergence_kernels.backends.build cpu >/dev/null 2>&1 || echo "csrc/cpu was not compiled (no g++?): PyTorch's own operations"
+	@touch $@
 
 quickstart: install
 	$(BIN)/emergence-train prepare configs/quickstart.yaml

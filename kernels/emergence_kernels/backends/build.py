@@ -103,6 +103,16 @@ def headers(kind: str) -> list[Path]:
     return sorted(path for name in (*KINDS[kind], *HEADERS[kind]) for path in (SOURCES / name).rglob("*.h"))
 
 
+def fingerprint(kind: str) -> str | None:
+    """12 hex digits for what a library of a kind is made of; None where there is no source."""
+    if not (files := [*sources(kind), *headers(kind)]):
+        return None
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(SOURCES)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def build(
     kind: str,
     output: Path | None = None,
@@ -135,7 +145,8 @@ def build(
         what = " ".join(f"sm_{arch}" for arch in archs)
     lines = _output([compiler, "--version"]).splitlines()
     version = next((line for line in lines if "release" in line), lines[0]).strip()
-    flags += ["-DEMERGENCE_BUILD=" + f'"{what}, {version}"', *extra]
+    flags += extra
+    about = f'-DEMERGENCE_BUILD="{what}, {version}, csrc {fingerprint(kind)}"'
     command = [compiler, *flags, "-I", str(SOURCES), "-isystem", str(torch / "include")]
     digest = hashlib.sha256(repr((compiler, version, flags, torch_version())).encode())
     for header in headers(kind):
@@ -144,7 +155,7 @@ def build(
     cache.mkdir(parents=True, exist_ok=True)
     units = [[source] for source in sources(kind)] if by_nvcc else [sources(kind)]
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        objects, logs = zip(*pool.map(lambda unit: _compile(kind, unit, command, digest.copy(), cache), units))
+        objects, logs = zip(*pool.map(lambda unit: _compile(kind, unit, command, about, digest.copy(), cache), units))
     static = ["-cudart", "static"] if by_nvcc else []
     link = [*static, *map(str, objects), f"-L{torch / 'lib'}", "-ltorch_cpu", "-ldl"]
     linked = cache / f"{kind}-{hashlib.sha256(repr(link).encode()).hexdigest()[:16]}.so"
@@ -157,8 +168,14 @@ def build(
     return "".join(logs)
 
 
-def _compile(kind: str, unit: list[Path], command: list[str], digest: Any, cache: Path) -> tuple[Path, str]:
-    """Compile sources as one translation unit, unless the cache has it -> the object, the compiler's output."""
+def _compile(
+    kind: str, unit: list[Path], command: list[str], about: str, digest: Any, cache: Path
+) -> tuple[Path, str]:
+    """Compile sources as one translation unit, unless the cache has it -> the object, the compiler's output. `about` changes with
+    any source, and is for one of them."""
+    if any(path.stem == "build_info" for path in unit):
+        command = [*command, about]
+        digest.update(about.encode())
     for path in unit:
         digest.update(path.read_bytes())
     name = unit[0].stem if len(unit) == 1 else "all"

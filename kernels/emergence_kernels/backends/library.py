@@ -47,7 +47,19 @@ def _load(path: Path) -> tuple[str | None, str | None]:
     except (OSError, AttributeError) as error:
         return None, f"{path} cannot be loaded: {' '.join(str(error).split())}"
     read.restype = ctypes.c_char_p
-    return read().decode(), None
+    built = read().decode()
+    return (None, reason) if (reason := _other_source(path, built)) else (built, None)
+
+
+def _other_source(path: Path, built: str) -> str | None:
+    """The reason why a library is not that of the source beside this package, or None. It may lack an operation."""
+    from . import build
+
+    kind = next((kind for kind in ("emulated", "cpu") if built.startswith(f"{kind},")), "cuda")
+    now = build.fingerprint(kind)
+    if now is None or built.endswith(f"csrc {now}"):
+        return None
+    return f"{path} was built from another version of csrc/: build it again ({_remedy(kind)})"
 
 
 def operations(backend: str) -> Any:

@@ -412,6 +412,22 @@ def test_a_library_that_is_damaged_is_named(tmp_path):
     assert "cannot be loaded" in done.stdout and "bad.so" in done.stdout, done.stderr
 
 
+def test_a_library_of_other_source_is_not_used(cpu, monkeypatch):
+    """After a pull the library may lack an operation that Python calls."""
+    monkeypatch.setattr(library, "_LOADED", {})
+    assert library.unsupported_reason("cpu", torch.device("cpu")) is None
+    monkeypatch.setattr(library, "_LOADED", {})
+    monkeypatch.setattr(build, "fingerprint", lambda kind: "0123456789ab")
+    assert "was built from another version of csrc/: build it again" in library.unsupported_reason(
+        "cpu", torch.device("cpu")
+    )
+    x = torch.ones(2, 4)
+    assert torch.equal(ek.rms_norm(x, x[0]), ek.rms_norm(x, x[0], backend="torch"))
+    monkeypatch.setattr(library, "_LOADED", {})
+    monkeypatch.setattr(build, "fingerprint", lambda kind: None)  # no source beside the package: prebuilt
+    assert library.unsupported_reason("cpu", torch.device("cpu")) is None
+
+
 def test_a_driver_that_is_too_old_is_named(monkeypatch):
     """Before the first launch, in one line. A driver of the same CUDA generation will do."""
     device, version = torch.device("cuda"), "sm_80 sm_90a, Cuda compilation tools, release 13.0, V13.0.88"
