@@ -185,5 +185,7 @@ def disk_error(error: OSError, path: Path) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunError(f"{path}: no space left on the disk; free some or choose another directory, then run again")
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return RunError(f"{path}: cannot write: {error.strerror}; make its directory writable, or copy that to where it is")
+        return RunError(
+            f"{path}: cannot write: {error.strerror}; make its directory writable, or copy that to where it is"
+        )
     return RunError(f"{path}: cannot write: {error.strerror or error}")

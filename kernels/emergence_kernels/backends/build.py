@@ -168,9 +168,7 @@ def build(
     return "".join(logs)
 
 
-def _compile(
-    kind: str, unit: list[Path], command: list[str], about: str, digest: Any, cache: Path
-) -> tuple[Path, str]:
+def _compile(kind: str, unit: list[Path], command: list[str], about: str, digest: Any, cache: Path) -> tuple[Path, str]:
     """Compile sources as one translation unit, unless the cache has it -> the object, the compiler's output. `about` changes with
     any source, and is for one of them."""
     if any(path.stem == "build_info" for path in unit):
