@@ -188,7 +188,8 @@ class Explanation(TaskKey):
     ]
     explained: Annotated[Interval | None, "share of the score's variation that it explains; null: a yes or no"]
     verdict: Annotated[
-        Explained, "explains: at least 0.8; in-part: at least 0.5; does-not: less than 0.5; with 95%, else open"
+        Explained,
+        "explains: at least 0.8; in-part: at least 0.5 and less than 1; does-not: less than 0.5; with 95%, else open",
     ]
     evidence: str
 
