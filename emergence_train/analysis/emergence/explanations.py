@@ -15,7 +15,7 @@ import numpy as np
 
 from emergence_train.analysis.composition_share import share_by_product
 from emergence_train.analysis.emergence.finding import Finding
-from emergence_train.analysis.emergence.mirage import STEP
+from emergence_train.analysis.emergence.metric_names import is_step
 from emergence_train.analysis.emergence.result import Explained, Explanation, ExplanationName, MirageCheck, TaskResult
 from emergence_train.analysis.emergence.shares import LEAST_RUNS, over_runs
 from emergence_train.analysis.emergence.size import explained, orders
@@ -34,7 +34,7 @@ def explanations(
     entries: list[Explanation] = []
     for task, finding in pairs:
         jumps = task.verdict == "emergent" or finding.verdict.able_runs > 0
-        if not jumps or task.continuous or STEP.match(task.metric):
+        if not jumps or task.continuous or is_step(task.metric):
             continue
         steps = [other for _, other in pairs if _is_step_of(other, task)]
         entries += [_metric(check) for check in checks if check.key == task.key and check.continuous]
@@ -45,7 +45,7 @@ def explanations(
 
 def _is_step_of(other: Finding, task: TaskResult) -> bool:
     metric = other.task
-    return (metric.family, metric.task) == task.key[:2] and STEP.match(metric.metric) is not None and metric.sign > 0
+    return (metric.family, metric.task) == task.key[:2] and is_step(metric.metric) and metric.sign > 0
 
 
 def _metric(check: MirageCheck) -> Explanation:
