@@ -246,6 +246,7 @@ class Survival(TaskKey):
         "what the intervals are of. Of items: each size is one run, and another run of it may differ by more. Of runs of some "
         "sizes: the others, of one run each, are taken to differ as those do",
     ]
+    left_out: Annotated[tuple[str, ...], "runs that ended before half of the tokens of their size's longest"] = ()
     sizes: tuple[SizeSurvival, ...]
 
 

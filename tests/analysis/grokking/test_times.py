@@ -77,7 +77,7 @@ def test_the_power_is_right_with_censored_runs(error):
     assert held >= 0.91 and value == pytest.approx(-4, abs=0.5), (held, value)
 
 
-def test_the_power_is_that_of_least_squares_where_times_are_exact():
+def test_the_power_of_exact_times_is_that_of_least_squares():
     """Interval and p of the regression of log times on groups and log shares, by its closed form."""
     rng = np.random.default_rng(6)
     share, group = np.tile([0.4, 0.5, 0.8], 4), np.repeat([0, 1], 6)
