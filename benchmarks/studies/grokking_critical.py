@@ -4,7 +4,8 @@
 
 Every simulation is a sweep of three sizes; whether a run generalises is drawn in forms that the estimator does not contain
 (emergence_train/analysis/grokking/simulate.py): critical shares of the runs lognormal, skewed (Gumbel) or of two widths, and a
-time that diverges at the critical share. Times to generalise differ by errors that are not its normal ones. Writes benchmarks/results/grokking_critical.json.
+time that diverges at the critical share. Times to generalise differ by errors that are not its normal ones.
+Writes benchmarks/results/grokking_critical.json.
 """
 
 import argparse
