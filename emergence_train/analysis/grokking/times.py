@@ -120,6 +120,6 @@ def _end(short_of: Callable[[float], float], slope: float, direction: float) -> 
     step = 0.25
     while abs(slope + direction * step) < SLOPE_LIMIT:
         if short_of(slope + direction * step) > 0:
-            return float(optimize.brentq(short_of, slope, slope + direction * step, xtol=1e-3))
+            return float(optimize.brentq(short_of, slope, slope + direction * step, xtol=1e-6))
         step *= 2
     return None
