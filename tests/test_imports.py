@@ -43,7 +43,7 @@ FLOORS = (
         "analysis.position_matrix",
         "analysis.logs",
     ),
-    ("analysis.drawing", "analysis.scores", "analysis.outlook"),
+    ("analysis.composition_share", "analysis.drawing", "analysis.scores", "analysis.outlook"),
     ("analysis.runs", "analysis.position_weights"),
     ("analysis.temporal",),
     ("analysis.emergence", "analysis.grokking", "analysis.memorisation"),

@@ -4,10 +4,12 @@
 
 Every simulation is a sweep of three sizes; whether a run generalises is drawn in forms that the estimator does not contain
 (emergence_train/analysis/grokking/simulate.py): critical shares of the runs lognormal, skewed (Gumbel) or of two widths, and a
-time that diverges at the critical share. Writes benchmarks/results/grokking_critical.json.
+time that diverges at the critical share. Times to generalise differ by errors that are not its normal ones.
+Writes benchmarks/results/grokking_critical.json.
 """
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -33,6 +35,21 @@ DESIGNS = {  # seeds, shares, spread of a run's own critical share
     "8 seeds, 9 shares": (8, np.linspace(0.25, 0.85, 9), 0.15),
 }
 LEVELS = (0.01, 0.05, 0.2, 0.5)
+TIME_DESIGNS = (  # groups, shares, seeds, budget
+    (2, (0.4, 0.6), 1, np.inf),
+    (6, (0.4, 0.6), 2, np.inf),
+    (3, (0.4, 0.5, 0.6), 1, np.inf),
+    (1, (0.4, 0.5, 0.6, 0.7), 3, np.inf),
+    (3, (0.45, 0.55, 0.65, 0.75, 0.85), 4, np.inf),
+    (2, (0.4, 0.5, 0.6, 0.7, 0.8), 6, 4000),
+)
+EVERY = (25, 500)
+TIME_ERRORS = {  # none is normal
+    "Gumbel": lambda rng, runs: np.log(rng.exponential(size=runs)),
+    "reversed Gumbel": lambda rng, runs: -np.log(rng.exponential(size=runs)),
+    "Student, 3": lambda rng, runs: rng.standard_t(3, runs),
+    "exponential": lambda rng, runs: rng.exponential(size=runs),
+}
 
 
 def holds(interval: Interval, truth: float) -> bool:
@@ -88,27 +105,34 @@ def sweeps(form: str, design: str, count: int) -> dict:
     }
 
 
-def times(count: int) -> dict:
-    """Coverage of the power of time on lognormal times of two sizes with a budget, and p where there is none."""
-    shares = np.repeat(np.linspace(0.4, 0.8, 5), 6)
-    held, none = [], []
-    for number in range(count):
-        for power in (0.0, -4.0, -8.0):
-            rng = np.random.default_rng([number, 11, int(-power)])
-            draws = [
-                level * (shares / 0.8) ** power * np.exp(0.3 * rng.normal(size=len(shares))) for level in (500, 900)
-            ]
-            taken = np.concatenate(draws)
-            groups = np.repeat([0, 1], len(shares))
-            slope, p = time_trend(np.tile(shares, 2), np.minimum(taken, 4000), taken < 4000, groups)
-            held.append(holds(slope, power))
-            none += [p] if power == 0 and p is not None else []
-    p = np.array(none)
-    return {
-        "power_coverage95": float(np.mean(held)),
-        "p_below_where_no_trend": {str(level): float(np.mean(p < level)) for level in LEVELS},
-        "sweeps": 3 * count,
-    }
+def times(count: int) -> list[dict]:
+    """Coverage of the power of time by design, error and interval of measurements, and p where there is none."""
+    rows = []
+    for (groups, shares, seeds, end), every, error in itertools.product(TIME_DESIGNS, EVERY, TIME_ERRORS):
+        share, group = np.tile(np.repeat(shares, seeds), groups), np.repeat(np.arange(groups), len(shares) * seeds)
+        held, none = [], []
+        for number, power in itertools.product(range(count), (0.0, -4.0)):
+            rng = np.random.default_rng([number, int(-power), every, groups, len(shares), seeds])
+            level = rng.uniform(500, 900, groups)[group]
+            taken = level * (share / max(shares)) ** power * np.exp(0.3 * TIME_ERRORS[error](rng, len(share)))
+            until = np.ceil(taken / every) * every
+            late = until > end
+            slope, p = time_trend(share, np.where(late, end, until - every), np.where(late, np.inf, until), group)
+            if p is not None:
+                held.append(holds(slope, power))
+                none += [p < 0.05] if power == 0 else []
+        rows.append(
+            {
+                "runs": f"{groups} groups x {len(shares)} shares x {seeds} seeds",
+                "budget": None if np.isinf(end) else end,
+                "measured_every": every,
+                "error": error,
+                "power_coverage95": round(float(np.mean(held)), 4),
+                "p_below_0.05_where_no_trend": round(float(np.mean(none)), 4),
+                "sweeps": len(held),
+            }
+        )
+    return rows
 
 
 def main() -> None:

@@ -10,6 +10,8 @@ Published runs are of other programs, so what moves memory is theirs: `traffic` 
 fitted with the two efficiencies for each architecture; likewise bytes of activations. Tensor, pipeline and context parallel runs
 are left out.
 
+Steps of torchtitan are compared with what `emergence-train plan` says as it is, nothing fitted to them.
+
 Writes benchmarks/results/plan_published.json; the site draws its tables from it.
 """
 
@@ -24,6 +26,8 @@ import pandas as pd
 from scipy.optimize import least_squares
 from temporal_coverage import provenance
 
+from emergence_train.config import Training
+from emergence_train.data_config import Data
 from emergence_train.files import write_json
 from emergence_train.models.config import Work
 from emergence_train.models.decoder_config import DecoderConfig
@@ -32,6 +36,7 @@ from emergence_train.models.memory import GIB, PRODUCTS, step_memory
 from emergence_train.models.presets import PRESETS
 from emergence_train.planning import step_time
 from emergence_train.planning.communication import bytes_per_step
+from emergence_train.planning.planner import plan_run
 from emergence_train.planning.step_time import EFFICIENCY, Efficiency
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -40,6 +45,22 @@ TARGET = RESULTS / "plan_published.json"
 CALIBRATES = "20261126-150303-training-468m.json"
 SINCE = "20261126-034510"  # kernels and step as they are since
 SEQUENCE, BATCH = 1024, 64  # of benchmarks/gpu_training.py
+LLAMA_8B = DecoderConfig(layers=32, width=4096, heads=32, kv_heads=8, ffn=14336, vocab_size=128256, max_sequence=262144)
+# Llama 3.1 8B of github.com/pytorch/torchtitan, benchmarks/llama3_h100_202412_torchtitan.md (H100s of 500 W and 2.4 TB/s) and
+# llama3-8b_h200_202506_trainy-whitefiber.md: GPU, GPUs, of which share a sequence, its tokens, micro-batch, checkpointing,
+# linears, tokens/s a GPU, GiB
+TORCHTITAN = (
+    ("h100-80gb", 8, 1, 8192, 2, "selective", "bf16", 6667, 77.0),
+    ("h100-80gb", 8, 1, 8192, 2, "selective", "fp8", 8532, 76.8),
+    ("h100-80gb", 128, 1, 8192, 2, "selective", "bf16", 6514, 62.0),
+    ("h100-80gb", 128, 1, 8192, 2, "selective", "fp8", 8380, 61.8),
+    ("h100-80gb", 8, 1, 32768, 1, "full", "fp8", 3890, 83.9),
+    ("h100-80gb", 8, 2, 65536, 1, "full", "fp8", 2540, 84.2),
+    ("h100-80gb", 8, 4, 131072, 1, "full", "fp8", 1071, 84.0),
+    ("h100-80gb", 8, 8, 262144, 1, "full", "fp8", 548, 84.5),
+    ("h200-141gb", 32, 1, 8192, 2, "selective", "fp8", 10938, 47.96),
+    ("h200-141gb", 64, 1, 8192, 2, "selective", "fp8", 10753, 46.97),
+)
 ARCHITECTURES = {"h100": ("h100-80gb", "h200-141gb"), "a100": ("a100-40gb", "a100-80gb", "a800-80gb")}
 
 
@@ -211,6 +232,38 @@ def calibrates(row) -> bool:
     return int(row.id[1:]) % 2 == 1
 
 
+# -------------------------------------------------------------------------------------------------- plans as they are
+
+
+def as_planned() -> dict:
+    """Errors of plans of torchtitan's steps at ZeRO-3, signed, and their median and ends."""
+    rows = []
+    for gpu, gpus, shared, sequence, micro_batch, checkpointing, linears, rate, gib in TORCHTITAN:
+        sources = [{"domain": "a", "sample": "books"}]
+        data = Data(path="none", sequence=sequence, sources=sources, tokenizer={"vocab_size": LLAMA_8B.vocab_size})
+        training = Training(
+            tokens=10**12,
+            batch=micro_batch * gpus // shared,
+            micro_batch=micro_batch,
+            zero_stage=3,
+            sequence_parallel=shared,
+            activation_checkpointing=checkpointing,
+            linears=linears,
+            schedule={"lr": 3e-4},
+        )
+        plan = plan_run(training, LLAMA_8B, data, gpus, gpu)
+        rows.append(
+            {
+                "run": f"torchtitan: Llama 3.1 8B, {gpus} x {gpu}, {sequence} tokens over {shared}, micro-batch {micro_batch}, "
+                f"checkpointing {checkpointing}, {linears}",
+                "time": rate * gpus / plan.tokens_per_second - 1,
+                "memory": plan.memory.total / GIB / gib - 1,
+            }
+        )
+    times = [row["time"] for row in rows]
+    return {"median": float(np.median(times)), "least": min(times), "greatest": max(times), "rows": rows}
+
+
 # ----------------------------------------------------------------------------------------------------------- scores
 
 
@@ -237,11 +290,12 @@ def main() -> int:
             "published by other programs, time": scores(by_stack["other"], "time"),
             "published, memory": scores([row for row in theirs if "memory" in row], "memory", "memory_calibrates"),
         },
+        "as_planned": as_planned(),
         "own": ours,
         "published": theirs,
     }
     write_json(TARGET, result)
-    print(json.dumps({key: result[key] for key in ("own_efficiency", "fitted", "held_out")}, indent=1))
+    print(json.dumps({key: result[key] for key in ("own_efficiency", "fitted", "held_out", "as_planned")}, indent=1))
     return 0
 
 

@@ -198,6 +198,8 @@ def plans() -> str:
         ]
         for row in [*result["own"], *result["published"]]
     ]
+    planned = result["as_planned"]
+    unfitted = [[row["run"], f"{row['time']:+.1%}", f"{row['memory']:+.1%}"] for row in planned["rows"]]
     about = (
         "Planned over measured, less 1. Own: an H100, 64 x 1,024 tokens a step. Published: other programs, with their own bytes "
         "of element-wise traffic and activations; a row's memory may calibrate where its time is held out.\n\n"
@@ -207,6 +209,8 @@ def plans() -> str:
         + table(["held out", "steps", "median miss", "greatest"], held)
         + "\n"
         + table(["row", "step", "", "seconds", "memory"], rows)
+        + "\nAnother program's steps against the command as it is, with nothing fitted to that program.\n\n"
+        + table(["step", "seconds", "memory"], unfitted)
         + "\n"
         + _source(name, result)
     )

@@ -84,6 +84,8 @@ def survival(tasks: tuple[Survival, ...], groups: dict[str, str]) -> str:
     if not rows:
         return ""
     alone = "".join(text for whose, text in ALONE.items() if any(task.interval_of == whose for task in shown))
+    if early := sorted({run for task in shown for run in task.left_out}):
+        alone += f" Runs that ended before half of their size's tokens are left out: {html.escape(', '.join(early))}."
     head = ["task, metric", "parameters", "keeps at equal tokens", "tokens", "keeps at equal loss", "loss (nats)"]
     return (
         "<h3>Does it hold in a smaller model?</h3><p>Of what the largest size has above chance, the share that a smaller one "

@@ -66,6 +66,15 @@ def test_held_out_steps_are_within_the_targets():
     assert all(score["rows"] >= 10 for score in held.values())
 
 
+def test_misses_of_an_unfitted_program_are_on_the_page():
+    """docs/how-to/plan.md has the median and both ends of ten published steps, all of which the plan makes faster."""
+    planned = json.loads((RESULTS / "plan_published.json").read_text())["as_planned"]
+    page = (ROOT / "docs" / "how-to" / "plan.md").read_text()
+    assert len(planned["rows"]) == 10 and planned["greatest"] < 0
+    assert f"it says {-planned['median']:.0%} less time in the median" in page
+    assert f"-{-planned['least']:.0%}".rstrip("%") in page and f"{planned['greatest']:.0%}".rstrip("%") in page
+
+
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 def test_work_counts_the_flops_of_the_model(checkpointing):
     """What is computed again comes on top of flops_per_token, which leaves it out."""

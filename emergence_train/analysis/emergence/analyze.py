@@ -20,7 +20,8 @@ from emergence_train.analysis.emergence.finding import EmergenceAnalysis, Findin
 from emergence_train.analysis.emergence.forecast import crossing, draw_all, loss_forecast
 from emergence_train.analysis.emergence.inherited import with_able_runs
 from emergence_train.analysis.emergence.law import fit_size_law, least_size, losses_at_equal_tokens
-from emergence_train.analysis.emergence.mirage import binned, continuous, emergence_score, mirage
+from emergence_train.analysis.emergence.metric_names import continuous
+from emergence_train.analysis.emergence.mirage import binned, emergence_score, mirage
 from emergence_train.analysis.emergence.result import (
     Ability,
     Crossing,

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from emergence_train.analysis.composition_share import share_by_product
 from emergence_train.analysis.emergence.finding import Finding
-from emergence_train.analysis.emergence.mirage import STEP
+from emergence_train.analysis.emergence.metric_names import is_step
 from emergence_train.analysis.emergence.result import Explained, Explanation, ExplanationName, MirageCheck, TaskResult
 from emergence_train.analysis.emergence.shares import LEAST_RUNS, over_runs
 from emergence_train.analysis.emergence.size import explained, orders
@@ -33,7 +34,7 @@ def explanations(
     entries: list[Explanation] = []
     for task, finding in pairs:
         jumps = task.verdict == "emergent" or finding.verdict.able_runs > 0
-        if not jumps or task.continuous or STEP.match(task.metric):
+        if not jumps or task.continuous or is_step(task.metric):
             continue
         steps = [other for _, other in pairs if _is_step_of(other, task)]
         entries += [_metric(check) for check in checks if check.key == task.key and check.continuous]
@@ -44,7 +45,7 @@ def explanations(
 
 def _is_step_of(other: Finding, task: TaskResult) -> bool:
     metric = other.task
-    return (metric.family, metric.task) == task.key[:2] and STEP.match(metric.metric) is not None and metric.sign > 0
+    return (metric.family, metric.task) == task.key[:2] and is_step(metric.metric) and metric.sign > 0
 
 
 def _metric(check: MirageCheck) -> Explanation:
@@ -89,39 +90,74 @@ def _matched(whole: Finding, steps: list[Finding]) -> tuple[np.ndarray, np.ndarr
 
 
 def composition(values: np.ndarray, variances: np.ndarray, run: np.ndarray, rng: np.random.Generator) -> Interval:
-    """1 - mean squared (whole - product of steps) / variance of the whole, with its 95% interval.
+    """1 - mean squared (whole - product of steps) / variance of the whole, of endless items, with its 95% interval.
 
     Args:
         values: (checkpoints, 1 + steps) shares of right items, the whole first. variances: of their estimates.
         run: (checkpoints,) the run of each.
 
-    The interval is that of sampling of items, widened to that over runs (shares.py) where there are three or more. The first
-    reaches as far to both sides as the lowest 2.5% of shares lie below that measured, of values drawn around those measured.
-    Drawing adds noise a second time, and whole and steps are drawn apart though they are of the same items: rather too wide.
+    The interval is that of sampling of items (composition_share.py), drawn anew at each checkpoint or kept, whichever is wider,
+    and widened to that over runs (shares.py) where there are three or more.
     """
+    whole, apart = values[:, 0], values[:, 0] - values[:, 1:].prod(1)
+    noise = (DRAWS, len(whole), 2)
+    anew, kept = rng.standard_normal(noise), _kept_items(whole, run) @ rng.standard_normal(noise)
+    items, of_kept = (share_by_product(apart, whole, *_sampling(values, variances, drawn)) for drawn in (anew, kept))
+    lows, highs = _known(items.low95, of_kept.low95), _known(items.high95, of_kept.high95)
+    if items.value is None or len(lows) < 2:
+        return Interval(items.value, None, max(highs))
 
     def share(rows: np.ndarray) -> float | None:
-        value = float(_product(values[None, rows])[0])
-        return value if np.isfinite(value) else None
+        variation = whole[rows].var()
+        return float(1 - (apart[rows] ** 2).mean() / variation) if variation > 0 else None
 
-    drawn = values + np.sqrt(variances) * rng.standard_normal((DRAWS, *values.shape))
-    low = float(np.nanpercentile(_product(np.clip(drawn, 0, 1)), 2.5))
     runs = over_runs(share, run)
     assert runs.value is not None
-    high = min(2 * runs.value - low, 1.0)
-    lows, highs = [low, *_known(runs.low95)], [high, *_known(runs.high95)]
-    return Interval(runs.value, min(lows), max(highs))
+    sampling = items.value - runs.value  # is in the share as measured
+    lows += [end + sampling for end in _known(runs.low95)]
+    highs += [min(end + sampling, 1.0) for end in _known(runs.high95)]
+    return Interval(items.value, min(lows), max(highs))
 
 
-def _known(end: float | None) -> list[float]:
-    return [] if end is None else [end]
+def _known(*ends: float | None) -> list[float]:
+    return [end for end in ends if end is not None]
 
 
-def _product(values: np.ndarray) -> np.ndarray:
-    """(draws,) shares that the product explains, of values (draws, checkpoints, 1 + steps)."""
-    whole, product = values[..., 0], values[..., 1:].prod(-1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return 1 - ((whole - product) ** 2).mean(-1) / whole.var(-1)
+def _kept_items(whole: np.ndarray, run: np.ndarray) -> np.ndarray:
+    """(checkpoints, checkpoints) that makes independent noise that of items that, once right, stay right within a run: two shares
+    of them are correlated as a Brownian bridge is at two times. Items drawn anew at each checkpoint are the other extreme."""
+    low, high = np.minimum.outer(whole, whole), np.maximum.outer(whole, whole)
+    odds = np.divide(low * (1 - high), high * (1 - low), out=np.zeros_like(low), where=high * (1 - low) > 0)
+    together = np.sqrt(odds) * np.equal.outer(run, run)
+    np.fill_diagonal(together, 1.0)
+    sizes, directions = np.linalg.eigh(together)
+    return directions * np.sqrt(np.maximum(sizes, 0))
+
+
+def _sampling(values: np.ndarray, variances: np.ndarray, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(draws, checkpoints) of whole - product, and of the whole, as sampling of the same items for the whole and its steps moves
+    them, by `drawn` (draws, checkpoints, 2) normal noise. How steps go together is taken from the whole: in a part of the items
+    all are right or wrong at once."""
+    steps, sizes = values[:, 1:], np.sqrt(variances)
+    product, least = steps.prod(1), steps.min(1)
+    span = least - product
+    together = np.clip(np.divide(values[:, 0] - product, span, out=np.zeros(len(span)), where=span > 0), 0, 1)
+    shares = np.column_stack([product + together * span, steps])
+    joint = shares[:, :, None] * shares[:, None]
+    both = np.minimum(shares[:, :, None], shares[:, None])  # where all come at once; the whole has every step
+    both[:, 1:, 1:] = joint[:, 1:, 1:] + together[:, None, None] * (both - joint)[:, 1:, 1:]
+    spread = np.sqrt(shares * (1 - shares))
+    scale = np.divide(sizes, spread, out=np.zeros_like(sizes), where=spread > 0)
+    covariance = (both - joint) * scale[:, :, None] * scale[:, None]
+    diagonal = np.arange(len(shares[0]))
+    covariance[:, diagonal, diagonal] = variances
+    apart = np.ones_like(shares)  # the derivative of whole - product
+    for k in range(steps.shape[1]):
+        apart[:, k + 1] = -np.delete(steps, k, 1).prod(1)
+    apart_whole, whole_size = (apart * covariance[:, 0]).sum(1), sizes[:, 0]
+    shared = np.divide(apart_whole, whole_size, out=np.zeros(len(shares)), where=whole_size > 0)
+    own = np.sqrt(np.maximum(np.einsum("ci,cij,cj->c", apart, covariance, apart) - shared**2, 0))
+    return shared * drawn[..., 0] + own * drawn[..., 1], whole_size * drawn[..., 0]
 
 
 def _curves(task: TaskResult, finding: Finding) -> list[Explanation]:
@@ -158,7 +194,7 @@ def verdict_of(share: Interval) -> Explained:
         return "explains"
     if share.high95 < HALF:
         return "does-not"
-    return "in-part" if share.low95 >= HALF else "open"
+    return "in-part" if share.low95 >= HALF and share.high95 < 1 else "open"
 
 
 def _entry(

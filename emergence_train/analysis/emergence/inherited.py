@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 
 from emergence_train.analysis.emergence.finding import Finding
-from emergence_train.analysis.emergence.mirage import STEP, continuous
+from emergence_train.analysis.emergence.metric_names import continuous, is_step
 from emergence_train.analysis.emergence.verdict import SIDE, last_rows
 
 # Of the one-sided test that able runs stand apart; benchmarks/studies/inherited_ability.py has what it calls
@@ -26,7 +26,7 @@ def with_able_runs(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     shown: dict[tuple[str, str], frozenset[str]] = {}
     for finding in findings:
         task = finding.task
-        if finding.verdict.able and not continuous(task.metric) and not STEP.match(task.metric):
+        if finding.verdict.able and not continuous(task.metric) and not is_step(task.metric):
             key = (task.family, task.task)
             shown[key] = shown.get(key, frozenset()) | _names(finding)
     return tuple(

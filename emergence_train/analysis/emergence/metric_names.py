@@ -1,8 +1,8 @@
 """What the name of a metric says, by its whole words: "letter_acc" has no "ter", "rougeL" is rouge.
 
 Of several words the last decides, as the noun of a compound does: "error_detection_acc" is an accuracy, "accuracy_loss" a loss.
-What follows "per", "at" or "vs" is no noun of it: "acc_at_loss" is an accuracy. "neg_mse" and "non_toxicity" are the better the
-higher. The directions are those of lm-eval, HELM, OLMES and sacrebleu.
+What follows "per", "at" or "vs" is no noun of it, nor is a method: "acc_at_loss" and "acc_logit_lens" are accuracies.
+"neg_mse" and "non_toxicity" are the better the higher. The directions are those of lm-eval, HELM, OLMES and sacrebleu.
 """
 
 import re
@@ -12,8 +12,9 @@ RIGHT = "acc accuracy accuracies exact match matches em pass passed"
 # Other scores between 0 and 1; digits part words, so that f1 is "f" and mc2 "mc"
 SCORES = (
     "f mc precision recall auc auroc auprc rouge bleu chrf meteor anls iou ndcg mrr reciprocal_rank win "
-    "winrate wins prob probs probability detection correction free similarity"
+    "winrate wins detection correction free similarity"
 )
+PROBABILITIES = "probs? probability probabilities"  # between 0 and 1 too
 UNITS = "rate pct percent percentage share fraction"  # between 0 and 1 too, in either direction
 # Shares of wrong items
 WRONG = "error errors err failure failures hallucination hallucinations toxicity stereotype"
@@ -26,8 +27,13 @@ LOSSES = (
 )
 # Lower is better, and 1 is not the highest: insertions count in word error rates, Brier scores are sums over options
 DISTANCES = "wer cer ter mer brier rmse mse mae mape crps ece mce calibration_error distance regret rank"
-HIGHER = "likelihood loglik loglikelihood logprob logprobs logit logits margin correlation reduction"
-BESIDE = re.compile(r"(?<![a-z])(?:per|at|vs)(?![a-z])")
+HIGHER = "correlation reduction"
+# Functions of the probabilities without a highest value; the higher the better, or neither
+UNBOUNDED = "likelihoods? logliks? loglikelihoods? logprobs? logits? margin entropy soft"
+SMOOTH = "brier crps distance"  # of DISTANCES those that move with every change of the probabilities
+BESIDE = re.compile(r"(?<![a-z])(?:per|at|vs|logit_lens)(?![a-z])")
+MC2 = re.compile(r"(?<![a-z\d])mc_?2(?![a-z\d])")  # the probability of all true answers; mc1 is an accuracy
+STEP = re.compile(r"step_\d+$")  # metrics of a task's steps, each scored by itself
 NEGATED = re.compile(r"(?<![a-z])(?:neg_|(?:negative|non)_$)")  # before the noun, as in sklearn's neg_log_loss
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
@@ -38,9 +44,11 @@ def _of(*words: str) -> re.Pattern:
     return re.compile(rf"(?<![a-z])(?:{'|'.join(names)})(?![a-z])")
 
 
-_NOUN, _ADVERB = _of(RIGHT, SCORES, WRONG, LOSSES, DISTANCES, HIGHER), _of(RIGHTLY, WRONGLY)
-_RIGHT, _BOUNDED, _UNIT = _of(RIGHT, RIGHTLY), _of(RIGHT, RIGHTLY, SCORES, WRONG, WRONGLY), _of(UNITS)
+_NOUN, _ADVERB = _of(RIGHT, SCORES, PROBABILITIES, WRONG, LOSSES, DISTANCES, HIGHER, UNBOUNDED), _of(RIGHTLY, WRONGLY)
+_RIGHT, _BOUNDED, _UNIT = _of(RIGHT, RIGHTLY), _of(RIGHT, RIGHTLY, SCORES, PROBABILITIES, WRONG, WRONGLY), _of(UNITS)
 _LOSS, _OPEN, _LOWER = _of(LOSSES), _of(LOSSES, DISTANCES), _of(WRONG, WRONGLY, LOSSES, DISTANCES)
+
+_CONTINUOUS = _of(PROBABILITIES, LOSSES, SMOOTH, UNBOUNDED)
 
 
 def _words(metric: str) -> str:
@@ -67,7 +75,18 @@ def lower_is_better(metric: str) -> bool:
 
 def is_right(metric: str) -> bool:
     """Whether it is a share of right items: an accuracy, an exact match, those of a single step of a task."""
-    return _RIGHT.fullmatch(_noun(metric)) is not None or metric.startswith("step_")
+    return _RIGHT.fullmatch(_noun(metric)) is not None or is_step(metric)
+
+
+def is_step(metric: str) -> bool:
+    """Whether it is of one of a task's steps, scored by itself."""
+    return STEP.match(metric) is not None
+
+
+def continuous(metric: str) -> bool:
+    """Whether it is known to move with every change of the model's probabilities. Of another metric it is not known: OLMES'
+    primary_score is an accuracy."""
+    return _CONTINUOUS.fullmatch(_noun(metric)) is not None or MC2.search(metric.lower()) is not None
 
 
 def is_share(metric: str) -> bool | None:

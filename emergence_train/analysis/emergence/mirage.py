@@ -5,26 +5,12 @@ them may be a mirage. Continuous metrics have chance levels of their own: a Brie
 one-hot answer among four) to 0.75 (uniform guesses) is calibration, not learning.
 """
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
 
-from emergence_train.analysis.emergence.metric_names import is_loss
+from emergence_train.analysis.emergence.metric_names import continuous, is_step
 from emergence_train.analysis.emergence.result import MirageCheck, TaskResult
-
-STEP = re.compile(r"step_\d+$")  # metrics of a task's steps, each scored by itself
-# Words of the names of metrics that move with every change of the probabilities. Of another one it is not known: OLMES'
-# primary_score is an accuracy, mc1 and quasi_exact_match are too.
-PROBABILITIES = ("prob", "brier", "loglik", "logprob", "log_prob", "likelihood", "logit", "perplexity")
-CONTINUOUS = {"entropy", "margin", "soft", "mc2", "probs", "distance"}
-
-
-def continuous(metric: str) -> bool:
-    """Whether a metric is known, by its name, to move with every change of the model's probabilities."""
-    name = metric.lower()
-    parts = any(part in name for part in PROBABILITIES)
-    return parts or is_loss(metric) or bool(CONTINUOUS & set(re.split(r"[^a-z0-9]+", name)))
 
 
 def emergence_score(performance: np.ndarray) -> float | None:
@@ -54,7 +40,7 @@ def mirage(tasks: Sequence[TaskResult]) -> tuple[MirageCheck, ...]:
     return tuple(
         _check(task, tasks)
         for task in tasks
-        if task.verdict == "emergent" and not continuous(task.metric) and not STEP.match(task.metric)
+        if task.verdict == "emergent" and not continuous(task.metric) and not is_step(task.metric)
     )
 
 

@@ -189,7 +189,10 @@ def _survival_line(task: Survival) -> str:
         "items and runs of some sizes": "; sizes of one run are taken to differ by luck as the others do",
         "items and runs": "",
     }[task.interval_of]
-    return f"survival, {task.task} ({task.metric}), of what {task.largest:,} parameters have: {sizes}{alone}"
+    early = (
+        f"; without {', '.join(task.left_out)}, which ended before half of their size's tokens" if task.left_out else ""
+    )
+    return f"survival, {task.task} ({task.metric}), of what {task.largest:,} parameters have: {sizes}{alone}{early}"
 
 
 def _note_lines(tasks: Iterable[TaskResult], most: int = 8) -> list[str]:

@@ -188,7 +188,8 @@ class Explanation(TaskKey):
     ]
     explained: Annotated[Interval | None, "share of the score's variation that it explains; null: a yes or no"]
     verdict: Annotated[
-        Explained, "explains: at least 0.8; in-part: at least 0.5; does-not: less than 0.5; with 95%, else open"
+        Explained,
+        "explains: at least 0.8; in-part: at least 0.5 and less than 1; does-not: less than 0.5; with 95%, else open",
     ]
     evidence: str
 
@@ -245,6 +246,7 @@ class Survival(TaskKey):
         "what the intervals are of. Of items: each size is one run, and another run of it may differ by more. Of runs of some "
         "sizes: the others, of one run each, are taken to differ as those do",
     ]
+    left_out: Annotated[tuple[str, ...], "runs that ended before half of the tokens of their size's longest"] = ()
     sizes: tuple[SizeSurvival, ...]
 
 

@@ -5,7 +5,8 @@ The loss perspective (arXiv 2403.15796) says: all of it at equal loss, less at e
 interpolated between the two checkpoints around the place, linear in the loss or in the logarithm of tokens; runs of one size are
 averaged. Intervals are of the items and, where any size has several runs, of the runs: their variance is pooled over sizes, and
 Student's t has its degrees of freedom; sizes of one run beside them are taken to differ as much. Where each size is one run, how
-much runs differ is not known. The result says which it is.
+much runs differ is not known. The result says which it is. The place is the furthest that every run reached; a run that ended
+before half of its size's longest is left out, by convention, and listed.
 """
 
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from emergence_train.analysis.emergence.table import TaskMetric
 from emergence_train.analysis.results import Interval
 
 HALF = 0.5  # of the largest size's performance: more is kept, less is lost
+EARLY = 0.5  # of the tokens of a size's longest run
 CLEAR = 3.0  # standard errors that the largest size must be above chance
 DRAWS = 4000
 SHOWN_BY = ("emergent", "gradual")  # verdicts of which there is an ability to keep
@@ -40,6 +42,8 @@ def survival(finding: Finding, rng: np.random.Generator) -> Survival | None:
     if finding.verdict.name not in SHOWN_BY or not np.isfinite(task.chance) or len(task.sizes) < 2:
         return None
     runs = {name: rows.sort_values("tokens") for name, rows in task.frame.assign(_v=task.rows.variance).groupby("run")}
+    early = _early(runs)
+    runs = {name: rows for name, rows in runs.items() if name not in early}
     tokens = min(int(rows["tokens"].max()) for rows in runs.values())
     loss = max(float(rows["loss"].min()) for rows in runs.values())
     at_tokens = _points(task, runs, lambda rows: _at(np.log(rows["tokens"].to_numpy(float)), np.log(tokens)))
@@ -68,8 +72,18 @@ def survival(finding: Finding, rng: np.random.Generator) -> Survival | None:
         tokens=tokens,
         loss=loss,
         interval_of=_interval_of([at[size] for at in (at_tokens, at_loss) for size in compared]),
+        left_out=early,
         sizes=sizes,
     )
+
+
+def _early(runs: dict) -> tuple[str, ...]:
+    """The runs that ended before EARLY of the tokens of their size's longest."""
+    ends = {name: (int(rows["params"].iloc[0]), rows["tokens"].max()) for name, rows in runs.items()}
+    longest: dict[int, float] = {}
+    for size, tokens in ends.values():
+        longest[size] = max(longest.get(size, 0), tokens)
+    return tuple(str(name) for name, (size, tokens) in ends.items() if tokens < EARLY * longest[size])
 
 
 def _points(task: TaskMetric, runs: dict, place: Callable) -> dict[int, Point]:

@@ -149,14 +149,17 @@ def _time_trend(groups: list[list[RunResult]]) -> TimeTrend:
     runs = [run for members in groups for run in members]
     if not runs:
         return TimeTrend(value=None, low95=None, high95=None, p=None, runs=0, generalised=0)
-    times, happened = _survival(runs)
+    after = np.array(
+        [max(run.updates, 1) if run.heldout_90 is None else run.before_heldout_90 for run in runs], dtype=float
+    )
+    until = np.array([np.inf if run.heldout_90 is None else run.heldout_90 for run in runs])
     numbers = np.repeat(np.arange(len(groups)), [len(members) for members in groups])
-    slope, p = time_trend(np.array([run.fraction for run in runs]), times, happened, numbers)
+    slope, p = time_trend(np.array([run.fraction for run in runs]), after, until, numbers)
     return TimeTrend(
         value=slope.value,
         low95=slope.low95,
         high95=slope.high95,
         p=p,
         runs=len(runs),
-        generalised=int(happened.sum()),
+        generalised=int(np.isfinite(until).sum()),
     )

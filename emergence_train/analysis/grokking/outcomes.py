@@ -35,6 +35,7 @@ def run_result(curve: pd.DataFrame, budget: int) -> RunResult:
         for side in ("train", "heldout")
         for percent in (90, 99)
     }
+    before = None if times["heldout_90"] is None else max((*updates[updates < times["heldout_90"]], 0))
     known = times["train_90"] is not None and times["heldout_90"] is not None
     return RunResult(
         run=str(last["run"]),
@@ -45,6 +46,7 @@ def run_result(curve: pd.DataFrame, budget: int) -> RunResult:
         seed=int(last["seed"]),
         outcome=outcome(times["train_90"], times["heldout_90"], finite),
         censored=finite and times["heldout_90"] is None and int(last["update"]) >= budget,
+        before_heldout_90=None if before is None else int(before),
         delay=times["heldout_90"] - times["train_90"] if known else None,  # type: ignore[operator]
         updates=int(last["update"]),
         train_accuracy=float(last["train_accuracy"]),

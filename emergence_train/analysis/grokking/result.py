@@ -33,6 +33,7 @@ class RunResult:
     train_99: Annotated[Updates | None, "at 99%"]
     heldout_90: Annotated[Updates | None, "held-out accuracy at 90%"]
     heldout_99: Annotated[Updates | None, "at 99%"]
+    before_heldout_90: Annotated[Updates | None, "the measurement before: it was reached between the two"]
     delay: Annotated[Updates | None, "heldout_90 - train_90"]
     updates: Annotated[Updates, "trained in all"]
     train_accuracy: Annotated[Share, "at the end"]
@@ -91,8 +92,8 @@ class MedianTime:
 
 @dataclass(frozen=True, kw_only=True)
 class TimeTrend:
-    """Time to generalise as share^value (Weibull, accelerated failure time, each size and weight decay with its own
-    level, runs that did not generalise censored at their end)."""
+    """Time to generalise as share^value (lognormal, accelerated failure time, each size and weight decay with its own
+    level; a run generalised between two measurements, or after its end)."""
 
     value: Annotated[float | None, "negative: the less data, the later"]
     low95: float | None

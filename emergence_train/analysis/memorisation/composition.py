@@ -5,6 +5,7 @@ from typing import Annotated
 
 import numpy as np
 
+from emergence_train.analysis.composition_share import share_by_product
 from emergence_train.analysis.results import Interval, Share
 
 BOOTSTRAPS = 1000
@@ -34,7 +35,8 @@ def explained_by_composition(steps_right: np.ndarray, seed: int = 0) -> Composit
         steps_right: (checkpoints, items, steps) bool: whether a step was right, each scored by itself.
 
     Returns:
-        1 - mean squared (whole - product) / variance of the whole, with a bootstrap interval over items.
+        1 - mean squared (whole - product) / variance of the whole, of endless items: what sampling of items adds to both is taken
+        out, and the interval is of items drawn again. Null where the whole changes no more than sampling may make it.
 
     Raises:
         ValueError: fewer than 3 checkpoints, or a whole that does not change.
@@ -51,11 +53,9 @@ def explained_by_composition(steps_right: np.ndarray, seed: int = 0) -> Composit
     whole = weights @ every.T
     single = weights @ steps_right.transpose(1, 0, 2).reshape(items, -1)
     product = single.reshape(-1, checkpoints, steps).prod(2)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        explained = 1 - ((whole - product) ** 2).mean(1) / whole.var(1)
-    low, high = np.nanpercentile(explained[1:], [2.5, 97.5])
+    apart = whole - product
     return Composition(
-        explained=Interval(float(explained[0]), float(low), float(high)),
+        explained=share_by_product(apart[0], whole[0], apart[1:] - apart[0], whole[1:] - whole[0]),
         correlated=float((whole[0] - product[0]).mean()),
         sharpest_step=_sharpest(steps_right.mean((1, 2))),
         sharpest_whole=_sharpest(whole[0]),

@@ -14,7 +14,7 @@ from emergence_train.analysis.emergence import investigate, simulate
 from emergence_train.analysis.emergence import table as emergence_table
 from emergence_train.analysis.emergence.analyze import find
 from emergence_train.analysis.emergence.law import fit_size_law, least_size
-from emergence_train.analysis.emergence.mirage import continuous, emergence_score, mirage
+from emergence_train.analysis.emergence.mirage import emergence_score, mirage
 from emergence_train.analysis.emergence.output import format_table, write
 from emergence_train.analysis.emergence.size import monotone_basis, overlap
 from emergence_train.analysis.results import as_json
@@ -380,23 +380,6 @@ def test_emergence_score_by_hand():
     assert emergence_score(np.array([0.0, 0.0, 0.0, 1.0])) is None and emergence_score(np.array([1.0, 2.0])) is None
 
 
-@pytest.mark.parametrize(
-    ("metric", "expected"),
-    [
-        *(
-            (name, False)
-            for name in ("acc", "acc_norm", "primary_score", "score", "mc1", "quasi_exact_match", "em", "pass@1")
-        ),
-        *(
-            (name, True)
-            for name in ("correct_choice_prob", "brier", "answer_loglik", "answer_bits_per_byte", "bpb", "mc2")
-        ),
-    ],
-)
-def test_only_metrics_known_as_continuous_decide_a_mirage(metric, expected):
-    assert continuous(metric) is expected
-
-
 def test_threshold_absent_in_a_continuous_metric_is_a_mirage(tmp_path):
     task = emergence.analyze_emergence(written(emergent_ladder(), tmp_path)).tasks[0]
 
@@ -407,6 +390,8 @@ def test_threshold_absent_in_a_continuous_metric_is_a_mirage(tmp_path):
     assert mirage([accuracy, result("correct_choice_prob", "gradual")])[0].survives is False
     assert mirage([accuracy, result("brier", "emergent")])[0].survives is True
     assert mirage([accuracy])[0].survives is None and mirage([result("acc", "gradual")]) == ()
+    other = mirage([accuracy, result("word_problem_acc", "emergent")])[0]  # an accuracy: "problem" is not "prob"
+    assert other.survives is None and other.continuous == {}
 
 
 def test_brier_is_turned_and_gets_its_own_chance(tmp_path):

@@ -49,3 +49,24 @@ def test_metrics_are_read_by_whole_words(names, lower, right, share, loss):
         assert metric_names.is_right(name) is right, name
         assert metric_names.is_share(name) is share, name
         assert metric_names.is_loss(name) is loss, name
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (
+            "correct_choice_prob brier answer_loglik answer_bits_per_byte bpb mc2 mc_2 acc_mc2 prob_correct log_prob logProb "
+            "probabilities margin soft entropy edit_distance neg_log_likelihood accuracy_loss logits_per_token",
+            True,
+        ),
+        (
+            "acc acc_norm primary_score score mc1 quasi_exact_match em pass@1 word_problem_acc probe_acc probing_accuracy "
+            "problem_solved accuracy_at_loglik acc_logit_lens logit_lens_acc prob_exact_match margin_acc brier_acc soft_acc "
+            "problems improbable_acc marginal softmax_acc step_1",
+            False,
+        ),
+    ],
+)
+def test_whole_words_say_whether_a_metric_is_continuous(names, expected):
+    for name in names.split():
+        assert metric_names.continuous(name) is expected, name

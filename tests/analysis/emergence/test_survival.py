@@ -116,6 +116,33 @@ def test_intervals_cover_the_truth_where_runs_differ(runs):
     assert len(inside) > 120 and 0.90 <= np.mean(inside) <= 0.995, (len(inside), np.mean(inside))
 
 
+@pytest.mark.parametrize("share", [0.05, 0.27, 0.45])
+def test_a_run_that_ended_early_is_left_out_by_name(share):
+    """It took the others' places with it: what is kept at its last tokens, or nothing where there is no ability yet."""
+    whole = table(np.random.default_rng(6), 2000, (2, 2, 2))
+    cut = whole[whole["run"] == f"{SIZES[1]}-0"].assign(run="crashed")
+    result, expected = (
+        kept(pd.concat([whole, cut[cut["tokens"] <= share * TOKENS[-1]]], ignore_index=True)),
+        kept(whole),
+    )
+    assert result.left_out == ("crashed",) and expected.left_out == ()
+    assert (result.tokens, result.loss, result.sizes) == (expected.tokens, expected.loss, expected.sizes)
+
+
+def test_a_run_that_ended_late_sets_the_place():
+    whole = table(np.random.default_rng(6), 2000, (2, 2, 2))
+    cut = whole[whole["run"] == f"{SIZES[1]}-0"].assign(run="stopped")
+    result = kept(pd.concat([whole, cut[cut["tokens"] <= 0.8 * TOKENS[-1]]], ignore_index=True))
+    assert result.left_out == () and TOKENS[-1] * 0.5 < result.tokens <= TOKENS[-1] * 0.8
+
+
+def test_a_shorter_size_is_not_an_early_end():
+    """The smallest size was trained on a third of the tokens, all its runs: equal tokens are its own."""
+    whole = table(np.random.default_rng(6), 2000, (2, 2, 2))
+    result = kept(whole[(whole["params"] != SIZES[0]) | (whole["tokens"] <= TOKENS[-1] / 3)])
+    assert result.left_out == () and TOKENS[-1] / 5 < result.tokens <= TOKENS[-1] / 3
+
+
 def test_one_run_of_each_size_is_said_to_be_of_items():
     assert kept(table(np.random.default_rng(5), 600)).interval_of == "items"
 
@@ -144,4 +171,5 @@ def test_nothing_is_said_without_an_ability_or_sizes_or_chance():
 def test_result_and_table_have_it(tmp_path):
     table(np.random.default_rng(4), 2000).to_csv(tmp_path / "t.csv", index=False)
     (entry,) = analyze_emergence(tmp_path / "t.csv").survival
+    assert entry.left_out == ()
     assert entry.key == ("", "t", "acc") and [size.params for size in entry.sizes] == list(SIZES[:-1])

@@ -39,6 +39,7 @@ def test_outcome_is_by_the_two_times(train, heldout, name):
 def test_times_are_the_first_measurements_at_90_and_99_percent():
     run = run_result(curve([0, 0.9, 0.95, 1, 1, 1], [0, 0, 0.1, 0.89, 0.9, 0.985]), budget=2500)
     assert (run.train_90, run.train_99, run.heldout_90, run.heldout_99) == (500, 1500, 2000, None)
+    assert run.before_heldout_90 == 1500
     assert run.outcome == "grokking" and run.delay == 1500 and run.updates == 2500
     assert run.heldout_accuracy == 0.985 and not run.censored
 
