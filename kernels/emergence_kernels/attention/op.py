@@ -173,8 +173,8 @@ def checked(
             lambda: f"{op}: document_ids are on {document_ids.device}, q on {q.device}",
         )
     _check_scores(op, q, options)
-    deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
-    options = options._replace(deterministic=deterministic)
+    if not deterministic and torch.are_deterministic_algorithms_enabled():
+        options = options._replace(deterministic=True)
     limits = _limits(q, options, plan)
     kind = "documents" if document_ids is not None else "window" if window else "causal" if options.causal else "full"
     avoid = () if options.changes_scores else slow_products(q)  # "torch" has matrices of scores then

@@ -104,7 +104,8 @@ def _may_be_overwritten(qkv: Tensor) -> bool:
 
 
 def _heads(qkv: Tensor, heads: int, kv_heads: int) -> Tensor:
-    return qkv.unflatten(-1, (heads + 2 * kv_heads, -1))
+    count = heads + 2 * kv_heads
+    return qkv.view(*qkv.shape[:2], count, qkv.shape[2] // count)
 
 
 def _parts(qkv: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
