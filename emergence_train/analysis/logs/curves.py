@@ -11,6 +11,7 @@ from emergence_train.analysis.logs.counters import RISES, counted_on, through_ep
 from emergence_train.analysis.logs.log import Log, LogOptions
 from emergence_train.analysis.logs.names import NAMES, ONE_RUN, SHOWN, VALIDATION, find, plain, unknown_units
 from emergence_train.analysis.logs.numbers import ROLES, Role, is_ambiguous, numbers_of, scales_of
+from emergence_train.analysis.logs.ranks import rows_of_lowest
 from emergence_train.analysis.logs.resumption import JOBS, logged_again, resumed
 from emergence_train.analysis.logs.validation import training_rows
 from emergence_train.errors import InputError, listed
@@ -77,6 +78,7 @@ def _by_run(log: Log, options: LogOptions, several: bool) -> list[tuple[Log, Log
     """A run for each value of the column that names them. `several`: there are other logs, so that the log's own name stays."""
     columns = find(log, options)
     log = training_rows(log, columns, "loss" in options.columns)
+    log = rows_of_lowest(log, find(log, options))
     columns = find(log, options)
     column = columns.get("run")
     if column is None:
