@@ -40,6 +40,11 @@ VALIDATION = (
 )
 # Words of a validation's name
 VALIDATES = re.compile(r"val|valid(?:at\w*)?|eval(?:s|uat\w*)?|dev|test(?:ing|set)?|held|heldout|holdout")
+# Words of a loss that is none of the step's own: of a part of it, of another step, or over several
+ANOTHER = (
+    "aux auxiliary z mtp router routing balance balancing lb load kl kld best prev previous last min max lowest ema smooth "
+    "smoothed running moving"
+)
 OTHER_UNITS = [
     f"{split}{name}"
     for split in ("", "train_", "val_", "eval_")
@@ -150,9 +155,9 @@ def _all(quantity: str, names: str) -> list[str]:
 
 
 def _ends_with_loss(column: str) -> bool:
-    """metrics/loss, but none of a validation."""
+    """metrics/loss, but none of a validation, and no part of one."""
     words = plain(column).split("_")
-    return words[-1] == "loss" and not any(map(VALIDATES.fullmatch, words))
+    return words[-1] == "loss" and not any(map(VALIDATES.fullmatch, words)) and not {*words} & {*ANOTHER.split()}
 
 
 def _increases(cells: pd.Series) -> bool:
