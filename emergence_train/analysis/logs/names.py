@@ -50,6 +50,7 @@ OTHER_UNITS = [
     for split in ("", "train_", "val_", "eval_")
     for name in ("loss_bits", "ppl", "perplexity", "bpb", "bits_per_byte")
 ]
+EPOCHS = "epoch train_epoch trainer_epoch current_epoch epochs epoch_idx epoch_num"
 WRAPPED = re.compile(r"^(?:metrics?|data|log|values|scalars|history)[/.]")  # what loggers put a row's numbers into
 # A count of all so far, in whatever group a logger puts it; it must increase
 TOKENS = re.compile(

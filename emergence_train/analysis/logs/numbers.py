@@ -40,6 +40,7 @@ STEP_POINTED = re.compile(rf"{_STEP}([1-9]\d{{0,2}}(?:\.\d{{3}})+)(?![\w.])(?!\s
 STEP_PLAIN = re.compile(rf"{_STEP}\d+(?![\w.,])", re.IGNORECASE)
 STEP_POWER = re.compile(rf"{_STEP}(\d+(?:\.\d+)?e\+?\d+)(?![\w.])", re.IGNORECASE)
 LEAST_POINTED, MOST_RISES = 3, 0.9  # steps with points, and how many of them rise, that are counts
+MOST_ROUNDED = 1.2  # between a model's size by its name and by its count
 OWN_UNIT = re.compile(rf"\d\s*(?:{UNIT})\.?\s*(?:tok(?:en)?s?)?\s*$", re.IGNORECASE)  # of a cell
 # A logarithm, which is no count; but "log/tokens"
 LOGARITHM = re.compile(r"(?<![a-z])(?:log(?:_?(?:10|2|e))?|ln|lg)(?![a-z/.])", re.IGNORECASE)
@@ -144,6 +145,17 @@ def _are_thousands(pointed: list[re.Match[str]], plain: bool) -> bool | None:
     if len(steps) < LEAST_POINTED or sum(rises) < MOST_RISES * len(rises) or len({*steps}) < 2:
         return False
     return True if plain or any(step % 1000 for step in steps) else None
+
+
+def in_short(count: float) -> str:
+    """70,000,000 as 70M."""
+    unit = next((name for name in "BMK" if count >= SI[name]), None)
+    return f"{count / SI[unit]:.3g}{unit}" if unit else f"{count:.0f}"
+
+
+def are_sizes(counts: pd.Series) -> bool:
+    """Whether numbers of parameters are of models of several sizes, and not of one, counted or rounded."""
+    return bool(counts.max() > MOST_ROUNDED * counts.min())
 
 
 def scales_of(raw: pd.Series, column: object) -> pd.Series:
