@@ -10,6 +10,7 @@ from emergence_train.analysis import logs
 from emergence_train.analysis.logs import Curve, LogOptions, units
 from emergence_train.analysis.logs.numbers import are_sizes, in_short
 from emergence_train.analysis.scores.options import ScoreOptions, Scores
+from emergence_train.analysis.scores.parts import parted
 from emergence_train.analysis.scores.percents import ROUNDING
 from emergence_train.errors import InputError, listed
 from emergence_train.recorder import tables
@@ -53,6 +54,7 @@ def completed(scores: list[Scores], options: ScoreOptions) -> tuple[pd.DataFrame
         frame[name] = pd.to_numeric(frame[name], errors="coerce")
     _fill_place(frame, options, scores)
     _part_sizes(frame, notes)
+    frame = parted(frame, where, notes)
     if options.loss is not None:
         frame = _with_loss(frame, options, notes)
     missing = [name for name in FLAGS if frame[name].isna().any()]
