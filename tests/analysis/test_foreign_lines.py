@@ -177,6 +177,13 @@ def test_steps_that_may_be_thousands_are_refused(form, tmp_path):
         read(tmp_path, "".join(form.format(s, x) for s, x in KNOWN))
 
 
+@pytest.mark.parametrize(
+    "form", ["step {} 512 | loss {}\n", "micro 1/2: step {0} loss 9\nmicro 2/2: step {0} loss {1}\n"]
+)
+def test_numbers_beside_a_step_are_none_of_it(form, tmp_path):
+    assert rows_of(read(tmp_path, "".join(form.format(s, x) for s, x in KNOWN))) == KNOWN
+
+
 def test_a_time_of_a_step_is_no_step(tmp_path):
     text = "".join(f"iter: {1 + s / 7919:.3f} | step: {s} loss: {x}\n" for s, x in reversed(KNOWN))
     assert rows_of(read(tmp_path, text)) == KNOWN

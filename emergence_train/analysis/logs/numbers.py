@@ -122,11 +122,21 @@ def with_commas(text: str) -> str:
     Points are thousands' where the steps so written are no fractions, and rise; powers of ten are written out.
     """
     text = GROUPED.sub(lambda match: re.sub(r"\D", ",", match[0]), text)
-    text = STEP_GROUPED.sub(lambda match: match[1] + match[2].replace(" ", ","), text)
+    if _are_grouped([match[2] for match in STEP_GROUPED.finditer(text)]):
+        text = STEP_GROUPED.sub(lambda match: match[1] + match[2].replace(" ", ","), text)
     text = STEP_POWER.sub(lambda match: f"{match[1]}{float(match[2]):.0f}", text)
     if _are_thousands([*STEP_POINTED.finditer(text)], STEP_PLAIN.search(text) is not None) is True:
         text = STEP_POINTED.sub(lambda match: match[1] + match[2].replace(".", ","), text)
     return text
+
+
+def _are_grouped(steps: list[str]) -> bool:
+    """Whether blanks in steps part thousands, and no numbers: steps lie as far apart, and end not all alike but in 000."""
+    whole = [int(step.replace(" ", "")) for step in steps]
+    apart = sorted(b - a for a, b in itertools.pairwise(whole))
+    ends = {step[-3:] for step in steps}
+    regular = not apart or 2 * apart.count(apart[len(apart) // 2]) >= len(apart)
+    return regular and (len(ends) > 1 or len(steps) == 1 or ends == {"000"})
 
 
 def ambiguous_step(text: str) -> str | None:

@@ -24,7 +24,7 @@ LABEL = re.compile(
     r"\s*(?:\[\d+,(\d+)\]<std\w+>:|(\d+):\s|\W{0,2}(?:gpu|cuda|worker|node|host|proc(?:ess)?)[\s:=_-]?(\d+)\b\W)",
     re.IGNORECASE,
 )
-TAG = re.compile(r"[(\[]?\S*\d\S*?[:,)\]>]+")  # "pid=1000,", "cn017:"
+TAG = re.compile(r"[(\[]?[^\s/]*\d[^\s/]*?[:,)\]>]+")  # "pid=1000,", "cn017:"; but no part of a whole, "1/4:"
 TAGS = 3  # words of a line that may be one
 GLUED = re.compile(r"^(\s*\[(?:rank|default)\s?\d+\].*?\S)(?=\[(?:rank|default)\s?\d+\])", re.IGNORECASE | re.MULTILINE)
 STEP = re.compile(r"(?:step|iter|iteration|update|batch)s?\W{0,12}(\d[\d,]*)", re.IGNORECASE)
