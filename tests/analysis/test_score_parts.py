@@ -143,7 +143,17 @@ def test_shots_of_a_harness_are_in_the_tasks_names(write, tmp_path):
         (tmp_path / f"{k}.json").write_text(json.dumps(write(*file)))
     frame, notes = scores(tmp_path / "0.json", tmp_path / "1.json", run=None, loss=str(tmp_path / "loss.csv"))
     assert series(frame, "task") == {"arc_easy:0shot": [0.4], "arc_easy:25shot": [0.6], "piqa": [0.5, 0.5]}
-    assert "'num_fewshot' tells apart the tasks of a run" in notes
+    assert "'num_fewshot' tells tasks apart" in notes
+
+
+def test_shots_that_differ_between_runs_part_the_tasks(tmp_path):
+    rows = [
+        {"model": f"m{k}", "step": s, "loss": 3.0, "task": "piqa", "shots": k, "acc": 0.5}
+        for k in (0, 5)
+        for s in STEPS
+    ]
+    frame, _ = scores(written(tmp_path / "x.csv", rows), run=None)
+    assert set(zip(frame["run"], frame["task"])) == {("m0", "piqa:0shot"), ("m5", "piqa:5shot")}
 
 
 def test_filters_of_a_printed_table_are_in_the_metrics(tmp_path):

@@ -4,6 +4,7 @@ Readers write such columns behind OTHER, whatever they are called.
 """
 
 import re
+from collections.abc import Iterable
 
 import pandas as pd
 
@@ -23,6 +24,7 @@ OF_RUN = (
 OF_DATA = re.compile(r"data|corpus|recipe|mix")
 # Columns that say when and by what a score was made, or measure
 NO_PART = re.compile(r"date|time|hash|commit|version|unnamed|url|path|file|stderr|_se$|(^|_)(std|ci)(_|$)")
+FEW = 20  # values of a column that may tell apart what its name does not say
 KEY = ["run", "params", "step", "task", "metric"]
 DATA = "data"  # of evaluations: runs of other data are another family
 
@@ -30,14 +32,13 @@ DATA = "data"  # of evaluations: runs of other data are another family
 def parted(frame: pd.DataFrame, where: str, notes: list[str]) -> pd.DataFrame:
     """Scores with what tells them apart in the names of their tasks, metrics and runs, and without the columns OTHER.
 
-    Of a task is what differs in one run; of a run what differs at one step. Raises InputError for others that tell scores apart.
+    Of a task is what differs in one run, and shots; of a run what differs at one step. Raises InputError for other columns.
     """
     others = {plain(str(name).removeprefix(OTHER)): name for name in frame if str(name).startswith(OTHER)}
     frame = frame.copy()
     for name, column in others.items():
-        if not (SHOT.fullmatch(name) or name in (FILTER, *OF_TASK.split())) or not _differs(
-            frame, column, KEY[:1] + KEY[3:]
-        ):
+        within = KEY[3:] if SHOT.fullmatch(name) else ["run", *KEY[3:]]
+        if not _is_of_task(name) or not _differs(frame, column, within):
             continue
         known = frame[column].notna() & frame.groupby("task")[column].transform("nunique").gt(1)
         if name == FILTER:
@@ -45,9 +46,7 @@ def parted(frame: pd.DataFrame, where: str, notes: list[str]) -> pd.DataFrame:
             frame.loc[named, "metric"] += "_" + frame.loc[named, column].astype(str)
         else:
             frame.loc[known, "task"] += ":" + frame.loc[known, column].map(_shown) + "shot" * bool(SHOT.fullmatch(name))
-        notes.append(
-            f"{column.removeprefix(OTHER)!r} tells apart the {'metrics' if name == FILTER else 'tasks'} of a run"
-        )
+        notes.append(f"{column.removeprefix(OTHER)!r} tells {'metrics' if name == FILTER else 'tasks'} apart")
     for name in OF_RUN.split() if frame["run"].notna().all() else ():  # no run: the next check says so
         column = others.get(name)
         if column is None or not _differs(frame, column, KEY):
@@ -61,6 +60,20 @@ def parted(frame: pd.DataFrame, where: str, notes: list[str]) -> pd.DataFrame:
         notes.append(f"a run for each {column.removeprefix(OTHER)!r}")
     _check(frame, others, where)
     return frame.drop(columns=list(others.values()))
+
+
+def candidates(frame: pd.DataFrame, taken: Iterable[str]) -> dict[str, pd.Series]:
+    """The columns of a table, but those taken, that may tell scores apart: by their names, or by few values; behind OTHER."""
+    others = frame[[name for name in frame if name not in {*taken}]]
+    return {
+        f"{OTHER}{name}": cells
+        for name, cells in others.items()
+        if _is_of_task(plain(name)) or plain(name) in OF_RUN.split() or 1 < cells.nunique() <= FEW
+    }
+
+
+def _is_of_task(name: str) -> bool:
+    return SHOT.fullmatch(name) is not None or name in (FILTER, *OF_TASK.split())
 
 
 def _differs(frame: pd.DataFrame, column: str, key: list[str]) -> bool:

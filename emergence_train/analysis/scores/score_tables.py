@@ -12,7 +12,7 @@ from emergence_train.analysis.logs.encoded import suffix_of
 from emergence_train.analysis.logs.numbers import PERPLEXITY, ROLES, Role, scales_of
 from emergence_train.analysis.scores import json_tables
 from emergence_train.analysis.scores.options import NAMES, Format, ScoreOptions, Scores, place_of
-from emergence_train.analysis.scores.parts import OTHER
+from emergence_train.analysis.scores.parts import candidates
 from emergence_train.analysis.scores.percents import SIGNED, in_one_unit, numbers, signed
 from emergence_train.errors import InputError, listed
 
@@ -169,7 +169,7 @@ def _typed(frame: pd.DataFrame, known: Mapping[str, str], scored: Iterable[str] 
         _fill_steps(columns, frame[known["step"]])
     for ours in {"value", "stderr", "chance"} & set(columns):
         columns[SIGNED.format(ours)] = signed(frame[known[ours]])
-    columns |= {f"{OTHER}{name}": frame[name] for name in frame if name not in {*known.values(), *scored}}
+    columns |= candidates(frame, [*known.values(), *scored])
     if "loss" not in known:
         return pd.DataFrame(columns, index=frame.index), ""
     name = known["loss"]
