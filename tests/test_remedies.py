@@ -38,6 +38,8 @@ EXEMPT = (
         "is a task that is generated, and its scores would be": OTHER_TESTS + "evaluation/test_offline.py",
         "tokens, which one sequence takes; give longer text": OTHER_TESTS + "convert/test_hf_import.py",
         "its runs have no metrics; name a run that has logged": OTHER_TESTS + "analysis/test_log_lines.py",
+        "scores of a run, step, task and metric differ by {} ({}); give": OTHER_TESTS + "analysis/test_score_parts.py",
+        "rows of equal steps differ by {} ({}), as several runs do; give": OTHER_TESTS + "analysis/test_log_runs.py",
         "its results have no metrics that are numbers; give": OTHER_TESTS + "analysis/test_harnesses.py",
         "has no rows of scores; name a file that has some": OTHER_TESTS + "analysis/test_json_scores.py",
         "its W&B files hold no history; name a run": OTHER_TESTS + "analysis/test_wandb_offline.py",

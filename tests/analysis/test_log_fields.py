@@ -194,9 +194,10 @@ def test_a_resumed_run_is_one(column, tmp_path):
 def test_a_column_that_may_name_the_runs_is_suggested(tmp_path):
     rows = [f"{run},{step},{loss}" for run in ("first", "second") for step, loss, _ in ROWS]
     (tmp_path / "x.csv").write_text("\n".join(["variant,step,loss", *rows]))
-    (curve,) = logs.read(tmp_path / "x.csv", LogOptions())
-    assert any("give --column run=variant" in note for note in curve.notes)
+    with pytest.raises(InputError, match="differ by 'variant' .first, second., .*; give --column run=variant, or"):
+        logs.read(tmp_path / "x.csv", LogOptions())
     assert len(logs.read(tmp_path / "x.csv", LogOptions(columns={"run": "variant"}))) == 2
+    assert len(logs.read(tmp_path / "x.csv", LogOptions(columns={"run": "-"}))) == 1
 
 
 def test_a_pattern_takes_a_run_a_column(tmp_path):

@@ -70,7 +70,7 @@ def test_a_pattern_and_a_column_name_a_run_together(tmp_path):
 def test_a_job_that_crashed_joins_no_two(tmp_path):
     """One row of a third job: two runs, and a note; of one that is resumed later, a row of it."""
     rows = [f"{job},{step},{4 - step / 1000 + job}" for job in (1, 2) for step in range(100, 2001, 100)]
-    (tmp_path / "x.csv").write_text("\n".join(["job_id,step,loss", *rows, "3,100,9"]))
+    (tmp_path / "x.csv").write_text("\n".join(["job_id,step,loss", *rows, "3,100,9", ""]))
     curves = logs.read(tmp_path / "x.csv", LogOptions())
     assert [curve.run for curve in curves] == ["1", "2"] and "left out: 'job_id' 3, one row each" in curves[0].notes
     rows = [f"{1 + (step > 900) + (step > 1000)},{step},{4 - step / 1000}" for step in range(100, 2001, 100)]

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emergence_train.analysis.logs import typeset
-from emergence_train.analysis.logs.encoded import suffix_of, text_of
+from emergence_train.analysis.logs.encoded import suffix_of, text_of, without_cut_line
 from emergence_train.analysis.logs.numbers import BEHIND, DECIMAL, EITHER, ONE_COMMA, role_of, scale_of
 from emergence_train.errors import InputError
 
@@ -47,7 +47,7 @@ def read_table(path: Path) -> pd.DataFrame:
             frame = (frame.reset_index() if frame.index.name else frame).astype(object)
             frame = frame.where(frame.notna(), None)
         else:
-            frame = _read_text(text_of(path), suffix_of(path))
+            frame = _read_text(without_cut_line(text_of(path)), suffix_of(path))
     except InputError as error:
         raise InputError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
     except (OSError, ValueError, csv.Error, pd.errors.ParserWarning, pa.ArrowException) as error:
@@ -117,8 +117,19 @@ def _read_text(text: str, suffix: str) -> pd.DataFrame:
         )
     frame = frame.rename(columns=lambda name: str(name).strip()).fillna("").astype(object)
     frame = frame.loc[:, [not (str(name).startswith("Unnamed: ") and frame[name].eq("").all()) for name in frame]]
+    _check_headers(frame)
     frame = _with_points(frame, separator)
     return frame.where(frame != "", None)
+
+
+def _check_headers(frame: pd.DataFrame) -> None:
+    """Raises ValueError for a row that is a header of its own, with the columns in another order or other ones."""
+    names = [str(name).lower() for name in frame]
+    for row in frame.index[frame.isin([*frame.columns]).any(axis=1)]:
+        cells = [cell.strip().lower() for cell in frame.loc[row]]
+        if cells != names and len({*cells} & {*names}) > 1 and not any(map(_is_number, cells)):
+            named = ", ".join(cells)
+            raise ValueError(f"its row {row + 1} is a header of other columns, {named}: write what follows as a file")
 
 
 @contextlib.contextmanager

@@ -9,15 +9,15 @@ import pandas as pd
 from emergence_train.analysis.logs import units
 from emergence_train.analysis.logs.counters import RISES, counted_on, through_epochs
 from emergence_train.analysis.logs.log import Log, LogOptions
-from emergence_train.analysis.logs.names import NAMES, ONE_RUN, SHOWN, VALIDATION, find, plain, unknown_units
-from emergence_train.analysis.logs.numbers import ROLES, Role, is_ambiguous, numbers_of, scales_of
-from emergence_train.analysis.logs.resumption import JOBS, logged_again, resumed
+from emergence_train.analysis.logs.names import EPOCHS, NAMES, ONE_RUN, SHOWN, VALIDATION, find, plain, unknown_units
+from emergence_train.analysis.logs.numbers import ROLES, Role, are_sizes, in_short, is_ambiguous, numbers_of, scales_of
+from emergence_train.analysis.logs.ranks import rows_of_lowest
+from emergence_train.analysis.logs.resumption import JOBS, check_runs, logged_again, resumed
 from emergence_train.analysis.logs.validation import training_rows
 from emergence_train.errors import InputError, listed
 
 PERPLEXITY = "ppl train_ppl perplexity train_perplexity"  # beside a loss
 WHOLE = 1e6  # tokens below which a count is of single ones; means over processes or rows may have parts of larger ones
-EPOCHS = "epoch train_epoch trainer_epoch current_epoch epochs epoch_idx epoch_num"
 OWN_COUNTER = "_step"  # W&B's, of its own calls where the trainer gives it no step
 UNEVEN = 1.1  # by so much the mean tokens of a step differ from their median where rows are not of as many steps each
 MOST_BAD = 0.1  # share of rows whose loss is no finite number, beyond which a log is refused
@@ -38,6 +38,7 @@ def curves_of(logs: list[Log], options: LogOptions) -> list[Curve]:
     """The runs of a file, those of a column `run` apart. Raises InputError naming all that is missing at once."""
     columns = [part for log in logs for part in _by_column(log, options, len(logs) > 1)]
     runs = [part for log, own in columns for part in _by_run(log, own, several=len(columns) > 1)]
+    runs = [part for log, own in runs for part in _by_size(log, own)]
     if options.run is not None and len(runs) > 1:
         names = [log.name for log, _ in runs]
         runs = [(log, own) for log, own in runs if log.name == options.run]
@@ -77,6 +78,7 @@ def _by_run(log: Log, options: LogOptions, several: bool) -> list[tuple[Log, Log
     """A run for each value of the column that names them. `several`: there are other logs, so that the log's own name stays."""
     columns = find(log, options)
     log = training_rows(log, columns, "loss" in options.columns)
+    log = rows_of_lowest(log, find(log, options))
     columns = find(log, options)
     column = columns.get("run")
     if column is None:
@@ -95,6 +97,18 @@ def _by_run(log: Log, options: LogOptions, several: bool) -> list[tuple[Log, Log
         notes = (*log.notes, f"left out: {column!r} {listed(lonely, SHOWN)}, one row each")
         log, parts = replace(log, notes=notes), [(name, rows) for name, rows in parts if len(rows) > 1]
     return [(replace(log, name=f"{log.name}-{name}" if several else name, rows=rows), options) for name, rows in parts]
+
+
+def _by_size(log: Log, options: LogOptions) -> list[tuple[Log, LogOptions]]:
+    """A run for each size of model, where a column says several."""
+    column = find(log, options).get("params")
+    if column is None:
+        return [(log, options)]
+    sizes = (numbers_of(log.rows[column], "count") * scales_of(log.rows[column], column)).ffill().bfill()
+    if not are_sizes(sizes):
+        return [(log, options)]
+    parts = [(f"{log.name}-{in_short(float(size))}", log.rows[sizes == size]) for size in sorted(sizes.unique())]
+    return [(replace(log, name=name, rows=rows), options) for name, rows in parts]
 
 
 def _curve(log: Log, options: LogOptions) -> Curve:
@@ -145,7 +159,7 @@ def _curve(log: Log, options: LogOptions) -> Curve:
         if options.tokens_per_step is not None:
             values = values.drop(columns="tokens", errors="ignore")
         _count_on(values, _epoch(log), notes)
-    rows = _with_loss(log, values, columns, notes)
+    rows = _with_loss(log, values, columns, options, notes)
     frame = pd.DataFrame({"step": rows["step"].round().astype(int)})
     frame["tokens"] = _tokens(values, rows, options, per_step)
     if "tokens" in columns and options.tokens_per_step is None:
@@ -247,7 +261,9 @@ def _count_on_by(values: pd.DataFrame, name: str, other: str, notes: list[str]) 
         )
 
 
-def _with_loss(log: Log, values: pd.DataFrame, columns: dict[str, str], notes: list[str]) -> pd.DataFrame:
+def _with_loss(
+    log: Log, values: pd.DataFrame, columns: dict[str, str], options: LogOptions, notes: list[str]
+) -> pd.DataFrame:
     """The rows that have a step and a finite loss, one a step; what is left out is counted in `notes`."""
     rows = values[values["loss"].notna() & values["step"].notna()]
     if rows.empty:
@@ -270,22 +286,13 @@ def _with_loss(log: Log, values: pd.DataFrame, columns: dict[str, str], notes: l
         )
     again = logged_again(rows["step"].to_numpy(float))
     if again.any():
+        if options.columns.get("run") != ONE_RUN:
+            check_runs(log, rows["step"], columns)
         notes.append(
             f"{int(again.sum())} rows are of steps that were logged again later (a resumed run?); the last counts"
-            f"{_several_runs(log, rows['step'])}"
         )
         rows = rows[~again]
     return rows.sort_values("step", kind="stable")
-
-
-def _several_runs(log: Log, step: pd.Series) -> str:
-    """The remedy where a column of words tells apart the rows of equal steps: they are several runs'."""
-    for column in log.rows.columns:
-        words = log.rows[column].reindex(step.index)
-        known = words.notna().all() and words.map(lambda word: isinstance(word, str) and not word[:1].isdigit()).all()
-        if known and words.nunique() > 1 and not pd.DataFrame({"word": words, "step": step}).duplicated().any():
-            return f"; if {column!r} names their runs, give --column run={column}"
-    return ""
 
 
 def _along(values: pd.DataFrame, name: str, step: np.ndarray) -> np.ndarray:

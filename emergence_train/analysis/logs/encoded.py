@@ -14,6 +14,8 @@ COMPRESSED = (".gz", ".bz2", ".zst", ".xz", ".lz4")
 MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
 XZ = b"\xfd7zXZ\x00"
 ARCHIVES = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"Rar!", b"7z\xbc\xaf")  # zip (.xlsx, .ods too), .xls, .rar, .7z
+DIGITS = re.compile(r"\d+")
+COMPARED, LEAST = 500, 3  # lines that a last one without its end is compared with, and how many of them must differ
 COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # and other codes of terminals
 UTF16 = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
@@ -45,6 +47,33 @@ def text_of(path: Path, length: int | None = None, errors: str = "strict") -> st
     except (pa.ArrowException, lzma.LZMAError, EOFError) as error:
         raise OSError(str(error)) from error
     return _decoded(data, errors)
+
+
+def without_cut_line(text: str) -> str:
+    """Text without a last line that has no end and is not whole, as of a log that is being written.
+
+    It is whole where a line before it is the same but for its digits, and its last number has as many decimals as those; a
+    whole number as many digits as the last. One that begins as others do, and stops, is not.
+    """
+    begin = max(text.rfind("\n"), text.rfind("\r")) + 1
+    last = text[begin:]
+    if not begin or not last.strip():
+        return text
+    form = _form(last)
+    before = text[:begin].splitlines()[-COMPARED:]
+    alike = [line for line in before if _form(line) == form]
+    if not alike:
+        return text[:begin] if sum(_form(line).startswith(form) for line in before) >= LEAST else text
+    if len(alike) < LEAST or not form.endswith("0"):
+        return text
+    digits = [len(DIGITS.findall(line)[-1]) for line in alike]
+    least = min(digits) if form.endswith(".0") else digits[-1]
+    return text if len(DIGITS.findall(last)[-1]) >= least else text[:begin]
+
+
+def _form(line: str) -> str:
+    """A line with one digit for several, and one blank."""
+    return DIGITS.sub("0", " ".join(line.split()))
 
 
 def _opened(path: Path, head: bytes) -> IO[bytes]:

@@ -18,8 +18,8 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
-from emergence_train.analysis.logs.encoded import stem_of, suffix_of, text_of
-from emergence_train.analysis.logs.lines import TOKENS_BEFORE, epoch_of, lines_of
+from emergence_train.analysis.logs.encoded import stem_of, suffix_of
+from emergence_train.analysis.logs.lines import TOKENS_BEFORE, epoch_of, lines_in, lines_of, of_commoner_form
 from emergence_train.analysis.logs.log import Format, Log, finished_apart, frame_of
 from emergence_train.analysis.logs.names import NAMES, known_names, plain
 from emergence_train.analysis.logs.numbers import in_full
@@ -32,7 +32,7 @@ NUMBER = r"([-+]?(?:\d[\d,]*(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+|nan|inf)[KMGBT]?)(
 # (possessive, as what a shorter name leaves is never a quote, a colon or an equals sign)
 NAME = r"(?<![\w.])([A-Za-z_][\w./()-]*+(?: [A-Za-z0-9_(][\w./()-]*+)*+)"
 # Also words that are no field's name, so that none of them is tried again as the beginning of one
-FIELD = re.compile(rf"['\"]?{NAME}(?:['\"]?\s*[:=]\s*['\"]?{NUMBER})?")
+FIELD = re.compile(rf"['\"]?{NAME}(?:['\"]?\s*[:=]\s*['\"]?[\[(]?{NUMBER})?")
 # A step, with the planned last one: "step: 10/8000", "[step=10", "iter 40", "step 10"
 # but no share ("Steps: 1%"), no part of one ("update: 0.1") and no time ("time/step: 100ms")
 WHOLE = (
@@ -117,7 +117,7 @@ def read_fields(path: Path) -> list[Log]:
     rows: list[dict] = []
     places: list[int] = []
     ends: list[int | None] = []
-    text = lines_of(text_of(path, errors="replace"))
+    text = lines_in(path)
     lines, below = text.lines, False
     for number, line in enumerate(lines, 1):
         steps = _steps(line)
@@ -145,10 +145,12 @@ def read_fields(path: Path) -> list[Log]:
     if not kept:
         raise InputError(f"{path}: no line has a step and its loss, as 'step: 10 loss: 6.1'; give another --format")
     end = next((ends[k] for k in reversed(kept) if ends[k]), None)
-    frame = frame_of([rows[k] for k in kept], [places[k] for k in kept])
+    rows, places = [rows[k] for k in kept], [places[k] for k in kept]
+    common, notes = of_commoner_form(rows, places, lines)
+    frame = frame_of([rows[k] for k in common], [places[k] for k in common])
     if len(frame) > ONCE:
         frame = frame.loc[:, frame.notna().sum() > 1]
-    return finished_apart(Log(stem_of(path), path, frame, end_step=end, notes=text.notes))
+    return finished_apart(Log(stem_of(path), path, frame, end_step=end, notes=(*text.notes, *notes)))
 
 
 def _is_more_of(before: dict, row: dict, steps: Collection[str]) -> bool:

@@ -5,12 +5,20 @@ Epoch [2/3], Step [100/2000], Loss: 5.5                             step 2100/60
 """
 
 import re
+from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
-from emergence_train.analysis.logs.numbers import with_units
+from emergence_train.analysis.logs.encoded import text_of, without_cut_line
+from emergence_train.analysis.logs.names import NAMES, plain
+from emergence_train.analysis.logs.numbers import ambiguous_step, with_commas, with_units
+from emergence_train.analysis.logs.ranks import parted, rank_of_lines
+from emergence_train.analysis.logs.validation import SPLIT
+from emergence_train.errors import InputError
 
-RANK = re.compile(r"^.{0,40}?\b(?:rank|default)\s?[=:]?\s?(\d+)\b", re.IGNORECASE)  # default0: torchrun's prefix
 LOSS = re.compile(r"loss", re.IGNORECASE)
+WORDS = re.compile(r"[A-Za-z]+")
+STEPS = NAMES["step"].split()
 IN_EPOCH = re.compile(
     r"\bepoch(?:\(train\))?\W{0,4}(\d+)(?:\s*/\s*(\d+))?\W{1,8}"  # the epoch, then what counts in it
     r"(?:(?:step|batch|iter(?:ation)?)s?\W{0,3}|\[\s*|(?=\d+\s*/\s*\d+\s+(?:batches|steps)\b))"
@@ -20,23 +28,44 @@ IN_EPOCH = re.compile(
 EPOCH = re.compile(r"\b(?:epoch|ep)\b\W{0,4}(\d+(?:\.\d+)?)(?![\d.]*%)", re.IGNORECASE)
 ITER = re.compile(r"\bIter\(train\)\s*\[\s*(\d+)/(\d+)\]")  # mmengine's
 # "12.3B tokens", but no rate
-TOKENS_BEFORE = re.compile(r"(?<![\w.,/=:])(\d[\d,]*(?:\.\d+)?[KMBT])\s+(?:tokens|toks?)\b(?!\s*[/=:]|\s+per\b)")
+TOKENS_BEFORE = re.compile(
+    r"(?<![\w.,/=:])(\d[\d,]*(?:\.\d+)?[KMBT])(?:\s*/\s*\d[\d,]*(?:\.\d+)?[KMBT])?\s+(?:tokens|toks?)\b(?!\s*[/=:]|\s+per\b)"
+)
 
 
 @dataclass(frozen=True)
 class Lines:
-    """The text's lines, empty where they do not count; `notes` say why."""
+    """The text's lines, empty where they do not count; `notes` say why. `problem`: why none of them can be read."""
 
     lines: list[str]
     notes: tuple[str, ...] = ()
+    problem: str = ""
+
+
+def lines_in(path: Path) -> Lines:
+    """`lines_of` a file. Raises InputError for lines of several writers, and steps that may be others."""
+    text = lines_of(text_of(path, errors="replace"))
+    if text.problem:
+        raise InputError(f"{path}: {text.problem}")
+    return text
 
 
 def lines_of(text: str) -> Lines:
     notes: list[str] = []
-    lines = [with_units(line) for line in ITER.sub(r"iter: \1/\2 ", text).splitlines()]
-    if (rank := _rank(lines)) is not None:
-        lines = ["" if LOSS.search(line) and _rank_of(line) not in (None, rank) else line for line in lines]
-        notes.append(f"lines of several ranks: those of rank {rank} count")
+    text = with_commas(parted(ITER.sub(r"iter: \1/\2 ", without_cut_line(text))))
+    if (step := ambiguous_step(text)) is not None:
+        problem = f"its steps as {step!r} may be whole or thousands; write them without points"
+        return Lines(text.splitlines(), problem=problem)
+    lines = [with_units(line) for line in text.splitlines()]
+    rank = rank_of_lines(lines)
+    if rank is not None and rank.unknown:
+        problem = (
+            f"its lines are of several writers, as {rank.unknown!r}, and number no ranks; keep the lines of one writer"
+        )
+        return Lines(lines, problem=problem)
+    if rank is not None:
+        lines = ["" if LOSS.search(line) and rank.of(line) not in (None, rank.lowest) else line for line in lines]
+        notes.append(f"lines of several ranks: those of rank {rank.lowest} count")
     if (through := _counted_through(lines)) is not None:
         lines = through
         notes.append("steps are counted in each epoch: they are counted through")
@@ -49,15 +78,26 @@ def epoch_of(line: str) -> dict[str, str]:
     return {"epoch": match[1]} if match else {}
 
 
-def _rank_of(line: str) -> int | None:
-    match = RANK.match(line)
-    return int(match[1]) if match else None
+def of_commoner_form(rows: list[dict], places: list[int], lines: list[str]) -> tuple[list[int], tuple[str, ...]]:
+    """-> (indices of rows, but those beside one of the same step whose line has the words of more lines; what to say of it).
 
+    "New best! step 100, loss 4.2" is of a validation or a mean, whatever it calls its loss. Lines of a resumed run lie beside
+    none of the same step.
+    """
+    forms = [tuple(WORDS.findall(LOSS.split(lines[place - 1])[0])) for place in places]
+    count = Counter(forms)
+    names = [{name for name in row if LOSS.search(name) or name == SPLIT} for row in rows]
+    steps = [{name: row[name] for name in row if plain(name) in STEPS} for row in rows]
 
-def _rank(lines: list[str]) -> int | None:
-    """The lowest rank that logs a loss, where several do."""
-    ranks = {rank for line in lines if LOSS.search(line) and (rank := _rank_of(line)) is not None}
-    return min(ranks) if len(ranks) > 1 else None
+    def is_rarer(k: int, other: int) -> bool:
+        of_one = 0 <= other < len(rows) and steps[k] == steps[other] and rows[k].get(SPLIT) == rows[other].get(SPLIT)
+        return of_one and bool(names[k] & names[other] - {SPLIT}) and count[forms[k]] < count[forms[other]]
+
+    kept = [k for k in range(len(rows)) if not (is_rarer(k, k - 1) or is_rarer(k, k + 1))]
+    left = sorted({*range(len(rows))} - {*kept})
+    if not left:
+        return kept, ()
+    return kept, (f"left out: {len(left)} lines in other words beside those of their steps (row {places[left[0]]})",)
 
 
 def _counted_through(lines: list[str]) -> list[str] | None:

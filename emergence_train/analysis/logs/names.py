@@ -40,11 +40,17 @@ VALIDATION = (
 )
 # Words of a validation's name
 VALIDATES = re.compile(r"val|valid(?:at\w*)?|eval(?:s|uat\w*)?|dev|test(?:ing|set)?|held|heldout|holdout")
+# Words of a loss that is none of the step's own: of a part of it, of another step, or over several
+ANOTHER = (
+    "aux auxiliary z mtp router routing balance balancing lb load kl kld best prev previous last min max lowest ema smooth "
+    "smoothed running moving"
+)
 OTHER_UNITS = [
     f"{split}{name}"
     for split in ("", "train_", "val_", "eval_")
     for name in ("loss_bits", "ppl", "perplexity", "bpb", "bits_per_byte")
 ]
+EPOCHS = "epoch train_epoch trainer_epoch current_epoch epochs epoch_idx epoch_num"
 WRAPPED = re.compile(r"^(?:metrics?|data|log|values|scalars|history)[/.]")  # what loggers put a row's numbers into
 # A count of all so far, in whatever group a logger puts it; it must increase
 TOKENS = re.compile(
@@ -150,9 +156,9 @@ def _all(quantity: str, names: str) -> list[str]:
 
 
 def _ends_with_loss(column: str) -> bool:
-    """metrics/loss, but none of a validation."""
+    """metrics/loss, but none of a validation, and no part of one."""
     words = plain(column).split("_")
-    return words[-1] == "loss" and not any(map(VALIDATES.fullmatch, words))
+    return words[-1] == "loss" and not any(map(VALIDATES.fullmatch, words)) and not {*words} & {*ANOTHER.split()}
 
 
 def _increases(cells: pd.Series) -> bool:

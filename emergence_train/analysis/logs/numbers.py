@@ -1,5 +1,6 @@
 """Cells of a log as numbers: 1,000, 1.2B and what is none."""
 
+import itertools
 import re
 from typing import Literal
 
@@ -29,6 +30,17 @@ COUNTED_IN = re.compile(
     rf"|(?<![a-z0-9])({UNIT})[\s_-]*(?:of[\s_-]+)?(?={_OF})",
     re.IGNORECASE,
 )
+# In a line of text: what parts thousands everywhere, and, behind the word step, what may as well part numbers
+GROUPED = re.compile(r"(?<![\w.,'’])[1-9]\d{0,2}(?:[_'’\u00a0\u202f\u2009]\d{3})+(?![\w'’])")
+_STEP = r"(\b(?:global_|train_)?(?:step|iter|iteration|update)s?['\"]?\s*[:=]?\s*['\"]?)"
+STEP_GROUPED = re.compile(
+    rf"{_STEP}([1-9]\d{{0,2}}(?: \d{{3}})+)(?=\s*(?:$|[|,;:)\]/]|[a-z_]*loss))", re.IGNORECASE | re.MULTILINE
+)
+STEP_POINTED = re.compile(rf"{_STEP}([1-9]\d{{0,2}}(?:\.\d{{3}})+)(?![\w.])(?!\s*(?:m?s|it|sec\w*)\b)", re.IGNORECASE)
+STEP_PLAIN = re.compile(rf"{_STEP}\d+(?![\w.,])", re.IGNORECASE)
+STEP_POWER = re.compile(rf"{_STEP}(\d+(?:\.\d+)?e\+?\d+)(?![\w.])", re.IGNORECASE)
+LEAST_POINTED, MOST_RISES = 3, 0.9  # steps with points, and how many of them rise, that are counts
+MOST_ROUNDED = 1.2  # between a model's size by its name and by its count
 OWN_UNIT = re.compile(rf"\d\s*(?:{UNIT})\.?\s*(?:tok(?:en)?s?)?\s*$", re.IGNORECASE)  # of a cell
 # A logarithm, which is no count; but "log/tokens"
 LOGARITHM = re.compile(r"(?<![a-z])(?:log(?:_?(?:10|2|e))?|ln|lg)(?![a-z/.])", re.IGNORECASE)
@@ -102,6 +114,58 @@ def with_units(line: str) -> str:
     for form in (TOKENS_IN, IN_TOKENS):
         line = form.sub(lambda match: f"{match[1]}{LETTERS[_factor(match[2])]}", line)
     return line
+
+
+def with_commas(text: str) -> str:
+    """Text of a log with a comma between the thousands of its counts, whatever was there: 1_000, 1'000, and step 1 000.
+
+    Points are thousands' where the steps so written are no fractions, and rise; powers of ten are written out.
+    """
+    text = GROUPED.sub(lambda match: re.sub(r"\D", ",", match[0]), text)
+    if _are_grouped([match[2] for match in STEP_GROUPED.finditer(text)]):
+        text = STEP_GROUPED.sub(lambda match: match[1] + match[2].replace(" ", ","), text)
+    text = STEP_POWER.sub(lambda match: f"{match[1]}{float(match[2]):.0f}", text)
+    if _are_thousands([*STEP_POINTED.finditer(text)], STEP_PLAIN.search(text) is not None) is True:
+        text = STEP_POINTED.sub(lambda match: match[1] + match[2].replace(".", ","), text)
+    return text
+
+
+def _are_grouped(steps: list[str]) -> bool:
+    """Whether blanks in steps part thousands, and no numbers: steps lie as far apart, and end not all alike but in 000."""
+    whole = [int(step.replace(" ", "")) for step in steps]
+    apart = sorted(b - a for a, b in itertools.pairwise(whole))
+    ends = {step[-3:] for step in steps}
+    regular = not apart or 2 * apart.count(apart[len(apart) // 2]) >= len(apart)
+    return regular and (len(ends) > 1 or len(steps) == 1 or ends == {"000"})
+
+
+def ambiguous_step(text: str) -> str | None:
+    """A step as "1.000" of a text in which all are so: of 1 or of 1,000."""
+    pointed = [*STEP_POINTED.finditer(text)]
+    return None if _are_thousands(pointed, STEP_PLAIN.search(text) is not None) is not None else pointed[0][2]
+
+
+def _are_thousands(pointed: list[re.Match[str]], plain: bool) -> bool | None:
+    """Whether points in steps part thousands: they rise, and are no fractions; None: they may be whole steps with decimals.
+
+    `plain`: other steps have no points.
+    """
+    steps = [int(match[2].replace(".", "")) for match in pointed]
+    rises = [b >= a for a, b in itertools.pairwise(steps)]
+    if len(steps) < LEAST_POINTED or sum(rises) < MOST_RISES * len(rises) or len({*steps}) < 2:
+        return False
+    return True if plain or any(step % 1000 for step in steps) else None
+
+
+def in_short(count: float) -> str:
+    """70,000,000 as 70M."""
+    unit = next((name for name in "BMK" if count >= SI[name]), None)
+    return f"{count / SI[unit]:.3g}{unit}" if unit else f"{count:.0f}"
+
+
+def are_sizes(counts: pd.Series) -> bool:
+    """Whether numbers of parameters are of models of several sizes, and not of one, counted or rounded."""
+    return bool(counts.max() > MOST_ROUNDED * counts.min())
 
 
 def scales_of(raw: pd.Series, column: object) -> pd.Series:

@@ -9,8 +9,9 @@ import pandas as pd
 
 from emergence_train.analysis.logs.counters import RISES
 from emergence_train.analysis.logs.log import Log
-from emergence_train.analysis.logs.names import plain
+from emergence_train.analysis.logs.names import EPOCHS, ONE_RUN, SHOWN, plain
 from emergence_train.analysis.logs.numbers import numbers_of
+from emergence_train.errors import InputError, listed
 
 REPLAYED = 0.25  # the largest share of a run that a resumption trains again; two runs side by side share more
 NEAR = 2  # intervals between rows: a resumption begins no further behind the last row
@@ -19,6 +20,7 @@ FIRST = 1.5  # intervals from step 0 within which a run of its own begins
 CONTINUES = 0.1
 SAME = 1e-3  # of the loss: no further apart are the losses of a step that is trained again on the same samples
 JOBS = re.compile(r"job|run_?u?u?id|attempt|restart|session")  # ids that a start of the same run changes
+COUNTS = re.compile(r"step|iter|update|micro|accum|sample|token")  # columns of what goes on within a run, or a step
 MODELS = "model model_name experiment experiment_name exp exp_name"  # columns that no resumption changes
 
 
@@ -138,6 +140,41 @@ def _sizes(columns: Mapping[str, str], parts: Sequence[pd.DataFrame]) -> int:
     name = columns.get("params")
     known = [] if name is None else [numbers_of(rows[name], "count").dropna() for rows in parts]
     return len({size for sizes in known for size in sizes.unique()})
+
+
+def check_runs(log: Log, step: pd.Series, columns: Mapping[str, str]) -> None:
+    """Raises InputError where a column tells apart rows of equal steps that begin at the first one: they are several runs'.
+
+    Args:
+        step: of the rows with a loss, by their places in the log.
+    """
+    others = [
+        column for column in log.rows.columns if _may_name_runs(log.rows[column].reindex(step.index), step, columns)
+    ]
+    apart = [[column] for column in others] + [others] * (len(others) > 1)
+    keys = ((names, log.rows.loc[step.index, names].astype(str).assign(**{"its step": step})) for names in apart)
+    names = next((names for names, key in keys if not key.duplicated().any()), None)
+    if names is None:
+        return
+    cells = listed([str(cell) for cell in log.rows.loc[step.index, names[0]].unique()], 4)
+    lone = len(names) == 1 and "run" not in columns
+    remedy = f"--column run={names[0]}" if lone else "each a name in a column of its own and --column run=NAME"
+    raise InputError(
+        f"{log.path}: rows of equal steps differ by {listed([repr(str(name)) for name in names], SHOWN)} ({cells}), as several "
+        f"runs do; give {remedy}, or --column run={ONE_RUN} where the last of them counts"
+    )
+
+
+def _may_name_runs(cells: pd.Series, step: pd.Series, columns: Mapping[str, str]) -> bool:
+    """Whether a column has few values, more than one of them from the first step on, and is none that counts or measures."""
+    name = str(cells.name)
+    counts = COUNTS.search(plain(name)) is not None or plain(name) in EPOCHS.split() or plain(name).endswith("loss")
+    measured = name in columns.values() and name != columns.get("lr")
+    if counts or measured or cells.isna().any() or not 1 < cells.nunique() <= len(cells) / 2:
+        return False
+    begin = step.groupby(cells.astype(str)).min()
+    interval = float(np.median(np.diff(np.unique(step)))) if step.nunique() > 1 else 0.0
+    return bool((begin < step.min() + max(interval, 1.0)).sum() > 1)
 
 
 def logged_again(step: np.ndarray) -> np.ndarray:

@@ -11,9 +11,9 @@ Megatron  iteration      100/  500000 | consumed samples:  25600 | ... | learnin
 import re
 from pathlib import Path
 
-from emergence_train.analysis.logs.encoded import stem_of, suffix_of, text_of
+from emergence_train.analysis.logs.encoded import stem_of, suffix_of
 from emergence_train.analysis.logs.fields import TABLES, fields_of
-from emergence_train.analysis.logs.lines import TOKENS_BEFORE, Lines, epoch_of, lines_of
+from emergence_train.analysis.logs.lines import TOKENS_BEFORE, epoch_of, lines_in, lines_of, of_commoner_form
 from emergence_train.analysis.logs.log import Format, Log, finished_apart, frame_of
 from emergence_train.analysis.logs.names import NAMES, plain
 from emergence_train.analysis.logs.numbers import in_full
@@ -24,12 +24,20 @@ NUMBER = r"([-+]?(?:\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
 DIGITS = r"\d++(?:,\d{3}(?!\d))*+"
 WHOLE = rf"({DIGITS}(?:(?:\.\d+)?[kKM]\b)|{DIGITS})"  # 1200, 1,200 or 1.2k
 STEP = re.compile(rf"(?<!per )\b(?:iter|step)\s*:?\s*{WHOLE}(?:\.0+)?+(?!\.?\d)(?:\s*/\s*{WHOLE})?\b", re.IGNORECASE)
-TOKENS = re.compile(r"(?<![/\w])tokens(?: seen| so far)?\s*:?\s+(\d[\d,]*(?:\.\d+)?[KMBT]?)\b(?!\s*/)")
-LOSS = re.compile(rf"\bloss:?\s+{NUMBER}", re.IGNORECASE)
+TOKENS = re.compile(
+    r"(?<![/\w])(?:(?:n|num|total|train|trained|seen|consumed)_)?tokens(?:[ _](?:seen|consumed|trained|so far))?"
+    r"(?:\s*[:=]\s*|\s+)(\d[\d,]*(?:\.\d+)?[KMBT]?)\b(?!\s*/)",
+    re.IGNORECASE,
+)
+# With all that is one word with it: "aux_loss 0.01", "test/loss 3.9"
+LOSS = re.compile(rf"(?<![\w./-])([\w./-]*loss):?\s+{NUMBER}", re.IGNORECASE)
+BEFORE_LOSS = re.compile(r"[A-Za-z][\w./-]*")  # a word of its name: "aux loss: 0.01", "EMA model loss 3.9"
 # nanoGPT's estimate of both, beside the losses of its steps
 EVALUATION = re.compile(r"\btrain loss .*\bval loss", re.IGNORECASE)
+ESTIMATE = re.compile(r"\bval(?:id\w*)?[ _]loss", re.IGNORECASE)
+TRAINING_LOSS = ("train loss", "training loss")
 TRAIN_LOSS = re.compile(r"train(?:ing)?[_/]loss", re.IGNORECASE)
-RATE = re.compile(rf"\b(?:lr|learning rate):?\s+{NUMBER}", re.IGNORECASE)
+RATE = re.compile(rf"\b(?:lr|learning[ _]rate)(?:\s*[:=]\s*|\s+)[\[(]?{NUMBER}", re.IGNORECASE)
 MAIN_LOG = re.compile(rf"^s:(\d+) (trl|tel):{NUMBER}(?: lr:{NUMBER})?")
 PER_STEP = re.compile(r"(?:tokens per iteration will be:|\|\s*total batch size\s*\||^Total batch size)\s*([\d,]+)")
 
@@ -40,10 +48,6 @@ BATCH = re.compile(r"^\s*(?:global|train)_batch_size\s*\.*\s+(\d+)\b")
 WANTED = ("consumed samples", "consumed tokens", "learning rate", "lm loss")
 
 
-def _lines(path: Path) -> Lines:
-    return lines_of(text_of(path, errors="replace"))
-
-
 def _whole(text: str) -> int:
     return round(in_full(text.replace(",", "")))
 
@@ -51,7 +55,7 @@ def _whole(text: str) -> int:
 def read_nanogpt(path: Path) -> list[Log]:
     """Lines of a step with its loss. The evaluation's lines ("step 0: train loss 10.9, val loss 10.9") are none."""
     rows, places, per_step, end = [], [], None, None
-    text = _lines(path)
+    text = lines_in(path)
     for number, line in enumerate(text.lines, 1):
         if not line:
             continue
@@ -63,23 +67,32 @@ def read_nanogpt(path: Path) -> list[Log]:
                 rows[-1]["lr"] = match[4]
             places.append(number)
             continue
-        step, loss, rate = STEP.search(line), _loss(line), RATE.search(line)
-        if step and loss and step.start() < loss.start() and not EVALUATION.search(line):
-            tokens = "tok" in line.lower() and (TOKENS.search(line) or TOKENS_BEFORE.search(line))
-            more = {"lr": rate, "tokens": tokens}
-            rows.append({"step": step[1].replace(",", ""), "loss": loss[1], SPLIT: split_of(line)} | epoch_of(line))
-            rows[-1] |= {name: match[1] for name, match in more.items() if match}
+        step, losses = _step_and_losses(line)
+        if step and losses:
+            rows.append({"step": step[1].replace(",", ""), **losses, SPLIT: split_of(line)} | epoch_of(line))
+            rows[-1] |= _beside(line)
             places.append(number)
             end = _whole(step[2]) if step[2] else end
     if not rows:
         raise InputError(f"{path}: no line has a step and its loss, as 'iter 100: loss 6.1'; give --format or a table")
-    return finished_apart(Log(stem_of(path), path, frame_of(rows, places), per_step, end, text.notes))
+    _name_alike(rows, [text.lines[place - 1] for place in places])
+    kept, notes = of_commoner_form(rows, places, text.lines)
+    frame = frame_of([rows[k] for k in kept], [places[k] for k in kept])
+    return finished_apart(Log(stem_of(path), path, frame, per_step, end, (*text.notes, *notes)))
+
+
+def _beside(line: str) -> dict[str, str]:
+    """The rate and the tokens of a line, whether behind a sign or a blank."""
+    tokens = "tok" in line.lower() and (TOKENS.search(line) or TOKENS_BEFORE.search(line))
+    matches = {"lr": RATE.search(line), "tokens": tokens}
+    return {name: match[1] for name, match in matches.items() if match}
 
 
 def read_megatron(path: Path) -> list[Log]:
     """Lines of an iteration; tokens from the samples, else the batch size, and the seq_length of the arguments."""
     rows, places, length, batch, end = [], [], None, None, None
-    for number, line in enumerate(_lines(path).lines, 1):
+    text = lines_in(path)
+    for number, line in enumerate(text.lines, 1):
         if (match := LENGTH.search(line)) and "iteration" not in line:
             length = int(match[1])
         if match := BATCH.search(line):
@@ -97,16 +110,40 @@ def read_megatron(path: Path) -> list[Log]:
         raise InputError(f"{path}: no line of an iteration, as 'iteration 100/ 5000 | ...'; give another --format")
     counted = any("consumed tokens" in row or "consumed samples" in row for row in rows)
     per_step = None if counted or not length or not batch else length * batch
-    return finished_apart(Log(stem_of(path), path, frame_of(rows, places), per_step, end))
+    return finished_apart(Log(stem_of(path), path, frame_of(rows, places), per_step, end, text.notes))
 
 
-def _loss(line: str) -> re.Match[str] | None:
-    """The loss of a line's step, which is not what the line names as a validation's."""
-    return LOSS.search(without_validation(line))
+def _step_and_losses(line: str) -> tuple[re.Match[str] | None, dict[str, str]]:
+    """The step of a line, and the losses behind it by their whole names, but those that the line names as a validation's."""
+    step, losses = STEP.search(line), dict[str, str]()
+    if step and not EVALUATION.search(line):
+        rest = without_validation(line)
+        for match in LOSS.finditer(rest):
+            if step.start() < match.start():
+                losses.setdefault(_name(rest[: match.start()], match[1]), match[2])
+    return step, losses
+
+
+def _name_alike(rows: list[dict], lines: list[str]) -> None:
+    """Call a training loss loss, so that lines of either name are one column's; but not an estimate beside a validation's."""
+    others = any("loss" in row for row in rows)
+    for row, line in zip(rows, lines):
+        train = next((name for name in TRAINING_LOSS if name in row), None)
+        if train and "loss" not in row and not (others and ESTIMATE.search(line)):
+            row["loss"] = row.pop(train)
+
+
+def _name(before: str, word: str) -> str:
+    """A loss' name with the words right before it, in small letters."""
+    *words, end = before.split(" ")
+    name = [word]
+    while words and not end and BEFORE_LOSS.fullmatch(words[-1]):
+        name.insert(0, words.pop())
+    return " ".join(name).lower()
 
 
 def _has_loss(line: str) -> bool:
-    return bool(STEP.search(line) and _loss(line) and not EVALUATION.search(line) or MAIN_LOG.search(line))
+    return bool(_step_and_losses(line)[1] or MAIN_LOG.search(line))
 
 
 def _is_text(path: Path) -> bool:
@@ -131,7 +168,8 @@ def _is_nanogpt(path: Path, head: str) -> bool:
 
 def _names_both(line: str) -> bool:
     names = {plain(name) for name in fields_of(line)}
-    return "loss" in names and bool(names & {*NAMES["step"].split(), *NAMES["tokens"].split()})
+    counted = names & {*NAMES["step"].split(), *NAMES["tokens"].split()}
+    return bool(counted) and any(name.endswith("loss") for name in names)
 
 
 MEGATRON_FORMAT = Format("megatron", "Megatron-LM's text log", _is_megatron, read_megatron)

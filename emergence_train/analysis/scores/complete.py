@@ -8,8 +8,9 @@ import pandas as pd
 
 from emergence_train.analysis import logs
 from emergence_train.analysis.logs import Curve, LogOptions, units
-from emergence_train.analysis.logs.numbers import SI
+from emergence_train.analysis.logs.numbers import are_sizes, in_short
 from emergence_train.analysis.scores.options import ScoreOptions, Scores
+from emergence_train.analysis.scores.parts import parted
 from emergence_train.analysis.scores.percents import ROUNDING
 from emergence_train.errors import InputError, listed
 from emergence_train.recorder import tables
@@ -23,7 +24,6 @@ CHANCE = {
     r"social_?iqa|siqa|cb|mnli|anli": 1 / 3,
     r"piqa|winogrande|boolq|copa|wsc|wic|rte|qnli|mrpc|sst2?|cola|storycloze": 0.5,
 }
-MOST_ROUNDED = 1.2  # between a model's size by its name and by its count
 MOST_FILES = 3  # of which each has a note
 ACCURACY = re.compile(
     r"^(acc|accuracy|acc_norm|acc_raw|acc_per_char|acc_per_token|acc_uncond|len_norm|exact_match|em)$"
@@ -54,6 +54,7 @@ def completed(scores: list[Scores], options: ScoreOptions) -> tuple[pd.DataFrame
         frame[name] = pd.to_numeric(frame[name], errors="coerce")
     _fill_place(frame, options, scores)
     _part_sizes(frame, notes)
+    frame = parted(frame, where, notes)
     if options.loss is not None:
         frame = _with_loss(frame, options, notes)
     missing = [name for name in FLAGS if frame[name].isna().any()]
@@ -112,15 +113,10 @@ def _part_sizes(frame: pd.DataFrame, notes: list[str]) -> None:
     """Models of several sizes under one name, as of a family, are a run each."""
     for run, params in frame.groupby("run", sort=False)["params"]:
         sizes = params.dropna().unique()
-        if len(sizes) > 1 and sizes.max() > MOST_ROUNDED * sizes.min():
-            names = {size: f"{run}-{_in_short(size)}" for size in sizes}
+        if are_sizes(params):
+            names = {size: f"{run}-{in_short(size)}" for size in sizes}
             frame.loc[params.index, "run"] = params.map(names).fillna(run)
             notes.append(f"{run!r} holds {len(sizes)} sizes, a run each: {listed(list(names.values()), 6)}")
-
-
-def _in_short(params: float) -> str:
-    unit = next((name for name in "BMK" if params >= SI[name]), None)
-    return f"{params / SI[unit]:.3g}{unit}" if unit else f"{params:.0f}"
 
 
 def _with_loss(frame: pd.DataFrame, options: ScoreOptions, notes: list[str]) -> pd.DataFrame:

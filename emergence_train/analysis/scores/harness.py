@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from emergence_train.analysis.logs.encoded import suffix_of, text_of
-from emergence_train.analysis.scores.options import Format, ScoreOptions, Scores, place_of_results
+from emergence_train.analysis.scores.options import Format, ScoreOptions, Scores, place_of, place_of_results
+from emergence_train.analysis.scores.parts import OTHER, SHOTS
 from emergence_train.errors import InputError
 
 NO_METRIC = ("alias", "name", "sample_len", "sample_count", "samples")
@@ -44,9 +45,10 @@ def _objects(path: Path) -> tuple[dict, ...]:
 def _is_lm_eval(path: Path) -> bool:
     objects = _objects(path)
     results = objects[0].get("results") if len(objects) == 1 else None
-    return isinstance(results, dict) and any(
-        isinstance(values, dict) and any("," in str(key) for key in values) for values in results.values()
-    )
+    if not isinstance(results, dict) or not all(isinstance(values, dict) for values in results.values()):
+        return False
+    filtered = any("," in str(key) for values in results.values() for key in values)
+    return filtered or {"versions", "config"} <= objects[0].keys()  # before 0.4, without filters
 
 
 def _read_lm_eval(path: Path, options: ScoreOptions) -> list[Scores]:
@@ -55,8 +57,16 @@ def _read_lm_eval(path: Path, options: ScoreOptions) -> list[Scores]:
     arguments = settings.get("model_args")
     if not isinstance(arguments, dict):
         arguments = dict(ARGUMENT.findall(str(arguments or "")))
-    model = str(arguments.get("pretrained") or arguments.get("path") or content.get("model_name") or path.parent.name)
-    place = place_of_results(model, arguments.get("revision"), path.parent)
+    model = arguments.get("pretrained") or arguments.get("path") or content.get("model_name")
+    stem = path.parent / path.stem
+    own = (
+        place_of(str(stem.resolve())) if model is None else {"step": None}
+    )  # of results that are named by their checkpoints
+    place = (
+        own
+        if own["step"] is not None
+        else place_of_results(str(model or path.parent.name), arguments.get("revision"), path.parent)
+    )
     if settings.get("model_num_parameters"):
         place["params"] = int(settings["model_num_parameters"])
     rows = []
@@ -65,9 +75,10 @@ def _read_lm_eval(path: Path, options: ScoreOptions) -> list[Scores]:
             metric, _, filtered = str(key).partition(",")
             if metric in NO_METRIC or metric.endswith("_stderr") or not _is_number(value):
                 continue
-            error = values.get(f"{metric}_stderr,{filtered}")
+            error = values.get(f"{metric}_stderr,{filtered}" if filtered else f"{metric}_stderr")
             samples = (content.get("n-samples") or {}).get(task) or {}
             better = (content.get("higher_is_better") or {}).get(task, {}).get(metric)
+            shots = (content.get("n-shot") or {}).get(task, settings.get("num_fewshot"))
             rows.append(
                 place
                 | {
@@ -77,6 +88,7 @@ def _read_lm_eval(path: Path, options: ScoreOptions) -> list[Scores]:
                     "stderr": float(error) if _is_number(error) else math.nan,
                     "items": samples.get("effective"),
                     "higher_is_better": better,
+                    OTHER + SHOTS: shots,
                 }
             )
     return [Scores(path, pd.DataFrame(rows), f"{path}: lm-eval, {len(content['results'])} tasks of {_named(place)}")]
@@ -99,7 +111,9 @@ def _read_lighteval(path: Path, options: ScoreOptions) -> list[Scores]:
     place = place_of_results(named, model.get("revision"), path.parent)
     rows = []
     for name, values in content["results"].items():
-        task = re.sub(r"\|\d+(\|\d+)?$", "", name)
+        task, shots = name, None
+        if match := re.fullmatch(r"(.*?)\|(\d+)(\|\d+)?", name):
+            task, shots = match[1], match[2]
         if name == "all" or task.endswith("_average") or not isinstance(values, dict):
             continue
         for metric, value in values.items():
@@ -107,7 +121,8 @@ def _read_lighteval(path: Path, options: ScoreOptions) -> list[Scores]:
                 continue
             error = values.get(f"{metric}_stderr")
             stderr = error if _is_number(error) else math.nan
-            rows.append(place | {"task": task, "metric": metric, "value": float(value), "stderr": stderr})
+            scores = {"task": task, "metric": metric, "value": float(value), "stderr": stderr, OTHER + SHOTS: shots}
+            rows.append(place | scores)
     if not rows:
         raise InputError(
             f"{path}: its results have no metrics that are numbers; give results_*.json of lighteval that has some"

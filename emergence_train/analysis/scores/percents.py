@@ -53,7 +53,7 @@ def in_one_unit(path: Path, rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     percents = ~shares & (value.groupby(key).transform("max") > 1 + ROUNDING)
     rows, extra = rows.copy(), ""
     for name in MOST.keys() & set(rows):
-        own = rows[SIGNED.format(name)]
+        own = rows[SIGNED.format(name)].eq(True)  # none where a task has no such column
         beside = shares & ~own & rows[name].notna()
         is_percent = rows.loc[beside, name].max() > MOST[name]
         rows[name] *= (beside & is_percent).map({True: 0.01, False: 1}) * (percents & own).map({True: 100, False: 1})

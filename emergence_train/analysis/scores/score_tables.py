@@ -12,6 +12,7 @@ from emergence_train.analysis.logs.encoded import suffix_of
 from emergence_train.analysis.logs.numbers import PERPLEXITY, ROLES, Role, scales_of
 from emergence_train.analysis.scores import json_tables
 from emergence_train.analysis.scores.options import NAMES, Format, ScoreOptions, Scores, place_of
+from emergence_train.analysis.scores.parts import candidates
 from emergence_train.analysis.scores.percents import SIGNED, in_one_unit, numbers, signed
 from emergence_train.errors import InputError, listed
 
@@ -138,7 +139,7 @@ def _read_table(path: Path, options: ScoreOptions) -> list[Scores]:
     if "metric" not in rows:
         rows["metric"] = "score"
     reading = ", ".join(f"{ours} from {name!r}" for ours, name in known.items())
-    bad = _left_out(frame, [known[ours] for ours in NUMERIC if ours in known])
+    bad = _left_out(frame, [known[ours] for ours in NUMERIC if ours in rows and rows[ours].isna().any()])
     return [_named_by_file(_scores(path, rows, f"{path}: a row a score; {reading}{extra}{bad}"))]
 
 
@@ -156,13 +157,19 @@ def _named_by_file(scores: Scores) -> Scores:
     return Scores(scores.path, rows, f"{scores.note}; step {place['step']} from its name")
 
 
-def _typed(frame: pd.DataFrame, known: Mapping[str, str]) -> tuple[pd.DataFrame, str]:
-    """-> (our columns of the table, those of numbers as float64 and losses in nats; what to say of the losses)."""
+def _typed(frame: pd.DataFrame, known: Mapping[str, str], scored: Iterable[str] = ()) -> tuple[pd.DataFrame, str]:
+    """-> (our columns of the table, those of numbers as float64 and losses in nats; what to say of the losses).
+
+    With the columns that are neither ours nor `scored`, behind OTHER.
+    """
     columns = {ours: numbers(frame[n], ROLES[ours]) if ours in NUMERIC else frame[n] for ours, n in known.items()}
     for ours in {"params", "step", "tokens"} & set(columns):
         columns[ours] *= scales_of(frame[known[ours]], known[ours])
+    if "step" in known:
+        _fill_steps(columns, frame[known["step"]])
     for ours in {"value", "stderr", "chance"} & set(columns):
         columns[SIGNED.format(ours)] = signed(frame[known[ours]])
+    columns |= candidates(frame, [*known.values(), *scored])
     if "loss" not in known:
         return pd.DataFrame(columns, index=frame.index), ""
     name = known["loss"]
@@ -172,6 +179,17 @@ def _typed(frame: pd.DataFrame, known: Mapping[str, str]) -> tuple[pd.DataFrame,
     columns["loss"] = units.to_nats(columns["loss"], unit)
     extra = units.notes(name, unit, remedy="; a name with nats says otherwise")
     return pd.DataFrame(columns, index=frame.index), "".join(f"; {note}" for note in extra)
+
+
+def _fill_steps(columns: dict[str, pd.Series], cells: pd.Series) -> None:
+    """Steps, and tokens where no column has them, of cells that name a checkpoint: "step1000", "stage1-step1000-tokens2B"."""
+    words = cells[columns["step"].isna() & cells.notna()]
+    places = pd.DataFrame([place_of(str(cell)) for cell in words], words.index, columns=["step", "tokens"])
+    columns["step"] = columns["step"].fillna(places["step"].astype(float))
+    if columns["step"].isna().all():  # "main": a file's or a model's name may say it
+        del columns["step"]
+    if places["tokens"].notna().any():
+        columns.setdefault("tokens", places["tokens"].astype(float).reindex(cells.index))
 
 
 def _scored(frame: pd.DataFrame, column: str, metric: str) -> tuple[dict[str, pd.Series], list[str]]:
@@ -190,7 +208,7 @@ def _scores(path: Path, rows: pd.DataFrame, note: str) -> Scores:
 
 def _by_metric(path: Path, frame: pd.DataFrame, known: Mapping[str, str], metrics: list[str]) -> Scores:
     """A row of each metric's column, for a table with a row a task."""
-    place, extra = _typed(frame, known)
+    place, extra = _typed(frame, known, metrics)
     parts = [place.assign(metric=metric.lower(), **_scored(frame, metric, metric)[0]) for metric in metrics]
     note = f"{path}: a row a task, a column a metric ({', '.join(metrics)}){extra}{_left_out(frame, metrics)}"
     return _scores(path, pd.concat(parts, ignore_index=True), note)
@@ -198,7 +216,7 @@ def _by_metric(path: Path, frame: pd.DataFrame, known: Mapping[str, str], metric
 
 def _melted(path: Path, frame: pd.DataFrame, known: Mapping[str, str], wide: Mapping[str, tuple[str, str]]) -> Scores:
     """A row of each task's column."""
-    place, extra = _typed(frame, {ours: name for ours, name in known.items() if ours in PLACE})
+    place, extra = _typed(frame, {ours: name for ours, name in known.items() if ours in PLACE}, wide)
     parts, errors = [], []
     for column, (task, metric) in wide.items():
         columns, own = _scored(frame, column, metric)

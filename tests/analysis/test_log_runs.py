@@ -1,0 +1,103 @@
+"""Several runs in one table: parted where a column says so, else refused; none is a resumption of another."""
+
+import json
+
+import pytest
+
+from emergence_train.analysis import logs
+from emergence_train.analysis.logs import LogOptions
+from emergence_train.errors import InputError
+
+STEPS = list(range(10, 1000, 10))
+KNOWN = {off: [(step, round(2.6 + off + 7.9 / (1 + step / 40) ** 0.55, 4)) for step in STEPS] for off in (0, 1, 2, 3)}
+SIZES = {"70M": 70_000_000, "160M": 160_000_000, "410M": 410_000_000}
+
+
+def written(path, rows):
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        path.write_text("\n".join([",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows), ""]))
+    return path
+
+
+def curves(path, **options):
+    return {
+        curve.run: (curve.params, [*zip(curve.frame["step"], curve.frame["loss"])])
+        for curve in logs.read(path, LogOptions(**options))
+    }
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl"])
+@pytest.mark.parametrize("column", ["params", "non_embedding_params", "Params (M)"])
+@pytest.mark.parametrize("turn", [False, True])
+def test_sizes_of_a_table_are_runs(name, column, turn, tmp_path):
+    unit = 10**6 if "M" in column else 1
+    rows = [{column: n // unit, "step": s, "loss": x} for k, n in enumerate(SIZES.values()) for s, x in KNOWN[k]]
+    rows = sorted(rows, key=lambda row: row["step"]) if turn else rows
+    assert curves(written(tmp_path / name, rows)) == {
+        f"x-{size}": (params, KNOWN[k]) for k, (size, params) in enumerate(SIZES.items())
+    }
+
+
+def test_sizes_of_a_run_or_a_seed_are_parted_too(tmp_path):
+    for column, values in (("run", ["base"]), ("seed", [0, 1])):
+        rows = [
+            {column: value, "params": n, "step": s, "loss": x}
+            for value in values
+            for k, n in enumerate(SIZES.values())
+            for s, x in KNOWN[k]
+        ]
+        expected = {f"{v}-{size}": (n, KNOWN[k]) for v in values for k, (size, n) in enumerate(SIZES.items())}
+        assert curves(written(tmp_path / "x.csv", rows)) == expected
+
+
+def test_a_size_that_is_rounded_is_one(tmp_path):
+    rows = [{"params": 70_000_000 if s < 500 else 70_426_624, "step": s, "loss": x} for s, x in KNOWN[0]]
+    assert curves(written(tmp_path / "x.csv", rows)) == {"x": (70_000_000, KNOWN[0])}
+
+
+@pytest.mark.parametrize("turn", [False, True])
+@pytest.mark.parametrize(
+    "column, values",
+    [
+        ("lr", [1e-3, 3e-3]),
+        ("size", ["70M", "410M"]),
+        ("id", [17, 18, 19]),
+        ("optimizer", ["adamw", "muon"]),
+        ("N", [1e8, 2e8]),
+    ],
+)
+def test_runs_that_a_column_tells_apart_are_refused(column, values, turn, tmp_path):
+    rows = [{column: value, "step": s, "loss": x} for k, value in enumerate(values) for s, x in KNOWN[k]]
+    path = written(tmp_path / "x.csv", sorted(rows, key=lambda row: row["step"]) if turn else rows)
+    with pytest.raises(InputError, match=f"differ by '{column}' .*as several runs do; give --column run={column}, or"):
+        curves(path)
+    expected = {str(value): KNOWN[k] for k, value in enumerate(values)}
+    assert {run: rows for run, (_, rows) in curves(path, columns={"run": column}).items()} == expected
+
+
+def test_runs_that_two_columns_tell_apart_are_refused(tmp_path):
+    rows = [
+        {"config": {"width": w, "depth": d}, "step": s, "loss": x}
+        for k, (w, d) in enumerate([(128, 2), (128, 4), (256, 2), (256, 4)])
+        for s, x in KNOWN[k]
+    ]
+    path = written(tmp_path / "x.jsonl", rows)
+    with pytest.raises(InputError, match="differ by 'config/width', 'config/depth' .* a name in a column of its own"):
+        curves(path)
+    with pytest.raises(InputError, match="differ by 'config/depth' .* a name in a column of its own"):
+        curves(path, columns={"run": "config/width"})
+
+
+def test_a_restart_and_its_parts_are_no_runs(tmp_path):
+    """Neither of an attempt that begins at a checkpoint, nor of micro-batches, nor of a table appended to another."""
+    rows = [{"attempt": 0, "step": s, "loss": x} for s, x in KNOWN[1] if s <= 500]
+    rows += [{"attempt": 1, "step": s, "loss": x} for s, x in KNOWN[0] if s > 400]
+    expected = [*KNOWN[1][:40], *KNOWN[0][40:]]
+    assert curves(written(tmp_path / "x.csv", rows)) == {"x": (0, expected)}
+    rows = [{"step": s, "micro_step": k, "loss": x + 3 - k} for s, x in KNOWN[0] for k in range(4)]
+    (micro,) = curves(written(tmp_path / "x.csv", rows)).values()
+    assert [s for s, _ in micro[1]] == STEPS
+    rows = [{"step": s, "loss": x} for k in (1, 0) for s, x in KNOWN[k]]
+    assert curves(written(tmp_path / "x.csv", rows)) == {"x": (0, KNOWN[0])}
