@@ -54,7 +54,8 @@ def test_verdicts_turn_with_the_numbers(changed):
         result["decay"]["by_weight_decay"]["0"]["generalised"] = 12
 
     def heavier(result: dict) -> None:
-        result["tiny"]["efficiency"][0] |= {"ratio": 1.1, "low95": 1.05, "high95": 1.2}
+        row = {"ratio": 1.1, "low95": 1.05, "high95": 1.2, "generalising_runs": 8, "memorising_runs": 7}
+        result["tiny"]["efficiency"] = [row]
 
     def other_sign(result: dict) -> None:
         result["tiny"]["trend"] |= {"value": 0.2, "low95": 0.1, "high95": 0.3}
