@@ -4,7 +4,8 @@
 
 PUBLISHED.csv: a row a run with its sizes, sharding, tokens_per_second_per_gpu and peak_memory_gib; it is not kept in this
 repository, so the result has each row's error and not its values. Rows of odd number calibrate, those of even number are held
-out. Own steps: benchmarks/results/nvidia-h100-80gb-hbm3; the profiled 468M of micro-batch 16 calibrates, all others are held out.
+out. Own steps: benchmarks/results/nvidia-h100-80gb-hbm3 and nvidia-h200; the H100's profiled 468M of micro-batch 16 calibrates, all
+others are held out.
 
 Published runs are of other programs, so what moves memory is theirs: `traffic` = b x layers x width bytes a token, where b is
 fitted with the two efficiencies for each architecture; likewise bytes of activations. Tensor, pipeline and context parallel runs
@@ -41,6 +42,7 @@ from emergence_train.planning.step_time import EFFICIENCY, Efficiency
 
 RESULTS = Path(__file__).parents[1] / "results"
 H100 = RESULTS / "nvidia-h100-80gb-hbm3"
+OWN = {"h100-80gb": H100, "h200-141gb": RESULTS / "nvidia-h200"}  # results by planned GPU
 TARGET = RESULTS / "plan_published.json"
 CALIBRATES = "20261126-150303-training-468m.json"
 SINCE = "20261126-034510"  # kernels and step as they are since
@@ -67,9 +69,11 @@ ARCHITECTURES = {"h100": ("h100-80gb", "h200-141gb"), "a100": ("a100-40gb", "a10
 # ------------------------------------------------------------------------------------------------------- own steps
 
 
-def own_seconds(model: DecoderConfig, micro_batch: int, checkpointing: str, linears: str, efficiency: Efficiency):
-    """The parts of a step of benchmarks/gpu_training.py on an H100."""
-    gpu, tokens = GPUS["h100-80gb"], BATCH * SEQUENCE
+def own_seconds(
+    name: str, model: DecoderConfig, micro_batch: int, checkpointing: str, linears: str, efficiency: Efficiency
+):
+    """The parts of a step of benchmarks/gpu_training.py on the GPU `name`."""
+    gpu, tokens = GPUS[name], BATCH * SEQUENCE
     work = model.work(SEQUENCE, checkpointing, 2, linears)
     passes = step_time.device_seconds(work, tokens, gpu.bf16, gpu, efficiency, linears == "fp8")
     rounds = BATCH // micro_batch
@@ -82,7 +86,7 @@ def own_efficiency(attention: float) -> Efficiency:
     record = json.loads((H100 / CALIBRATES).read_text())
     row = record["rows"][0]
     model, ideal = DecoderConfig(**PRESETS["468m"]), Efficiency(1, 1, 1)
-    passes, update = own_seconds(model, record["micro_batch"], "none", "bf16", ideal)
+    passes, update = own_seconds("h100-80gb", model, record["micro_batch"], "none", "bf16", ideal)
     products = passes.products / (row["profile"]["by_kind_ms"]["matrix products"] / 1e3)
     left = BATCH * SEQUENCE / row["tokens_per_second"] - passes.products / products - passes.attention / attention
     return Efficiency(products, attention, (passes.traffic + update) / left)
@@ -109,9 +113,10 @@ def _share_of(row: dict, gpu: Gpu) -> list[float]:
     return [flops / gpu.bf16 / (seconds - moved)]
 
 
-def own_rows(efficiency: Efficiency) -> list[dict]:
+def own_rows(name: str) -> list[dict]:
+    """Of the steps measured on the GPU `name`."""
     rows = []
-    for path in sorted(H100.glob("*-training-*.json")):
+    for path in sorted(OWN[name].glob("*-training-*.json")):
         if path.name < SINCE:
             continue
         record = json.loads(path.read_text())
@@ -124,11 +129,11 @@ def own_rows(efficiency: Efficiency) -> list[dict]:
             micro_batch = row.get("micro_batch", record["micro_batch"])
             if "tokens_per_second" not in row:
                 continue
-            passes, update = own_seconds(model, micro_batch, checkpointing, linears, efficiency)
+            passes, update = own_seconds(name, model, micro_batch, checkpointing, linears, EFFICIENCY[name])
             memory = step_memory(model, SEQUENCE, micro_batch, checkpointing=checkpointing, linears=linears)
             rows.append(
                 {
-                    "run": f"{record['size']}, micro-batch {micro_batch}, {checkpointing}, {linears}",
+                    "run": f"{name}, {record['size']}, micro-batch {micro_batch}, {checkpointing}, {linears}",
                     "file": path.name,
                     "calibrates": path.name == CALIBRATES,
                     "time": (passes.total + update) * row["tokens_per_second"] / (BATCH * SEQUENCE) - 1,
@@ -277,7 +282,7 @@ def main() -> int:
     parser.add_argument("published", type=Path)
     given = parser.parse_args()
     efficiency = own_efficiency(own_attention())
-    ours = own_rows(EFFICIENCY["h100-80gb"])
+    ours = [row for name in OWN for row in own_rows(name)]
     fitted, theirs = published(pd.read_csv(given.published))
     by_stack = {stack: [row for row in theirs if row["stack"] == stack] for stack in ("llm-foundry", "other")}
     result = provenance("benchmarks/studies/plan_published.py PUBLISHED.csv") | {
