@@ -4,8 +4,8 @@
 
 PUBLISHED.csv: a row a run with its sizes, sharding, tokens_per_second_per_gpu and peak_memory_gib; it is not kept in this
 repository, so the result has each row's error and not its values. Rows of odd number calibrate, those of even number are held
-out. Own steps: benchmarks/results/nvidia-h100-80gb-hbm3 and nvidia-h200; the H100's profiled 468M of micro-batch 16 calibrates, all
-others are held out.
+out. Own steps: benchmarks/results/nvidia-h100-80gb-hbm3 and nvidia-h200; the H100's profiled 468M of micro-batch 16 calibrates,
+all others are held out.
 
 Published runs are of other programs, so what moves memory is theirs: `traffic` = b x layers x width bytes a token, where b is
 fitted with the two efficiencies for each architecture; likewise bytes of activations. Tensor, pipeline and context parallel runs

@@ -4,8 +4,9 @@
 
 Three sizes with 1, 2, 3 or 5 runs each, or with two of the smallest or the largest and one of the others. The loss is
 Chinchilla's form and the ability an arctangent of the loss, which the analysis does not contain. A smaller size has all of it at
-equal loss, or 0.3 less for every tenth of the parameters. Runs differ by luck: of nothing, of a lognormal or of Student's t with
-four degrees of freedom. Prints a line a cell: luck, runs of each size, share of intervals that hold, share of verdicts (kept,
+equal loss, or 0.3 less for every tenth of the parameters. Runs differ by luck: of nothing, of the ability's amount by a
+lognormal or by Student's t with four degrees of freedom, or of the loss at which it comes, by 0.1 nats: steep sizes then differ
+more than those that have nearly all. Prints a line a cell: luck, runs of each size, share of intervals that hold, share of verdicts (kept,
 lost) that are wrong, median width, how many. Writes benchmarks/results/survival_coverage.json.
 """
 
@@ -18,6 +19,7 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import simulated_cells  # noqa: E402
+from scipy.stats import norm  # noqa: E402
 
 from emergence_train.analysis.emergence.finding import Finding  # noqa: E402
 from emergence_train.analysis.emergence.result import SizeEffect  # noqa: E402
@@ -30,6 +32,7 @@ SIZES = (100_000, 1_000_000, 10_000_000)
 TOKENS = np.geomspace(1e6, 1e9, 25).round()
 RUNS = ((1, 1, 1), (2, 2, 2), (3, 3, 3), (5, 5, 5), (2, 1, 1), (1, 1, 2))  # of each size, smallest first
 LUCK = {"none": 0.0, "lognormal, 10%": 0.1, "lognormal, 25%": 0.25, "Student, 10%": 0.1, "Student, 25%": 0.25}
+LUCK |= {"threshold, 0.1 nats": 0.1}
 PENALTIES = (0.0, 0.3)
 NO_EFFECT = SizeEffect(None, None, None, None)  # survival does not read it
 RESULT = HERE.parents[1] / "benchmarks" / "results" / "survival_coverage.json"
@@ -49,15 +52,19 @@ def kept_at_equal_loss(params: int, penalty: float) -> float:
     return float(1 - penalty * np.log10(SIZES[-1] / params))
 
 
-def truth(params: int, penalty: float) -> tuple[float, float]:
+def truth(luck: str, params: int, penalty: float) -> tuple[float, float]:
     """Shares kept (at equal tokens, at equal loss), of endless runs."""
     share = kept_at_equal_loss(params, penalty)
-    return share * float(above(loss_of(params))[-1] / above(loss_of(SIZES[-1]))[-1]), share
+    shifts = [LUCK[luck] * norm.ppf((k + 0.5) / 999) for k in range(999)] if luck.startswith("threshold") else [0.0]
+    own, largest = (np.mean([above(loss_of(size)[-1] + shift) for shift in shifts]) for size in (params, SIZES[-1]))
+    return share * float(own / largest), share
 
 
 def factor(luck: str, rng: np.random.Generator) -> float:
-    """By which a run's ability differs; its mean is 1."""
+    """By which the amount of a run's ability differs; its mean is 1."""
     spread = LUCK[luck]
+    if luck.startswith("threshold"):
+        return 1.0
     if luck.startswith("Student"):
         return max(1 + spread * rng.standard_t(4) / np.sqrt(2), 0.0)
     return float(np.exp(spread * rng.standard_normal() - spread**2 / 2))
@@ -68,7 +75,9 @@ def table(luck: str, runs: tuple[int, ...], penalty: float, rng: np.random.Gener
     for params, number in zip(SIZES, runs):
         loss = loss_of(params)
         for run in range(number):
-            share = np.clip(CHANCE + factor(luck, rng) * kept_at_equal_loss(params, penalty) * above(loss), 0, 1)
+            shift = LUCK[luck] * rng.standard_normal() if luck.startswith("threshold") else 0.0
+            amount = factor(luck, rng) * kept_at_equal_loss(params, penalty)
+            share = np.clip(CHANCE + amount * above(loss + shift), 0, 1)
             columns = {"step": np.arange(1, len(loss) + 1), "tokens": TOKENS, "loss": loss}
             columns["value"] = rng.binomial(ITEMS, share) / ITEMS
             parts.append(pd.DataFrame(columns).assign(run=f"{params}-{run}", params=params))
@@ -86,7 +95,7 @@ def cell(luck: str, runs: tuple[int, ...], count: int) -> dict:
             task = task_metric("", "t", "acc", table(luck, runs, penalty, rng))
             result = survival(Finding(task, judged, NO_EFFECT), rng)
             for size in result.sizes if result else ():
-                for kept, share in zip((size.at_equal_tokens, size.at_equal_loss), truth(size.params, penalty)):
+                for kept, share in zip((size.at_equal_tokens, size.at_equal_loss), truth(luck, size.params, penalty)):
                     low, high = kept.share.low95, kept.share.high95
                     held.append(low <= share <= high)
                     widths.append(high - low)
