@@ -6,8 +6,8 @@ Three sizes with 1, 2, 3 or 5 runs each, or with two of the smallest or the larg
 Chinchilla's form and the ability an arctangent of the loss, which the analysis does not contain. A smaller size has all of it at
 equal loss, or 0.3 less for every tenth of the parameters. Runs differ by luck: of nothing, of the ability's amount by a
 lognormal or by Student's t with four degrees of freedom, or of the loss at which it comes, by 0.1 nats: steep sizes then differ
-more than those that have nearly all. Prints a line a cell: luck, runs of each size, share of intervals that hold, share of verdicts (kept,
-lost) that are wrong, median width, how many. Writes benchmarks/results/survival_coverage.json.
+more than those that have nearly all. Prints a line a cell: luck, runs of each size, share of intervals that hold, share of
+verdicts (kept, lost) that are wrong, median width, how many. Writes benchmarks/results/survival_coverage.json.
 """
 
 import sys
