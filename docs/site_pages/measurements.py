@@ -201,8 +201,8 @@ def plans() -> str:
     planned = result["as_planned"]
     unfitted = [[row["run"], f"{row['time']:+.1%}", f"{row['memory']:+.1%}"] for row in planned["rows"]]
     about = (
-        "Planned over measured, less 1. Own: an H100 and an H200, 64 x 1,024 tokens a step. Published: other programs, with their "
-        "own bytes of element-wise traffic and activations; a row's memory may calibrate where its time is held out.\n\n"
+        "Planned over measured, less 1. Own: an H100 and an H200, 64 x 1,024 tokens a step. Published: other programs, with "
+        "their own bytes of element-wise traffic and activations; a row's memory may calibrate where its time is held out.\n\n"
     )
     return (
         about
