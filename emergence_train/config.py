@@ -3,7 +3,6 @@
 Every wrong key, type or size is one InputError line that names the place; nothing has been written by then.
 """
 
-import difflib
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +11,7 @@ import yaml
 from pydantic import BeforeValidator, Field, PlainValidator, SerializeAsAny, ValidationError, model_validator
 
 from emergence_train import config_tree, files, interpolation
+from emergence_train.config_problem import first_problem, suggest
 from emergence_train.data_config import Data
 from emergence_train.errors import InputError
 from emergence_train.logging_config import Logging, Samples
@@ -334,7 +334,7 @@ class Config(Section):
             )
         weights = training.position_weights
         if not any(vector if vector is not None else (weights.head, weights.body, weights.tail)):
-            raise ValueError("training.position_weights: all weights are zeros; give some position one")
+            raise ValueError("training.position_weights: all weights are zeros; give some position a weight")
         return self
 
     @property
@@ -421,7 +421,7 @@ def _validated(tree: dict, path: str | Path) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise InputError(f"{path}: {_first_problem(error, tree)}") from None
+        raise InputError(f"{path}: {first_problem(error, tree, Config)}") from None
 
 
 def load_run(run: Path) -> Config:
@@ -451,60 +451,5 @@ def _expand_preset(tree: dict, path: str | Path) -> None:
         return
     name = model.pop("preset")
     if not isinstance(name, str) or name not in PRESETS:
-        raise InputError(f"{path}: model.preset: unknown {name!r}{_suggest(str(name), PRESETS)}")
+        raise InputError(f"{path}: model.preset: unknown {name!r}{suggest(str(name), PRESETS)}")
     tree["model"] = PRESETS[name] | model
-
-
-# What to write instead, by pydantic's name of the problem
-WRONG_TYPES = {
-    "string_type": "; YAML takes it for something else: quote it, as \"{0}='TEXT'\" on the command line",
-    "list_type": '; write all of it, as "{0}=[...]"',
-    "dict_type": "; it is a section: set its keys, as {0}.KEY=VALUE",
-    "model_type": "; it is a section: set its keys, as {0}.KEY=VALUE",
-}
-
-
-def _first_problem(error: ValidationError, tree: dict) -> str:
-    """The first pydantic complaint as one line: where, what, and the right key if one was misspelt."""
-    # A misspelt key usually also makes the right one missing: report the former.
-    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    problem = problems[0]
-    where = ".".join(str(part) for part in problem["loc"]) or "configuration"
-    if problem["type"] == "extra_forbidden":
-        section = _section(problem["loc"][:-1], tree)
-        known = list(section.model_fields) if section else []
-        if problem["loc"][0] == "model":
-            known.append("preset")
-        return f"{where}: unknown key{_suggest(str(problem['loc'][-1]), known)}"
-    if problem["type"] == "missing":
-        return f"{where}: is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    given = problem.get("input")
-    message += WRONG_TYPES.get(problem["type"], "").format(where)
-    shown = f" (got {given!r})" if isinstance(given, (str, int, float, bool, type(None))) else ""
-    return f"{where}: {message}{shown}"
-
-
-def _section(location: tuple, tree: Any) -> type[Section] | None:
-    """The class of the section at a path of keys and indices of the tree that was read."""
-    section: Any = Config
-    for key in location:
-        tree = tree[key]
-        if isinstance(key, int):
-            continue
-        field = section.model_fields[key]
-        by_kind = [entry.func for entry in field.metadata if isinstance(getattr(entry, "func", None), ByKind)]
-        if by_kind:
-            section = by_kind[0].section_of(tree)
-            continue
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)
-        if section is None:
-            return None
-    return section
-
-
-def _suggest(word: str, known: Any) -> str:
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

@@ -1,5 +1,6 @@
 """What differs between runs: the keys of their configurations that are not the same in all of them."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,13 @@ MISSING = "-"  # of a run without the key, or without a configuration
 def differences(runs: list[Path]) -> list[dict[str, Any]]:
     """For each run its values of the keys that differ, under names as short as tells them apart (`lr`, `model.width`). A key that
     a run of an older version does not have is no difference: it has the default."""
-    return _differing([_flat(read_config(run)) for run in runs])
+    return _differing([flat(read_config(run)) for run in runs])
 
 
 def differences_by_origin(runs: list[Path]) -> list[dict[str, Any]]:
     """`differences` of the runs that were trained here, and apart from them of imported models: beside a model of another
     program everything is different, which hides what was changed."""
-    trees = [_flat(read_config(run)) for run in runs]
+    trees = [flat(read_config(run)) for run in runs]
     imported = [any(key.startswith("imported.") for key in tree) for tree in trees]
     parts = {kind: iter(_differing([t for t, i in zip(trees, imported) if i is kind])) for kind in (False, True)}
     return [next(parts[kind]) for kind in imported]
@@ -57,10 +58,19 @@ def _differing_keys(trees: list[dict[str, Any]]) -> list[str]:
 
 
 def other_than(run: Path, other: Path, sections: tuple[str, ...]) -> list[str]:
-    """The keys outside `sections` that differ between two runs and may change what is learned."""
-    trees = [_flat(read_config(each)) for each in (run, other)]
+    """The keys outside `sections` that differ between two runs and may change what is learned, `--from` among them."""
+    trees = [flat(read_config(each)) | {"--from": _begun_from(each)} for each in (run, other)]
     sections = (*VOLATILE, *sections, "name", "checkpoints", "training.compile", "training.cuda_graphs")
     return [key for key in _differing_keys(trees) if not within(key, sections)]
+
+
+def _begun_from(run: Path) -> tuple[Any, ...] | None:
+    """Path and step of the state that a run began from, by its parent.json."""
+    try:
+        parent = json.loads((run / "parent.json").read_text(encoding="utf-8"))
+        return parent.get("path"), parent.get("step")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def telling(values: list[dict[str, Any]]) -> list[str]:
@@ -84,7 +94,7 @@ def seed_groups(runs: list[Path]) -> list[list[int]]:
     for number, run in enumerate(runs):
         tree = {
             key: value
-            for key, value in _flat(read_config(run)).items()
+            for key, value in flat(read_config(run)).items()
             if key and not within(key, OF_NO_RUN) and key.rpartition(".")[2] != "seed"
         }
         groups.setdefault(repr(sorted(tree.items(), key=str)) if tree else f"run {number}", []).append(number)
@@ -107,13 +117,13 @@ def _place(key: str) -> tuple[int, str]:
     return next((k for k, section in enumerate(FIRST) if within(key, [section])), len(FIRST)), key
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     """{dotted key: value}; the entries of a list by their index."""
     if isinstance(tree, list) and tree and all(isinstance(item, dict) for item in tree):
         tree = dict(enumerate(tree))
     if not isinstance(tree, dict):
         return {prefix.rstrip("."): tree}
-    return {key: value for name, node in tree.items() for key, value in _flat(node, f"{prefix}{name}.").items()}
+    return {key: value for name, node in tree.items() for key, value in flat(node, f"{prefix}{name}.").items()}
 
 
 def _short_names(keys: list[str]) -> list[str]:

@@ -240,7 +240,7 @@ CONFIG = [
         f"training.position_weights.vector=[{','.join(['1'] * 32)}]",
     ),
     config(
-        "all weights are zeros; give some position one",
+        "all weights are zeros; give some position a weight",
         f"training.position_weights.vector=[{','.join(['0'] * 32)}]",
         f"training.position_weights.vector=[1,{','.join(['0'] * 31)}]",
     ),

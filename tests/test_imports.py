@@ -28,6 +28,7 @@ FLOORS = (
         "logging_config",
         "data_config",
         "interpolation",
+        "config_problem",
         "config_tree",
         "run_differences",
     ),

@@ -19,15 +19,15 @@ inline void sum_by_position(int64_t B, int64_t T, const float* losses, const boo
                             const float* entropies, const PositionSums& sums) {
   for (int64_t* out : {sums.count, sums.correct}) std::fill(out, out + T, 0);
   for (double* out : {sums.loss, sums.loss_sq, sums.entropy}) std::fill(out, out + T, 0.0);
-  for (int64_t n = 0; n < B * T; ++n) {
-    const int64_t t = n % T;
-    const double loss = losses[n];
-    sums.count[t] += valid[n];
-    sums.correct[t] += correct[n];
-    sums.loss[t] += loss;
-    sums.loss_sq[t] += loss * loss;
-    sums.entropy[t] += entropies[n];
-  }
+  for (int64_t b = 0, n = 0; b < B; ++b)
+    for (int64_t t = 0; t < T; ++t, ++n) {
+      const double loss = losses[n];
+      sums.count[t] += valid[n];
+      sums.correct[t] += correct[n];
+      sums.loss[t] += loss;
+      sums.loss_sq[t] += loss * loss;
+      sums.entropy[t] += entropies[n];
+    }
 }
 
 }  // namespace cpu

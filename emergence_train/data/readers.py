@@ -86,8 +86,9 @@ def _open(path: Path) -> IO[bytes]:
         raise InputError(f"{path}: cannot be read: it is empty, which no compressed file is; it was cut off")
     file = opener(path) if opener else open(path, "rb")  # noqa: SIM115 - the caller closes it
     buffered = file if hasattr(file, "peek") else io.BufferedReader(file)
-    start = buffered.peek(64)[:64]
-    if start.startswith(OTHER_BOMS) or 4 * start.count(0) > len(start):
+    start = buffered.peek(1 << 12)[: 1 << 12]
+    # Half of Latin letters' bytes in UTF-16 are zeros, of Cyrillic text those of its blanks.
+    if start.startswith(OTHER_BOMS) or 50 * start.count(0) > len(start):
         raise InputError(f"{path}: is not UTF-8 but UTF-16 or UTF-32, by its first bytes; convert it first")
     if start.startswith(BOM):
         buffered.read(len(BOM))

@@ -27,6 +27,7 @@ from emergence_train.errors import InputError
 from emergence_train.faults.anomalies import SkippedBatches
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.registry import build_model
+from emergence_train.run_differences import flat
 from emergence_train.training.plan import Plan
 
 FILE = "parent.json"
@@ -119,8 +120,8 @@ def _check_shapes(parent: str, shapes: dict, theirs: ModelConfig, model: ModelCo
         own = {name: tuple(parameter.shape) for name, parameter in build_model(model).named_parameters()}
     if own == {name: tuple(shape) for name, shape in shapes.items()}:
         return
-    before, now = theirs.model_dump(mode="json", exclude={"attention"}), model.model_dump(mode="json")
-    keys = [f"model.{key}={value}" for key, value in before.items() if value != now.get(key)]
+    before, now = (flat({"model": each.model_dump(mode="json")}) for each in (theirs, model))
+    keys = [f"{key}={value}" for key, value in before.items() if value != now.get(key)]
     raise InputError(f"--from {parent}: its model has another shape; give {' '.join(keys)}")
 
 

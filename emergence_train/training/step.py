@@ -98,7 +98,7 @@ class Stepper:
                     totals[:2].add_(self.micro_batch(tokens, targets, document_ids, scale, at))
                 self.at("optimizer step", step)
                 if self.clip is not None and self.engine.is_gradient_accumulation_boundary():
-                    norm, applied = self._clipped(self.clip)
+                    norm, applied = self._clip(self.clip)
                 self.engine.step()
         self.micro_batch.step_done()
         if self.clip is None:
@@ -106,11 +106,13 @@ class Stepper:
         self.at(LAST, step)
         return totals if self.skip_spikes else all_reduce_sum(totals, self.mesh.world), norm, applied
 
-    def _clipped(self, most: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def _clip(self, most: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Clip the gradients' norm to `most`; return the norm before, and whether it is finite: if not, the step is skipped."""
         norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         finite = norm.isfinite()
-        if self.mesh.device.type == "cpu" and norm <= most:  # what need not be done is known without waiting for it
+        if (
+            self.mesh.device.type == "cpu" and finite and norm <= most
+        ):  # what need not be done is known without waiting for it
             self.engine.optimizer.found_inf = None
         else:
             clip_grads_with_norm_(self.parameters, most, norm)

@@ -80,3 +80,6 @@ def test_runs_that_differ_in_more_than_weights_are_refused(tmp_path):
     compared(zero_stage=1, micro_batch=2, threads=3)
     with pytest.raises(InputError, match="differs from .* in training.schedule.lr beside its weights"):
         compared(schedule={"lr": 1e-2})
+    (other / "parent.json").write_text(json.dumps({"path": "/runs/elsewhere", "step": 8}))
+    with pytest.raises(InputError, match="differs from .* in --from beside its weights"):
+        compared()

@@ -142,6 +142,7 @@ def test_a_column_of_another_type_is_refused(tmp_path, column):
         ("a.txt", "text of some length".encode("utf-16-le"), "UTF-16"),
         ("a.txt.gz", gzip.compress("text of some length".encode("utf-16-be")), "UTF-16"),
         ("a.jsonl", '{"text": "a"}'.encode("utf-32-le"), "UTF-32"),
+        ("a.txt", "съешь же ещё этих мягких французских булок да выпей чаю\n".encode("utf-16-le"), "UTF-16"),
         ("a.csv", b"id,body\n1,x\n", "no column 'text' (it has id, body)"),
         ("a.csv", b'id,text\n1,"x', "not CSV"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 999, mtime=0)[:-9], "cannot be read"),

@@ -138,6 +138,7 @@ def test_a_branch_leaves_out_what_its_parent_left_out(folder):
         (["name=b", "--from", "RUNS/stable@12"], "raise it"),
         (["name=c", "--from", "RUNS/stable@x"], "RUN or RUN@STEP"),
         (["name=d", "--from", "RUNS/nothing"], "not a run directory"),
+        (["name=h", "model.attention.sinks=true", "--from", "RUNS/stable@8"], "give model.attention.sinks=False"),
         (
             ["name=e", "model.width=32", "model.ffn=48", "--from", "RUNS/stable@8"],
             "another shape; give model.width=16 model.ffn=24",

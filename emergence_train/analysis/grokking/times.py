@@ -13,6 +13,7 @@ FLAT = 1e-6  # twice the log-likelihood
 STEPS = 100  # of Newton at most
 CLOSE = 1e-9  # of the log-likelihood to its highest
 LEAST_SPREAD = 0.01  # of logarithms of time, where the search begins
+FINEST = 1e-5  # width of an interval of logarithms of time: of narrower ones differences are lost in rounding
 FAR = 1e3  # standard deviations: no density
 
 
@@ -57,7 +58,8 @@ def time_trend(
         return Interval(None, None, None), None
     x = np.log(fractions)
     with np.errstate(divide="ignore"):
-        first, last = np.log(after), np.log(until)
+        first, last = np.log(after), np.log(np.maximum(until, 1))
+    first = np.minimum(first, last - FINEST)
     level = np.eye(len(names))[codes]
     best, solution = _fit(first, last, np.column_stack([level, x]))
     slope = float(np.clip(solution[-1] / solution[0], -SLOPE_LIMIT, SLOPE_LIMIT))

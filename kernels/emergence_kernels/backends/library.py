@@ -59,7 +59,7 @@ def _other_source(path: Path, built: str) -> str | None:
     now = build.fingerprint(kind)
     if now is None or built.endswith(f"csrc {now}"):
         return None
-    return f"{path} was built from another version of csrc/: build it again ({_remedy(kind)})"
+    return f"{path} was built from another version of csrc/: build it again ({_remedy(kind)} --out {path})"
 
 
 def operations(backend: str) -> Any:

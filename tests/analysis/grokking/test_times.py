@@ -111,3 +111,22 @@ def test_times_that_are_all_one_measurement_tell_nothing():
     shares = np.tile([0.4, 0.6, 0.8], 4)
     slope, p = time_trend(shares, np.full(12, 100.0), np.full(12, 200.0), np.zeros(12, int))
     assert (slope.value, slope.low95, slope.high95, p) == (None,) * 4
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        [501, 2840, 745220, 5042, 412028, 96832, 696769, 456, 9358032, 4023, 6929, 56500],
+        [24463, 5442, 680594, 234, 9097809, 374, 2959, 6723374, 34306, 228864, 7510, 243105],
+    ],
+)
+def test_fine_measurements_of_late_times_are_least_squares(times):
+    """Intervals of 1e-7 of the times: differences of such neighbours are lost in rounding."""
+    fractions, until = np.repeat([0.3, 0.4, 0.5, 0.6], 3), np.array(times, float)
+    trend, p = time_trend(fractions, until - 1, until, np.zeros(12, int))
+    fit = stats.linregress(np.log(fractions), np.log(until))
+    reach = stats.t.ppf(0.975, 10) * fit.stderr
+    assert (trend.value, trend.low95, trend.high95) == pytest.approx(
+        (fit.slope, fit.slope - reach, fit.slope + reach), rel=1e-2
+    )
+    assert p == pytest.approx(fit.pvalue, abs=1e-2)
