@@ -19,6 +19,8 @@ from emergence_train.errors import InputError, listed
 PERPLEXITY = "ppl train_ppl perplexity train_perplexity"  # beside a loss
 WHOLE = 1e6  # tokens below which a count is of single ones; means over processes or rows may have parts of larger ones
 OWN_COUNTER = "_step"  # W&B's, of its own calls where the trainer gives it no step
+# In the name of a loss, what it was logged by: DeepSpeed's Train/Samples/train_loss, Megatron's "lm loss vs samples"
+AXIS = re.compile(r"\btrain/(samples)/|(?<![a-z])vs[\W_]*(samples|tokens)(?![a-z])", re.IGNORECASE)
 UNEVEN = 1.1  # by so much the mean tokens of a step differ from their median where rows are not of as many steps each
 MOST_BAD = 0.1  # share of rows whose loss is no finite number, beyond which a log is refused
 
@@ -126,6 +128,7 @@ def _curve(log: Log, options: LogOptions) -> Curve:
             f"{log.path}: no column was recognised as {' or '.join(missing)} (it has {listed(log.rows, SHOWN)}); give "
             f"{flags}{several}"
         )
+    _check_axis(log, columns, options)
     roles = {**ROLES, "loss": _role_of_loss(log, columns["loss"], options)}
     values = pd.DataFrame({n: numbers_of(log.rows[columns[n]], roles[n]) for n in columns if n != "run"})
     for name in {"step", "tokens", "params"} & set(values):
@@ -167,6 +170,18 @@ def _curve(log: Log, options: LogOptions) -> Curve:
     frame["lr"] = _along(values, "lr", rows["step"].to_numpy(float)) if "lr" in values else np.nan
     frame["loss"] = rows["loss"].to_numpy(float)
     return Curve(log, options.run or log.name, _params(values, options), frame.reset_index(drop=True), notes)
+
+
+def _check_axis(log: Log, columns: dict[str, str], options: LogOptions) -> None:
+    """Raises InputError where a logger's step counts what the loss's name says it is logged by, as DeepSpeed's monitor does."""
+    step, axis = columns.get("step", ""), AXIS.search(columns["loss"])
+    if axis and plain(step) in ("step", OWN_COUNTER) and "step" not in options.columns:
+        counted = (axis[1] or axis[2]).lower()
+        each = "1" if counted == "tokens" else "N, the tokens of a sample"
+        raise InputError(
+            f"{log.path}: {columns['loss']!r} is logged by {counted}, and {step!r} counts them; give --column step={step} "
+            f"--tokens-per-step {each}"
+        )
 
 
 def _role_of_loss(log: Log, column: str, options: LogOptions) -> Role:
