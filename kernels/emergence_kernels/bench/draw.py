@@ -100,7 +100,15 @@ def main(argv: list[str] | None = None) -> int:
     parse.add_argument("--ranking", action="store_true", help='also rewrite ranking.json, what "auto" prefers on a GPU')
     args = parse.parse_args(argv)
     files = [f for path in args.results for f in (sorted(path.rglob("*.json")) if path.is_dir() else [path])]
-    runs = {file: data for file in files if "suite" in (data := json.loads(file.read_text()))}  # not other benchmarks'
+    runs = {}
+    for file in files:
+        try:
+            data = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            print(f"redraw: {file}: no JSON of a benchmark ({error})", file=sys.stderr)
+            return 2
+        if "suite" in data:  # not other benchmarks'
+            runs[file] = data
     if args.ranking:
         ranking.write(ranking.from_results(list(runs.values())))
         print(ranking.FILE)

@@ -51,6 +51,16 @@ def test_everything_once(tmp_path, capsys):
     assert len(list((tmp_path / "cpu").glob("*.png"))) == 9
 
 
+@pytest.mark.parametrize("name", ["nosuch", "notes.md", "broken/cpu.json"])
+def test_redrawing_what_is_no_result_is_refused(tmp_path, name, capsys):
+    (tmp_path / "broken").mkdir()
+    for file in ("notes.md", "broken/cpu.json"):
+        (tmp_path / file).write_text("# Notes")
+    assert draw.main([str((tmp_path / name).parent if "/" in name else tmp_path / name)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"redraw: {tmp_path / name}: ")
+
+
 def test_a_spent_budget_keeps_what_there_is(tmp_path):
     assert main([*TINY, "--op", "rms_norm", "--op", "rotary", "--budget", "0", "--out", str(tmp_path)]) == 0
     (file,) = (tmp_path / "cpu").glob("*.json")
