@@ -5,7 +5,7 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from types import ModuleType
 
@@ -66,6 +66,8 @@ def _module(module: ModuleType, heading: bool = True) -> list[str]:
 
 
 def _member(name: str, value: object, level: str) -> list[str]:
+    if isinstance(value, Mapping):
+        value = tuple(value)  # what is behind a name may print its address
     if not callable(value):
         return [f"{level} {name}", "", f"`{value!r}`", ""]
     if is_dataclass(value) or hasattr(value, "_fields"):

@@ -312,7 +312,7 @@ def field_table(cls: type) -> str:
         metadata = part.metadata if part else {}
         what += " (key left out where there is none)" if metadata.get("absent") else ""
         what += " (its keys stand among these)" if metadata.get("inline") else ""
-        what += f" `{part.default}`" if part and isinstance(part.default, str) else ""
+        what += f" `{part.default}`" if part and part.default and isinstance(part.default, str) else ""
         rows.append([code(metadata.get("key", name)), code(_type(hint)), unit, what.strip()])
     if any(row[2] for row in rows):
         return table(["key", "type", "unit", "what"], rows)

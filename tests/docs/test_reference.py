@@ -115,6 +115,13 @@ def test_docstring_sections_become_lists():
     assert text == "One.\n\n**Args**\n\n- `x`: (B, T),\n  nats.\n\n**Returns**\n\n- A sum.\n\nMore."
 
 
+def test_api_page_prints_names_and_no_addresses():
+    """The page of a commit is always the same; a default that is empty leaves no empty code."""
+    page = api.framework()
+    assert " at 0x" not in page and "`('tensorboard', 'mlflow', " in page
+    assert "the tokenizer that a run directory names |" in page and "`` |" not in page
+
+
 def test_cells_keep_bars_of_code_and_escape_others():
     assert markdown.table(["a"], [["x | `y | z`"]]).splitlines()[2] == "| x \\| `y | z` |"
 
