@@ -295,6 +295,7 @@ POSITIONS = "run,params,step,tokens,split,position,count,loss_sum,loss_sq_sum,co
 )
 MARKDOWN = "| step | loss |\n|---|---|\n" + PLAIN.partition("\n")[2].replace(",", " | ")
 PERPLEXITIES = "step\tperplexity\n" + "".join(f"{k}\t{5.5 - k / 10:.3f}\n" for k in range(1, 31))
+SAMPLES = PLAIN.replace("loss", "Train/Samples/train_loss")
 MILLIONS = "step,tokens,loss\n" + "".join(f"{k},{0.524288 * k},{2 + k**-0.3}\n" for k in range(1, 31))
 UNITS = MILLIONS.replace("tokens", "tokens (M)")
 MILLIS = UNITS.replace("loss", "loss x1000")
@@ -367,6 +368,7 @@ LOGS = [
     log("is no count of the tokens of {} steps; write their unit into the name", MILLIONS, then=UNITS),
     log("no nats; write them in nats, and call the column loss", MILLIS, then=UNITS),
     log("no nats; write them in nats, and call the column loss", MILLIS, "--loss-unit", "nats"),
+    log("is logged by {}, and {} counts them; give", SAMPLES, "--column", "step=step", "--tokens-per-step", "2048"),
     log(", or give --tokens-per-step N", MILLIONS, "--tokens-per-step", "524288"),
     Row(
         "its runs are deleted; restore one with mlflow runs restore",
