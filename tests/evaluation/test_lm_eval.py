@@ -19,7 +19,8 @@ from lm_eval.models.huggingface import HFLM  # noqa: E402
 from emergence_train.data.tokenizer import END_OF_TEXT, load_file  # noqa: E402
 from emergence_train.errors import InputError  # noqa: E402
 from emergence_train.evaluation import lm_eval_adapter  # noqa: E402
-from emergence_train.evaluation.lm_eval_adapter import EmergenceLM, choice_rows, run_tasks  # noqa: E402
+from emergence_train.evaluation.lm_eval_adapter import EmergenceLM, run_tasks  # noqa: E402
+from emergence_train.evaluation.lm_eval_results import choice_rows  # noqa: E402
 from emergence_train.models.decoder import Decoder  # noqa: E402
 from emergence_train.models.decoder_config import DecoderConfig  # noqa: E402
 from emergence_train.parallel.ranks import start  # noqa: E402
