@@ -126,17 +126,18 @@ class Tasks(TaskManager):
 
 
 @functools.cache
-def tasks(include_path: str | None = None) -> Tasks:
-    """lm-eval's tasks, with those of a directory beside them."""
+def tasks(include_path: str | None = None, shots: int | None = None) -> Tasks:
+    """lm-eval's tasks, with those of a directory beside them. Of each number of shots their own: lm-eval writes it into the task,
+    and a task that has had 0 keeps it."""
     return Tasks(include_path=include_path) if include_path else Tasks()
 
 
-def reach(names: list[str], include_path: str | None = None) -> None:
+def reach(names: list[str], include_path: str | None = None, shots: int | None = None) -> None:
     """Load the tasks before training; raise InputError where a name is unknown or its data are unavailable."""
-    tasks(include_path).check(names)
+    tasks(include_path, shots).check(names)
     for name in names:
         with _explained(name):
-            tasks(include_path).load([name])
+            tasks(include_path, shots).load([name])
 
 
 @contextlib.contextmanager
@@ -164,7 +165,7 @@ def run_tasks(
     The rows are lm-eval's own accuracy or exact match, and for multiple choice also the continuous metrics of the same
     log-likelihoods. Collective: rank 0's rows are broadcast, since under torchrun lm-eval returns nothing on the others.
     """
-    tasks(include_path).check(names)
+    tasks(include_path, shots).check(names)
     # lm-eval would seed torch, numpy and Python, whose random states the training run uses.
     seeds = dict(random_seed=None, numpy_random_seed=None, torch_random_seed=None)
     with _explained(", ".join(names)), torch.no_grad():
@@ -174,7 +175,7 @@ def run_tasks(
             num_fewshot=shots,
             limit=limit,
             bootstrap_iters=100,
-            task_manager=tasks(include_path),
+            task_manager=tasks(include_path, shots),
             log_samples=True,
             **seeds,
         )

@@ -9,16 +9,17 @@ CONTINUOUS = ("correct_choice_prob", "brier", "answer_loglik", "answer_bits_per_
 
 
 def rows(results: dict, names: list[str]) -> list[dict]:
-    """Rows of metrics, as metrics.choice_metrics has them, of what simple_evaluate returns: lm-eval's own, and for multiple choice
-    also the continuous ones of the same log-likelihoods."""
-    rows = []
+    """Rows, as of metrics.choice_metrics, from what simple_evaluate returns: lm-eval's own metrics, and for multiple choice also
+    the continuous ones of the same log-likelihoods."""
+    scores = []
     for name in names:
         values = results["results"][name]
-        samples = [
-            sample
-            for task in _leaves(name, results.get("group_subtasks", {}))
-            for sample in results["samples"].get(task, [])
-        ]
+        # lm-eval logs an item for each filter of the task: the first is kept
+        logged: dict[tuple, dict] = {}
+        for task in _leaves(name, results.get("group_subtasks", {})):
+            for sample in results["samples"].get(task, []):
+                logged.setdefault((task, sample["doc_id"]), sample)
+        samples = list(logged.values())
         choices = choice_rows(name, samples)
         chance = choices[0]["chance"] if choices else 0.0
         for key, value in values.items():
@@ -27,7 +28,7 @@ def rows(results: dict, names: list[str]) -> list[dict]:
                 continue
             label = metric if filter_name in ("none", "") else f"{metric}_{filter_name}"
             stderr = values.get(f"{metric}_stderr,{filter_name}")
-            rows.append(
+            scores.append(
                 {
                     "task": name,
                     "metric": label,
@@ -38,8 +39,8 @@ def rows(results: dict, names: list[str]) -> list[dict]:
                     "higher_is_better": bool(results["higher_is_better"].get(name, {}).get(metric, True)),
                 }
             )
-        rows += [row for row in choices if row["metric"] in CONTINUOUS]
-    return rows
+        scores += [row for row in choices if row["metric"] in CONTINUOUS]
+    return scores
 
 
 def _leaves(name: str, groups: dict[str, list[str]]) -> list[str]:
@@ -52,6 +53,8 @@ def choice_rows(name: str, samples: list[dict]) -> list[dict]:
     items, values = [], []
     for sample in samples:
         answers = sample["filtered_resps"]
+        if "acc_mutual_info" in sample:  # then the choices come once more, without their context
+            answers = answers[: len(answers) // 2]
         if len(answers) < 2 or not all(isinstance(a, (tuple, list)) and len(a) == 2 for a in answers):
             return []
         arguments = list(sample["arguments"].values()) if isinstance(sample["arguments"], dict) else sample["arguments"]
