@@ -30,6 +30,7 @@ READ_THE_TREE = {
     "convert.hf_import._before",
     "convert.hf_import._config",
     "convert.hf_import._data",
+    "data.lineage.trained_samples",
     "evaluation.offline.evaluate",
     "evaluation.memorisation.probe_run",
     "evaluation.text_samples.continue_texts",

@@ -16,8 +16,7 @@ from tokenizers import Tokenizer
 
 from emergence_train.errors import InputError
 from emergence_train.evaluation import generation, scoring
-from emergence_train.evaluation.items import Item, Task
-from emergence_train.evaluation.metrics import choice_metrics
+from emergence_train.evaluation.lm_eval_results import rows
 from emergence_train.models.language_model import LanguageModel
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import broadcast_from_rank0
@@ -30,7 +29,6 @@ except ImportError as error:
     raise InputError("lm-eval is not installed: pip install 'emergence-train[tasks]'") from error
 
 NEW_TOKENS = 256
-CONTINUOUS = ("correct_choice_prob", "brier", "answer_loglik", "answer_bits_per_byte")
 
 
 class EmergenceLM(TemplateLM):
@@ -128,17 +126,18 @@ class Tasks(TaskManager):
 
 
 @functools.cache
-def tasks(include_path: str | None = None) -> Tasks:
-    """lm-eval's tasks, with those of a directory beside them."""
+def tasks(include_path: str | None = None, shots: int | None = None) -> Tasks:
+    """lm-eval's tasks, with those of a directory beside them. Of each number of shots their own: lm-eval writes it into the task,
+    and a task that has had 0 keeps it."""
     return Tasks(include_path=include_path) if include_path else Tasks()
 
 
-def reach(names: list[str], include_path: str | None = None) -> None:
+def reach(names: list[str], include_path: str | None = None, shots: int | None = None) -> None:
     """Load the tasks before training; raise InputError where a name is unknown or its data are unavailable."""
-    tasks(include_path).check(names)
+    tasks(include_path, shots).check(names)
     for name in names:
         with _explained(name):
-            tasks(include_path).load([name])
+            tasks(include_path, shots).load([name])
 
 
 @contextlib.contextmanager
@@ -166,7 +165,7 @@ def run_tasks(
     The rows are lm-eval's own accuracy or exact match, and for multiple choice also the continuous metrics of the same
     log-likelihoods. Collective: rank 0's rows are broadcast, since under torchrun lm-eval returns nothing on the others.
     """
-    tasks(include_path).check(names)
+    tasks(include_path, shots).check(names)
     # lm-eval would seed torch, numpy and Python, whose random states the training run uses.
     seeds = dict(random_seed=None, numpy_random_seed=None, torch_random_seed=None)
     with _explained(", ".join(names)), torch.no_grad():
@@ -176,81 +175,11 @@ def run_tasks(
             num_fewshot=shots,
             limit=limit,
             bootstrap_iters=100,
-            task_manager=tasks(include_path),
+            task_manager=tasks(include_path, shots),
             log_samples=True,
             **seeds,
         )
-    return broadcast_from_rank0(lambda: _rows(results, names))
-
-
-def _rows(results: dict, names: list[str]) -> list[dict]:
-    rows = []
-    for name in names:
-        values = results["results"][name]
-        samples = [
-            sample
-            for task in _leaves(name, results.get("group_subtasks", {}))
-            for sample in results["samples"].get(task, [])
-        ]
-        choices = choice_rows(name, samples)
-        chance = choices[0]["chance"] if choices else 0.0
-        for key, value in values.items():
-            metric, _, filter_name = key.partition(",")
-            if not isinstance(value, (int, float)) or metric.endswith("_stderr") or metric in ("alias", "sample_len"):
-                continue
-            label = metric if filter_name in ("none", "") else f"{metric}_{filter_name}"
-            stderr = values.get(f"{metric}_stderr,{filter_name}")
-            rows.append(
-                {
-                    "task": name,
-                    "metric": label,
-                    "value": float(value),
-                    "stderr": float(stderr) if isinstance(stderr, (int, float)) else np.nan,
-                    "items": len(samples),
-                    "chance": chance if metric.startswith(("acc", "exact_match", "em")) else np.nan,
-                    "higher_is_better": bool(results["higher_is_better"].get(name, {}).get(metric, True)),
-                }
-            )
-        rows += [row for row in choices if row["metric"] in CONTINUOUS]
-    return rows
-
-
-def _leaves(name: str, groups: dict[str, list[str]]) -> list[str]:
-    """The tasks of a group (mmlu has 57), or the task itself."""
-    return [leaf for task in groups[name] for leaf in _leaves(task, groups)] if groups.get(name) else [name]
-
-
-def choice_rows(name: str, samples: list[dict]) -> list[dict]:
-    """Our metrics of a multiple-choice task from lm-eval's samples; [] for other kinds of task."""
-    items, values = [], []
-    for sample in samples:
-        answers = sample["filtered_resps"]
-        if len(answers) < 2 or not all(isinstance(a, (tuple, list)) and len(a) == 2 for a in answers):
-            return []
-        arguments = list(sample["arguments"].values()) if isinstance(sample["arguments"], dict) else sample["arguments"]
-        pairs = [(a["arg_0"], a["arg_1"]) if isinstance(a, dict) else tuple(a[:2]) for a in arguments[: len(answers)]]
-        likelihoods = np.array([float(a[0]) for a in answers])
-        answer = _right(sample, [text for _, text in pairs], likelihoods)
-        if answer is None:
-            return []
-        items.append(Item("", tuple(text for _, text in pairs), answer, tuple(context for context, _ in pairs)))
-        values.append(likelihoods)
-    return choice_metrics(Task(name, tuple(items)), values) if items else []
-
-
-def _right(sample: dict, texts: list[str], likelihoods: np.ndarray) -> int | None:
-    """Index of the right choice: the target has its number or its text. Where choices differ in the context instead (WinoGrande)
-    the target is their common continuation, and of two choices the right one follows from lm-eval's score of the likeliest."""
-    target = str(sample["target"])
-    if target.isdigit() and int(target) < len(texts):
-        return int(target)
-    stripped = [text.strip() for text in texts]
-    if stripped.count(target.strip()) == 1:
-        return stripped.index(target.strip())
-    likeliest = int(likelihoods.argmax())
-    if sample.get("acc") == 1:
-        return likeliest
-    return 1 - likeliest if sample.get("acc") == 0 and len(texts) == 2 else None
+    return broadcast_from_rank0(lambda: rows(results, names))
 
 
 def _unknown(name: str, known: list[str]) -> str:

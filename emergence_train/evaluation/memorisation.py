@@ -1,8 +1,9 @@
 """Probe a checkpoint for sequences that it was trained on: is what follows a prefix produced exactly, and at what loss?
 
-Trained sequences come from samples of the run up to the checkpoint; controls from its validation windows, which training never
-sees; those whose text is in the training data all the same are left out. How often a sequence was seen is its occurrences in the
-training data times the passes over its domain by then: the samples of a pass may cut a sequence, so at most so often.
+Trained sequences come from samples of the run up to the checkpoint, and of its parents up to where each was left; controls from
+its validation windows, which training never sees; those whose text is in the training data all the same are left out. How often a
+sequence was seen is its occurrences in the training data times the passes over its domain by then: the samples of a pass may cut
+a sequence, so at most so often.
 
 Texts of one's own can be asked about instead: those that a run has seen and those it has not, which are its controls. Before a
 pass is complete, those that stand in the data and may not have been drawn yet are neither, and are left out.
@@ -24,6 +25,7 @@ from emergence_train import files
 from emergence_train.checkpoint import format as checkpoints
 from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
+from emergence_train.data.lineage import Stretch, trained_samples
 from emergence_train.data.shards import TokenStream
 from emergence_train.data.tokenizer import load_file
 from emergence_train.errors import InputError
@@ -77,23 +79,26 @@ def probe_run(
         raise InputError(
             f"{run}: is an imported run, whose training data are unknown; probe a run that was trained here"
         )
-    if probe.length > config.data.sequence + 1:
-        raise InputError(
-            f"--prefix {probe.prefix} and --continuation {probe.continuation} are longer than the run's samples "
-            f"({config.data.sequence + 1} tokens); lower one of them"
-        )
     folder = checkpoints.newest(run, step)
     step = checkpoints.read_state(folder)["step"]
     mesh = start(config.training.threads)
     dataset = Dataset(config.data, config.seed)
     identity.check(run, dataset)
-    samples = step * config.training.batch
+    stretches = trained_samples(run, dataset, step * config.training.batch, log)
+    shortest = min(stretch.dataset.sequence for stretch in stretches) + 1
+    if probe.length > shortest:
+        raise InputError(
+            f"--prefix {probe.prefix} and --continuation {probe.continuation} are longer than the run's samples "
+            f"({shortest} tokens); lower one of them"
+        )
+    if not sum(stretch.samples for stretch in stretches):
+        raise InputError(f"{run}: step {step}: nothing that it was trained on is known; give a later --step")
     if texts is None:
-        trained, controls, often = sequences(dataset, probe, samples)
+        trained, controls, often = sequences(stretches, probe)
         tokens, seen = np.concatenate([trained, controls]), np.concatenate([often, np.zeros(len(controls))])
     else:
         tokens = first_tokens(texts, load_file(run / identity.TOKENIZER), probe)
-        tokens, seen = trained_or_not(dataset, tokens, samples, f"{run}: step {step}", log)
+        tokens, seen = trained_or_not(stretches, tokens, f"{run}: step {step}", log)
         enough_texts(seen, probe.least, f"{run}: step {step}")
     log(f"{config.name}, step {step}: {(seen > 0).sum()} trained sequences, {(seen == 0).sum()} controls")
     model = on_every_rank(lambda: load_model(config.model, folder).to(mesh.device))
@@ -112,50 +117,54 @@ def probe_run(
     )
 
 
-def sequences(dataset: Dataset, probe: Probe, samples: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(trained [n, L], controls [m, L], times that each trained one was seen [n]): distinct, drawn by the probe's seed."""
-    rng = np.random.default_rng([probe.seed, samples])
+def sequences(stretches: list[Stretch], probe: Probe) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(trained [n, L], controls [m, L], times that each trained one was seen [n]): distinct, drawn by the probe's seed.
+
+    Controls are of the validation windows of the last of `stretches`.
+    """
+    ends = np.cumsum([stretch.samples for stretch in stretches])
+    rng = np.random.default_rng([probe.seed, ends[-1]])
     drawn: dict[bytes, np.ndarray] = {}
-    for index in rng.integers(0, samples, 4 * probe.items):
-        sample = dataset.sample(int(index))
+    for index in rng.integers(0, ends[-1], 4 * probe.items):
+        number = int(np.searchsorted(ends, index, side="right"))
+        sample = stretches[number].dataset.sample(int(stretches[number].end - ends[number] + index))
         begin = int(rng.integers(0, len(sample) - probe.length + 1))
         part = sample[begin : begin + probe.length]
         drawn.setdefault(part.tobytes(), part)
         if len(drawn) == probe.items:
             break
     trained = np.stack(list(drawn.values()))
-    heldout = [row for windows in dataset.windows.values() for row in np.asarray(windows).astype(np.int64)]
+    windows = stretches[-1].dataset.windows.values()
+    heldout = [row for part in windows for row in np.asarray(part).astype(np.int64)]
     chosen = rng.permutation(len(heldout))[: 2 * probe.items]
     controls = np.stack([heldout[k][: probe.length] for k in chosen])
     controls = np.unique(controls, axis=0)
-    passes = _passes(dataset, np.concatenate([trained, controls]), samples).sum(0)
-    seen = np.maximum(passes[: len(trained)], 1.0)  # in a sample of the run, so at least once
-    controls = controls[passes[len(trained) :] == 0]
+    times, _ = _times(stretches, np.concatenate([trained, controls]))
+    seen = np.maximum(times[: len(trained)], 1.0)  # in a sample of the run, so at least once
+    controls = controls[times[len(trained) :] == 0]
     return trained, rng.permutation(controls)[: probe.items], seen
 
 
-def _passes(dataset: Dataset, tokens: np.ndarray, samples: int) -> np.ndarray:
-    """(domains, n) occurrences of `tokens` [n, L] in each domain times its passes after `samples` samples."""
-    epochs = np.array(dataset.sampler.epochs(samples))
-    return np.stack([occurrences(stream, tokens) for stream in dataset.streams]) * epochs[:, None]
+def _times(stretches: list[Stretch], tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) times that `tokens` [n, L] were trained on: occurrences in a domain times its passes; and (n,) the chance at most that
+    they were not, the occurrences of a stretch independent of each other. What two stretches leave out may be the same."""
+    times, unseen = np.zeros(len(tokens)), np.ones(len(tokens))
+    for stretch in stretches:
+        places = np.stack([occurrences(stream, tokens) for stream in stretch.dataset.streams])
+        times += stretch.passes() @ places
+        unseen = np.minimum(unseen, np.prod(stretch.left_out()[:, None] ** places, axis=0))
+    return times, unseen
 
 
 def trained_or_not(
-    dataset: Dataset, tokens: np.ndarray, samples: int, place: str, log: Callable[[str], None]
+    stretches: list[Stretch], tokens: np.ndarray, place: str, log: Callable[[str], None]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Those of `tokens` [n, L] of which it is known whether they were trained on after `samples` samples, and times seen [m].
-
-    While a domain's first pass lasts, each occurrence in it was drawn with the share of the pass that is done, taken to be
-    independent of the others.
+    """Those of `tokens` [n, L] of which it is known whether they were trained on, and times seen [m].
 
     Raises:
         InputError: none is left that was trained on, since `place` (a run and step) is too early.
     """
-    times = _passes(dataset, tokens, samples)
-    epochs = np.array(dataset.sampler.epochs(samples))[:, None]
-    places = np.divide(times, epochs, out=np.zeros_like(times), where=epochs > 0)
-    unseen = np.prod(np.maximum(1 - epochs, 0.0) ** places, axis=0)
-    seen = times.sum(0)
+    seen, unseen = _times(stretches, tokens)
     known = (unseen <= UNSEEN) | (seen == 0)
     if not known.all():
         left_out = f"{place}: {(~known).sum()} texts of the data may not have been trained on yet"

@@ -34,9 +34,9 @@ class Suite:
             from emergence_train.evaluation import lm_eval_adapter  # an extra, imported where it is used
 
             for config in self.of_lm_eval:
-                lm_eval_adapter.reach([config.task.removeprefix(LM_EVAL)], config.include_path)
+                lm_eval_adapter.reach([config.task.removeprefix(LM_EVAL)], config.include_path, config.shots)
         tasks = [self._task(config) for config in wanted if not config.task.startswith(LM_EVAL)]
-        names = [task.name for task in tasks] + [config.task for config in self.of_lm_eval]
+        names = [task.name for task in tasks] + [config.table_name for config in self.of_lm_eval]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise InputError(f"tasks: {twice[0]!r} is listed twice; give one of them a name of its own")
@@ -126,7 +126,8 @@ class Suite:
             lm = lm_eval_adapter.EmergenceLM(model, self.tokenizer, self.end, self.longest, mesh, each_batch)
             for config in self.of_lm_eval:
                 name = config.task.removeprefix(LM_EVAL)
-                rows += lm_eval_adapter.run_tasks(lm, [name], config.shots, config.items, config.include_path)
+                scored = lm_eval_adapter.run_tasks(lm, [name], config.shots, config.items, config.include_path)
+                rows += [row | {"task": config.table_name} for row in scored]
         return rows, time.monotonic() - began
 
     def _generated(

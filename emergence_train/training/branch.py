@@ -6,7 +6,6 @@ from it as any run does. Tokens are counted from the start of the parent, so pla
 begin after the parent's step, under its own name; parent.json records the parent.
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -21,16 +20,13 @@ from emergence_train.checkpoint.format import STATE, WEIGHTS, Shards, complete, 
 from emergence_train.config import Training
 from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
-from emergence_train.data.sampling import quotas
-from emergence_train.data_config import Data
+from emergence_train.data.lineage import FILE, parent_of, same_samples
 from emergence_train.errors import InputError
 from emergence_train.faults.anomalies import SkippedBatches
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.registry import build_model
 from emergence_train.run_differences import flat
 from emergence_train.training.plan import Plan
-
-FILE = "parent.json"
 
 
 def parse(text: str) -> tuple[Path, int | None]:
@@ -41,21 +37,6 @@ def parse(text: str) -> tuple[Path, int | None]:
     if not step.isdigit():
         raise InputError(f"--from {text}: write it as RUN or RUN@STEP, for example runs/stable@4000")
     return Path(name), int(step)
-
-
-def parent_of(run: Path) -> dict | None:
-    """What parent.json says of a run that began from another's state: {"run", "path", "step", "tokens", "first_step",
-    "skipped_samples"}.
-
-    `first_step` is the child's number of the parent's last step: its own begin after it. `skipped_samples`: (first, last) of what
-    the parent's rewinds had left out until then.
-    """
-    try:
-        return json.loads((run / FILE).read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{run / FILE}: cannot be read ({' '.join(str(error).split())}); restore it") from None
 
 
 def skipped_batches(run: Path) -> SkippedBatches:
@@ -107,8 +88,11 @@ def begin(run: Path, model: ModelConfig, training: Training, plan: Plan, dataset
         )
     # Without them the child's samples would begin that many earlier, among those that the parent has trained on.
     skipped = skipped_batches(path).samples_before(step, theirs.training.batch)
+    same = same_samples(path, theirs.seed, theirs.data, dataset)
     source = {"run": theirs.name, "path": str(path.resolve()), "step": step, "tokens": tokens, "first_step": first}
-    source |= {"skipped_samples": skipped if _same_samples(path, theirs.seed, theirs.data, dataset) else []}
+    source |= {"skipped_samples": skipped if same else []}
+    known = parent_of(path)
+    source |= {"same_samples": same and not theirs.imported and (known is None or known.get("same_samples", False))}
     files.write_json(run / FILE, source)  # before the state, which alone would be a run's that began without a parent
     _adopt(chosen, run / "checkpoints", first)
     return first
@@ -130,16 +114,6 @@ def _same_parent(run: Path, known: dict, parent: str | None) -> None:
     path, step = (Path(known["path"]), None) if parent is None else parse(parent)
     if Path(known["path"]) != path.resolve() or step not in (None, known["step"]):
         raise InputError(f"{run}: began from {known['path']}@{known['step']}, not {parent}; choose another name")
-
-
-def _same_samples(parent: Path, seed: int, data: Data, dataset: Dataset) -> bool:
-    """Whether a sample's number means the same text in the parent as in `dataset`."""
-    domains = [source.domain for source in data.sources if source.weight > 0]
-    shares = quotas([source.weight for source in data.sources if source.weight > 0])
-    before = (seed, data.sequence, domains, shares)
-    now = (dataset.sampler.seed, dataset.sequence, dataset.domains, dataset.sampler.quotas)
-    known = identity.read(parent) or {}
-    return before == now and known.get("data") in (None, identity.digest(dataset.index))
 
 
 def _adopt(source: Path, folder: Path, step: int) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from emergence_train.collector import no_collection
 from emergence_train.config import Config, Samples, TaskConfig
-from emergence_train.data import identity
+from emergence_train.data import identity, lineage
 from emergence_train.data.dataset import Dataset
 from emergence_train.errors import RunError, attempt, describe, exit_code
 from emergence_train.evaluation.at_checkpoint import Evaluator
@@ -190,7 +190,7 @@ def _build_session(
     engine = engines.build(config.model, training, config.seed, mesh, graphs=graphs)
     if config.training.linears == "fp8":
         log(fp8.describe(engine.module, mesh.device))
-    begun_from = broadcast_from_rank0(lambda: branch.parent_of(run))
+    begun_from = broadcast_from_rank0(lambda: lineage.parent_of(run))
     header = run_header(config.name, config.model, config.training, plan, dataset, begun_from)
     console = Console(plan, header["flops_per_token"], mesh, config.logging.console_seconds, log)
     writer: NullWriter = LineWriter(console) if config.logging.every_rank else NullWriter()

@@ -19,7 +19,8 @@ from lm_eval.models.huggingface import HFLM  # noqa: E402
 from emergence_train.data.tokenizer import END_OF_TEXT, load_file  # noqa: E402
 from emergence_train.errors import InputError  # noqa: E402
 from emergence_train.evaluation import lm_eval_adapter  # noqa: E402
-from emergence_train.evaluation.lm_eval_adapter import EmergenceLM, choice_rows, run_tasks  # noqa: E402
+from emergence_train.evaluation.lm_eval_adapter import EmergenceLM, run_tasks  # noqa: E402
+from emergence_train.evaluation.lm_eval_results import choice_rows  # noqa: E402
 from emergence_train.models.decoder import Decoder  # noqa: E402
 from emergence_train.models.decoder_config import DecoderConfig  # noqa: E402
 from emergence_train.parallel.ranks import start  # noqa: E402
@@ -185,6 +186,29 @@ def test_choices_that_differ_in_their_context_have_their_chance(both, tmp_path, 
     assert 0 < by_metric["acc"]["value"] < 1 and by_metric["answer_loglik"]["value"] == pytest.approx(
         np.mean(right), abs=1e-4
     )
+
+
+def test_shots_of_a_task_do_not_stay_for_the_next(both, tmp_path, monkeypatch):
+    """lm-eval keeps 0 shots in a task that it was given once: each number as lm-eval scores it in a process of its own."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    sums_in(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    seen = {}
+    for shots in (0, 3, 0):
+        theirs = lm_eval.simple_evaluate(
+            both[1],
+            tasks=["sums"],
+            num_fewshot=shots,
+            bootstrap_iters=100,
+            task_manager=TaskManager(include_path=str(tmp_path)),
+        )
+        wanted = {row["metric"]: row["value"] for row in choice_rows("sums", theirs["samples"]["sums"])}
+        scored = run_tasks(both[0], ["sums"], shots=shots, include_path=str(tmp_path))
+        seen[shots] = {row["metric"]: row["value"] for row in scored}
+        assert seen[shots]["answer_loglik"] == pytest.approx(wanted["answer_loglik"], abs=1e-4)
+    assert abs(seen[0]["answer_loglik"] - seen[3]["answer_loglik"]) > 1e-3
 
 
 def test_tasks_of_lm_eval_are_in_the_suite(data_path, tmp_path, monkeypatch):

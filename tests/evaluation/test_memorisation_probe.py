@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from emergence_train import cli
+from emergence_train.data.lineage import Stretch
 from emergence_train.data.sampling import Sampler
 from emergence_train.errors import InputError
 from emergence_train.evaluation.memorisation import (
@@ -210,7 +211,7 @@ def test_texts_of_half_a_pass_are_not_taken_for_trained():
         assert dataset.sampler.epochs(HALF) == [0.5, 0.0]
         assert 0 < drawn[:20].sum() < 20, "some were and some were not"
         lines = []
-        kept, seen = trained_or_not(dataset, tokens, HALF, "run: step 5", lines.append)
+        kept, seen = trained_or_not([Stretch(dataset, 0, HALF)], tokens, "run: step 5", lines.append)
         assert (kept == tokens[20:]).all() and seen.tolist() == [OFTEN / 2] + 7 * [0.0]
         assert ((seen > 0) == drawn[20:]).all()
         assert lines == [
@@ -232,8 +233,8 @@ def test_texts_none_of_which_was_surely_trained_are_refused():
     dataset, tokens, _ = half_a_pass(0)
     asked = np.delete(tokens, 20, 0)
     with pytest.raises(InputError, match="20 texts .* and none surely was; give a later --step"):
-        trained_or_not(dataset, asked, HALF, "run: step 5", print)
-    kept, seen = trained_or_not(dataset, asked, 2 * HALF, "run: step 10", print)
+        trained_or_not([Stretch(dataset, 0, HALF)], asked, "run: step 5", print)
+    kept, seen = trained_or_not([Stretch(dataset, 0, 2 * HALF)], asked, "run: step 10", print)
     assert len(kept) == len(asked) and seen.tolist() == 20 * [1.0] + 7 * [0.0]
 
 

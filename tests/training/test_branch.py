@@ -50,7 +50,8 @@ def test_a_decay_branch_equals_one_run_of_the_whole_schedule(folder):
     header = metrics(run, "run")[0]
     assert header["run"] == "child" and header["parent"] == {"run": "stable", "step": 8, "tokens": 8 * STEP}
     assert [path.stem for path in sorted((run / "positions").glob("*.parquet"))] == ["step-0000000012"]
-    assert json.loads((run / "parent.json").read_text())["first_step"] == 8
+    known = json.loads((run / "parent.json").read_text())
+    assert known["first_step"] == 8 and known["same_samples"] is True
     assert "missing" not in child.stdout + child.stderr
     assert losses(parent)[9] != losses(run)[9] or losses(parent)[12] != losses(run)[12]
     again = train(folder, "decayed", "name=child", "--from", f"{parent}@8")  # the same command does nothing more
@@ -128,7 +129,20 @@ def test_a_branch_leaves_out_what_its_parent_left_out(folder):
         shutil.rmtree(runs / "heir/checkpoints")
     other = train(folder, "stable", f"out={runs}", "name=stranger", "seed=4", "--from", f"{parent}@8")
     assert other.returncode == 0, other.stderr  # its samples have other numbers
-    assert json.loads((runs / "stranger/parent.json").read_text())["skipped_samples"] == []
+    known = json.loads((runs / "stranger/parent.json").read_text())
+    assert known["skipped_samples"] == [] and known["same_samples"] is False
+    own = train(
+        folder,
+        "stable",
+        f"out={runs}",
+        "name=own",
+        "seed=4",
+        "--from",
+        f"{runs / 'stranger'}@12",
+        "training.tokens=4096",
+    )
+    assert own.returncode == 0, own.stderr  # its parent's samples have its numbers, and theirs before have not
+    assert json.loads((runs / "own/parent.json").read_text())["same_samples"] is False
 
 
 @pytest.mark.parametrize(
