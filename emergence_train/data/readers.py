@@ -87,8 +87,8 @@ def _open(path: Path) -> IO[bytes]:
     file = opener(path) if opener else open(path, "rb")  # noqa: SIM115 - the caller closes it
     buffered = file if hasattr(file, "peek") else io.BufferedReader(file)
     start = buffered.peek(1 << 12)[: 1 << 12]
-    # Half of Latin letters' bytes in UTF-16 are zeros, of Cyrillic text those of its blanks.
-    if start.startswith(OTHER_BOMS) or 50 * start.count(0) > len(start):
+    # Half of Latin letters' bytes in UTF-16 are zeros, of Cyrillic text those of its blanks; in UTF-8 a few are text.
+    if start.startswith(OTHER_BOMS) or start.count(0) > max(3, len(start) // 50):
         raise InputError(f"{path}: is not UTF-8 but UTF-16 or UTF-32, by its first bytes; convert it first")
     if start.startswith(BOM):
         buffered.read(len(BOM))
