@@ -1,6 +1,8 @@
 """Several runs in one table: parted where a column says so, else refused; none is a resumption of another."""
 
+import itertools
 import json
+import random
 
 import pytest
 
@@ -100,4 +102,35 @@ def test_a_restart_and_its_parts_are_no_runs(tmp_path):
     (micro,) = curves(written(tmp_path / "x.csv", rows)).values()
     assert [s for s, _ in micro[1]] == STEPS
     rows = [{"step": s, "loss": x} for k in (1, 0) for s, x in KNOWN[k]]
+    assert curves(written(tmp_path / "x.csv", rows)) == {"x": (0, KNOWN[0])}
+
+
+@pytest.mark.parametrize("column", ["gpu", "node", "worker_id", "rank"])
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl"])
+@pytest.mark.parametrize(
+    "by, runs", [("run", ["a", "b"]), ("run_name", ["a", "b"]), ("seed", [0, 1]), ("params", [70e6, 160e6])]
+)
+def test_runs_each_on_a_rank_of_their_own_all_stay(column, name, by, runs, tmp_path):
+    rows = [{by: run, column: k, "step": s, "loss": x} for k, run in enumerate(runs) for s, x in KNOWN[k]]
+    known = curves(written(tmp_path / name, rows))
+    assert [rows for _, rows in known.values()] == [KNOWN[0], KNOWN[1]]
+
+
+@pytest.mark.parametrize("end", [500, 900, 960])
+@pytest.mark.parametrize("column, places", [("node", ["n1", "n2"]), ("process_id", [3100, 4711]), ("host", ["a", "b"])])
+def test_a_run_that_began_anew_elsewhere_is_one(column, places, end, tmp_path):
+    rows = [{column: places[0], "step": s, "loss": x} for s, x in KNOWN[1] if s <= end]
+    rows += [{column: places[1], "step": s, "loss": x} for s, x in KNOWN[0]]
+    assert curves(written(tmp_path / "x.csv", rows)) == {"x": (0, KNOWN[0])}
+    assert curves(tmp_path / "x.csv", columns={"run": "-"}) == {"x": (0, KNOWN[0])}
+    text = "".join(f"{row[column]}: step {row['step']} loss {row['loss']}\n" for row in rows)
+    (tmp_path / "x.log").write_text(text)
+    assert curves(tmp_path / "x.log") == {"x": (0, KNOWN[0])}
+
+
+@pytest.mark.parametrize("values", [5, 16, 40])
+def test_what_fluctuates_names_no_run(values, tmp_path):
+    noise = itertools.cycle(random.Random(3).sample(range(4100, 4300), values))
+    steps = [*KNOWN[1][:15], *KNOWN[0]]
+    rows = [{"step": s, "loss": x, "mfu": next(noise) / 100} for s, x in steps]
     assert curves(written(tmp_path / "x.csv", rows)) == {"x": (0, KNOWN[0])}

@@ -48,7 +48,7 @@ def curves_of(logs: list[Log], options: LogOptions) -> list[Curve]:
             raise InputError(
                 f"{logs[0].path}: has no run {options.run!r} (it has {listed(names, SHOWN)}); give --run one of these, or none"
             )
-    return [_curve(log, own) for log, own in runs]
+    return [_curve(rows_of_lowest(log, find(log, own)), own) for log, own in runs]  # ranks are of one run
 
 
 def _by_column(log: Log, options: LogOptions, several: bool) -> list[tuple[Log, LogOptions]]:
@@ -80,7 +80,6 @@ def _by_run(log: Log, options: LogOptions, several: bool) -> list[tuple[Log, Log
     """A run for each value of the column that names them. `several`: there are other logs, so that the log's own name stays."""
     columns = find(log, options)
     log = training_rows(log, columns, "loss" in options.columns)
-    log = rows_of_lowest(log, find(log, options))
     columns = find(log, options)
     column = columns.get("run")
     if column is None:

@@ -26,7 +26,10 @@ LABEL = re.compile(
 )
 TAG = re.compile(r"[(\[]?[^\s/]*\d[^\s/]*?[:,)\]>]+")  # "pid=1000,", "cn017:"; but no part of a whole, "1/4:"
 TAGS = 3  # words of a line that may be one
-GLUED = re.compile(r"^(\s*\[(?:rank|default)\s?\d+\].*?\S)(?=\[(?:rank|default)\s?\d+\])", re.IGNORECASE | re.MULTILINE)
+WRITTEN = 0.9  # the share of all steps that each of several ranks writes
+GLUED = re.compile(
+    r"^([ \t]*\[(?:rank|default)\s?\d+\].*?\S)(?=\[(?:rank|default)\s?\d+\])", re.IGNORECASE | re.MULTILINE
+)
 STEP = re.compile(r"(?:step|iter|iteration|update|batch)s?\W{0,12}(\d[\d,]*)", re.IGNORECASE)
 NUMBER = re.compile(r"loss[^\d|;\n]{0,12}?([-+]?\d[\d.]*(?:e[-+]?\d+)?|nan)", re.IGNORECASE)
 # Columns of a rank
@@ -69,9 +72,8 @@ def rank_of_lines(lines: Iterable[str]) -> Rank | None:
         tags = [tag for tag, _ in tagged]
         if len({*tags}) == 1 or len({re.sub(r"\d+", "0", tag) for tag in tags}) != 1:
             continue
-        in_turn = 2 * sum(a != b for a, b in itertools.pairwise(tags)) > len(
-            tags
-        )  # lines of an epoch follow each other
+        # Lines of an epoch follow each other
+        in_turn = 2 * sum(a != b for a, b in itertools.pairwise(tags)) > len(tags)
         if in_turn and _side_by_side([_step(line) for tag, line in tagged if tag == own] for own in {*tags}):
             return Rank(NAMED, 0, min(tags))
     return None
@@ -97,7 +99,7 @@ def rows_of_lowest(log: Log, columns: Mapping[str, str]) -> Log:
         ids = rows[column].map(lambda cell: _number(re.search(r"(\d+)(?:\.0+)?\D*$", str(cell))))
         if ids.isna().any() or ids.nunique() < 2:
             continue
-        if not _side_by_side(own[along] for _, own in rows.groupby(ids)):
+        if not _side_by_side(numbers_of(own[along], "count") for _, own in rows.groupby(ids)):
             continue
         first = lowest({int(r): numbers_of(own[columns["loss"]], "small").tolist() for r, own in rows.groupby(ids)})
         note = f"rows of several ranks: those of {column!r} {first} count; --column run={column} makes each a run"
@@ -114,13 +116,19 @@ def _tag(line: str, at: int) -> str | None:
     return words[at] if len(words) > at and TAG.fullmatch(words[at]) else None
 
 
-def _step(line: str) -> str | None:
+def _step(line: str) -> float:
     match = STEP.search(line)
-    return match[1] if match else None
+    return float(match[1].replace(",", "")) if match else math.nan
 
 
-def _side_by_side(steps: Iterable[Iterable[object]]) -> bool:
-    """Whether several writers each have most of all steps: parts of a resumed run, or numbers of lines, have few."""
-    own = [{step for step in of_writer if step is not None} for of_writer in steps]
-    every = set().union(*own)
-    return len(every) > 1 and sum(2 * len(of_writer) > len(every) for of_writer in own) > 1
+def _side_by_side(steps: Iterable[Iterable[float]]) -> bool:
+    """Whether several writers each have nearly all steps, and the last or the one before it; the others may lack some.
+
+    A run that crashed and began anew elsewhere, or parts of a resumed one, end before the last of them does.
+    """
+    own = [{step for step in of_writer if math.isfinite(step)} for of_writer in steps]
+    every = sorted(set().union(*own))
+    whole = [
+        steps for steps in own if len(steps) >= WRITTEN * len(every) and every[-2:] and max(steps) >= every[-2:][0]
+    ]
+    return len(every) > 1 and len(whole) > 1

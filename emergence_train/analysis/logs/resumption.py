@@ -11,6 +11,7 @@ from emergence_train.analysis.logs.counters import RISES
 from emergence_train.analysis.logs.log import Log
 from emergence_train.analysis.logs.names import EPOCHS, ONE_RUN, SHOWN, plain
 from emergence_train.analysis.logs.numbers import numbers_of
+from emergence_train.analysis.logs.ranks import RANKS
 from emergence_train.errors import InputError, listed
 
 REPLAYED = 0.25  # the largest share of a run that a resumption trains again; two runs side by side share more
@@ -21,6 +22,8 @@ CONTINUES = 0.1
 SAME = 1e-3  # of the loss: no further apart are the losses of a step that is trained again on the same samples
 JOBS = re.compile(r"job|run_?u?u?id|attempt|restart|session")  # ids that a start of the same run changes
 COUNTS = re.compile(r"step|iter|update|micro|accum|sample|token")  # columns of what goes on within a run, or a step
+PLACES = (*RANKS.split(), "host", "hostname", "machine")  # where a run is
+LASTING = 0.5  # of the steps up to its last: more of them has a value that names a run
 MODELS = "model model_name experiment experiment_name exp exp_name"  # columns that no resumption changes
 
 
@@ -172,9 +175,16 @@ def _may_name_runs(cells: pd.Series, step: pd.Series, columns: Mapping[str, str]
     measured = name in columns.values() and name != columns.get("lr")
     if counts or measured or cells.isna().any() or not 1 < cells.nunique() <= len(cells) / 2:
         return False
-    begin = step.groupby(cells.astype(str)).min()
-    interval = float(np.median(np.diff(np.unique(step)))) if step.nunique() > 1 else 0.0
-    return bool((begin < step.min() + max(interval, 1.0)).sum() > 1)
+    of_value = step.groupby(cells.astype(str), sort=False)
+    moves = plain(name) in PLACES and int(cells.ne(cells.shift()).sum()) == len(of_value)
+    if moves and of_value.max().is_monotonic_increasing and of_value.max().is_unique:
+        return False  # a run that crashed and began anew elsewhere
+    every = np.unique(step)
+    interval = float(np.median(np.diff(every))) if len(every) > 1 else 0.0
+    # What fluctuates has each of its values at few of the steps
+    lasting = of_value.nunique() > LASTING * np.searchsorted(every, of_value.max(), side="right")
+    lasts = bool(of_value.size()[lasting].sum() > len(step) / 2)
+    return lasts and bool((of_value.min() < step.min() + max(interval, 1.0)).sum() > 1)
 
 
 def logged_again(step: np.ndarray) -> np.ndarray:
