@@ -134,3 +134,24 @@ def test_what_fluctuates_names_no_run(values, tmp_path):
     steps = [*KNOWN[1][:15], *KNOWN[0]]
     rows = [{"step": s, "loss": x, "mfu": next(noise) / 100} for s, x in steps]
     assert curves(written(tmp_path / "x.csv", rows)) == {"x": (0, KNOWN[0])}
+
+
+def test_sizes_are_read_as_one_where_that_is_said(tmp_path):
+    rows = [{"params": n, "step": s, "loss": x} for k, n in ((1, 70e6), (0, 160e6)) for s, x in KNOWN[k]]
+    path = written(tmp_path / "x.csv", rows)
+    assert curves(path, columns={"run": "-"}, params=5) == {"x": (5, KNOWN[0])}
+    assert curves(path, params=5) == {"x-70M": (70_000_000, KNOWN[1]), "x-160M": (160_000_000, KNOWN[0])}
+    (first, _) = logs.read(path, LogOptions())
+    assert "a run for each size of 'params'; --column run=- reads all rows as one" in first.notes
+
+
+def test_a_model_that_grows_is_one_run(tmp_path):
+    rows = [{"params": 1_000_000 * (1 if s < 500 else 2), "step": s, "loss": x} for s, x in KNOWN[0]]
+    assert curves(written(tmp_path / "x.csv", rows), run="a") == {"a": (1_000_000, KNOWN[0])}
+
+
+def test_sizes_that_are_nearly_equal_have_names_of_their_own(tmp_path):
+    sizes = {"124439808": 124_439_808, "124475904": 124_475_904, "350M": 350_000_000}
+    rows = [{"params": n, "step": s, "loss": x} for k, n in enumerate(sizes.values()) for s, x in KNOWN[k]]
+    expected = {f"x-{size}": (n, KNOWN[k]) for k, (size, n) in enumerate(sizes.items())}
+    assert curves(written(tmp_path / "x.csv", rows)) == expected

@@ -101,15 +101,27 @@ def _by_run(log: Log, options: LogOptions, several: bool) -> list[tuple[Log, Log
 
 
 def _by_size(log: Log, options: LogOptions) -> list[tuple[Log, LogOptions]]:
-    """A run for each size of model, where a column says several."""
-    column = find(log, options).get("params")
-    if column is None:
+    """A run for each size of model, where a column says several at the same steps: a model that grew is one run."""
+    columns = find(log, options)
+    column, along = columns.get("params"), columns.get("step") or columns.get("tokens")
+    if column is None or options.columns.get("run") == ONE_RUN:
         return [(log, options)]
     sizes = (numbers_of(log.rows[column], "count") * scales_of(log.rows[column], column)).ffill().bfill()
     if not are_sizes(sizes):
         return [(log, options)]
-    parts = [(f"{log.name}-{in_short(float(size))}", log.rows[sizes == size]) for size in sorted(sizes.unique())]
-    return [(replace(log, name=name, rows=rows), options) for name, rows in parts]
+    if along is not None:
+        of_size = numbers_of(log.rows[along], "count").groupby(sizes).agg(["min", "max"]).sort_values("min")
+        if (of_size["min"].iloc[1:].to_numpy() > of_size["max"].cummax().iloc[:-1].to_numpy()).all():
+            return [(log, options)]
+    known = [float(size) for size in sorted(sizes.unique())]
+    names = [in_short(size) for size in known]
+    names = [f"{size:.0f}" if names.count(name) > 1 else name for name, size in zip(names, known)]
+    notes = (*log.notes, f"a run for each size of {column!r}; --column run={ONE_RUN} reads all rows as one")
+    own = replace(options, params=None)  # which is one size's
+    return [
+        (replace(log, name=f"{log.name}-{name}", rows=log.rows[sizes == size], notes=notes), own)
+        for name, size in zip(names, known)
+    ]
 
 
 def _curve(log: Log, options: LogOptions) -> Curve:
