@@ -210,12 +210,40 @@ CUT = {
 def test_a_last_line_that_is_cut_counts_not(form, last, tmp_path):
     curve = read(tmp_path, lines(form) + last)
     assert curve.frame["step"].tolist() == STEPS
+    assert f"left out: a last line without an end that seems to be cut off, {last.strip()!r}" in curve.notes
     np.testing.assert_allclose(curve.frame["loss"], [x for _, x in KNOWN], atol=6e-4)
 
 
 @pytest.mark.parametrize("form", CUT)
 def test_a_last_line_without_an_end_that_is_whole_counts(form, tmp_path):
     assert read(tmp_path, lines(form)[:-1]).frame["step"].tolist() == STEPS
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.log"])
+@pytest.mark.parametrize(
+    "form, last",
+    [
+        ("step,loss,lr={s},{x},{r}", "1000,3.9157,0.0"),  # a rate that falls to 0
+        ("step,loss,dt={s},{x:.4f},{d}", "1000,3.9157,99"),
+        ("step,loss={s},{x}", "1000,3.9"),
+    ],
+)
+def test_a_last_number_that_is_shorter_counts(form, last, name, tmp_path):
+    header, _, form = form.partition("=")
+    rows = [form.format(s=s, x=x, r=6e-4 * (1 - s / 1000), d=100 + s // 10 % 7) for s, x in KNOWN]
+    if name == "x.log":
+        header, *rows = [
+            "",
+            *(" ".join(f"{n}: {c}" for n, c in zip(header.split(","), row.split(","))) for row in rows),
+        ]
+        last = " ".join(f"{n}: {c}" for n, c in zip(("step", "loss", "lr"), last.split(",")))
+    curve = read(tmp_path, "\n".join([header, *rows, last]), name)
+    assert curve.frame["step"].tolist() == [*STEPS, 1000] and not any("left out" in note for note in curve.notes)
+
+
+def test_a_last_row_whose_last_cell_is_empty_counts(tmp_path):
+    text = "step,loss,lr\n" + lines("{s},{x:.4f},0.001") + "1000,3.9157,"
+    assert rows_of(read(tmp_path, text, "x.csv")) == [*KNOWN, (1000, 3.9157)]
 
 
 @pytest.mark.parametrize("header, form", [("step,loss", "{s},{x:.4f}"), ("loss,step", "{x:.4f},{s}")])
@@ -225,6 +253,7 @@ def test_a_last_row_that_is_cut_counts_not(header, form, tmp_path):
         last = form.format(s=1000, x=3.9157)[:length]
         curve = read(tmp_path, text + last, "x.csv")
         assert rows_of(curve) == KNOWN, last
+        assert length < 6 or last.endswith(",") or any(f"cut off, {last!r}" in note for note in curve.notes)
     assert rows_of(read(tmp_path, text[:-1], "x.csv")) == KNOWN
 
 

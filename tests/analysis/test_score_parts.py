@@ -226,3 +226,10 @@ def test_a_revision_that_is_no_step_says_none(tmp_path):
     rows = [{"revision": "main", "loss": 3.0, "task": "piqa", "acc": 0.5}]
     frame, _ = scores(written(tmp_path / "step3000.csv", rows))
     assert frame["step"].tolist() == [3000]
+
+
+def test_a_last_score_that_is_shorter_counts(tmp_path):
+    values = [0.2512, 0.3125, 0.4217, 0.5213, 0.7311, 1.0]
+    rows = "".join(f"\n{s},3.0,arc_easy,acc,{v}" for s, v in zip(range(1000, 7000, 1000), values))
+    (tmp_path / "x.csv").write_text("step,loss,task,metric,value" + rows)
+    assert scores(tmp_path / "x.csv")[0]["value"].tolist() == values

@@ -13,7 +13,7 @@ import csv
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from emergence_train.analysis.logs import typeset
 from emergence_train.analysis.logs.encoded import suffix_of, text_of, without_cut_line
+from emergence_train.analysis.logs.log import Log
 from emergence_train.analysis.logs.numbers import BEHIND, DECIMAL, EITHER, ONE_COMMA, role_of, scale_of
 from emergence_train.errors import InputError
 
@@ -39,15 +40,27 @@ GAPS = r"(?<=\d)[ \u00a0\u202f\u2009'’_](?=\d{3}(?!\d))"  # what else parts th
 UNPLAIN = re.compile("[, \u00a0\u202f\u2009'’_]")  # in a column that may need rewriting
 
 
+def read_log(path: Path, name: str) -> Log:
+    """`read_table` of a log that may be being written: without a last row that is cut off, with a note."""
+    frame, notes = _read(path, without_cut_line)
+    return Log(name, path, frame, notes=notes)
+
+
 def read_table(path: Path) -> pd.DataFrame:
     """A file's cells as they are: text of CSV and TSV, empty ones None; the index counts rows from 1. Raises InputError."""
+    return _read(path, lambda text: (text, ()))[0]
+
+
+def _read(path: Path, whole: Callable[[str], tuple[str, tuple[str, ...]]]) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    notes: tuple[str, ...] = ()
     try:
         if suffix_of(path) == ".parquet":
             frame = pq.read_table(path).to_pandas()
             frame = (frame.reset_index() if frame.index.name else frame).astype(object)
             frame = frame.where(frame.notna(), None)
         else:
-            frame = _read_text(without_cut_line(text_of(path)), suffix_of(path))
+            text, notes = whole(text_of(path))
+            frame = _read_text(text, suffix_of(path))
     except InputError as error:
         raise InputError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
     except (OSError, ValueError, csv.Error, pd.errors.ParserWarning, pa.ArrowException) as error:
@@ -57,7 +70,7 @@ def read_table(path: Path) -> pd.DataFrame:
     if frame.empty:
         raise InputError(f"{path}: has no rows; name a file that has some")
     frame.index = pd.RangeIndex(1, len(frame) + 1)
-    return frame
+    return frame, notes
 
 
 def header_of(path: Path) -> list[str]:

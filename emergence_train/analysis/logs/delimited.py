@@ -5,11 +5,12 @@ W&B's chart export has the x axis first ("Step", or the metric chosen as x), the
 api.run(...).scan_history()) has a column a metric, and "_step", "_runtime", "_timestamp".
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from emergence_train.analysis.logs.cells import DATA, SUFFIXES, columns_of, header_of, read_table
+from emergence_train.analysis.logs.cells import DATA, SUFFIXES, columns_of, header_of, read_log
 from emergence_train.analysis.logs.encoded import stem_of, suffix_of
 from emergence_train.analysis.logs.log import Format, Log
 from emergence_train.analysis.logs.names import known_names, plain
@@ -27,11 +28,12 @@ def _charted(columns: list[str]) -> dict[str, tuple[str, str]]:
 
 def read_wandb(path: Path) -> list[Log]:
     """A chart export: a run a column. A history: one run."""
-    frame = read_table(path)
+    log = read_log(path, stem_of(path))
+    frame = log.rows
     columns = [str(column) for column in frame.columns]
     charted = _charted(columns)
     if not charted:
-        return [Log(stem_of(path), path, frame)]
+        return [log]
     axis = columns[0]
     if axis.lower().startswith(TIME):
         raise InputError(f"{path}: its x axis is {axis!r}; export the chart with Step or tokens as x axis")
@@ -39,13 +41,14 @@ def read_wandb(path: Path) -> list[Log]:
     for run in dict.fromkeys(run for run, _ in charted.values()):
         own = {column: metric for column, (name, metric) in charted.items() if name == run}
         rows = frame[[axis, *own]].rename(columns=own)
-        logs.append(Log(run, path, rows[rows[list(own.values())].notna().any(axis=1)]))
+        logs.append(replace(log, name=run, rows=rows[rows[list(own.values())].notna().any(axis=1)]))
     return logs
 
 
 def read_csv(path: Path) -> list[Log]:
     """One run, or several by the column `run`; also of a row a value, whose metric a column names."""
-    return [Log(stem_of(path), path, _a_column_a_metric(read_table(path)))]
+    log = read_log(path, stem_of(path))
+    return [replace(log, rows=_a_column_a_metric(log.rows))]
 
 
 def _a_column_a_metric(frame: pd.DataFrame) -> pd.DataFrame:

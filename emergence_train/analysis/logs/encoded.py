@@ -1,5 +1,6 @@
 """The text of a file however it lies there: compressed (by its first bytes, not its name), with a byte order mark, in UTF-16."""
 
+import itertools
 import lzma
 import re
 from pathlib import Path
@@ -16,6 +17,9 @@ XZ = b"\xfd7zXZ\x00"
 ARCHIVES = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"Rar!", b"7z\xbc\xaf")  # zip (.xlsx, .ods too), .xls, .rar, .7z
 DIGITS = re.compile(r"\d+")
 COMPARED, LEAST = 500, 3  # lines that a last one without its end is compared with, and how many of them must differ
+MOST_RISES = 0.9  # of the lines of a count; some come again where a run was resumed
+SEPARATORS = (",", ";", "|")
+SHOWN = 60  # characters of a line in a note
 COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # and other codes of terminals
 UTF16 = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
@@ -49,26 +53,34 @@ def text_of(path: Path, length: int | None = None, errors: str = "strict") -> st
     return _decoded(data, errors)
 
 
-def without_cut_line(text: str) -> str:
-    """Text without a last line that has no end and is not whole, as of a log that is being written.
+def without_cut_line(text: str) -> tuple[str, tuple[str, ...]]:
+    """-> (text without a last line that has no end and is not whole, as of a log that is being written; what to say of it).
 
-    It is whole where a line before it is the same but for its digits, and its last number has as many decimals as those; a
-    whole number as many digits as the last. One that begins as others do, and stops, is not.
+    One that begins as others do, and stops, is not whole; nor is one whose last number has fewer decimals where all others
+    have equally many, or fewer digits where it is a count that rises. Other numbers may well be shorter.
     """
     begin = max(text.rfind("\n"), text.rfind("\r")) + 1
     last = text[begin:]
-    if not begin or not last.strip():
-        return text
+    if not begin or not last.strip() or _is_whole(last, text[:begin].splitlines()[-COMPARED:]):
+        return text, ()
+    return text[:begin], (f"left out: a last line without an end that seems to be cut off, {last.strip()[:SHOWN]!r}",)
+
+
+def _is_whole(last: str, before: list[str]) -> bool:
     form = _form(last)
-    before = text[:begin].splitlines()[-COMPARED:]
+    if form.endswith(SEPARATORS):
+        return True  # whose last cell is empty
     alike = [line for line in before if _form(line) == form]
     if not alike:
-        return text[:begin] if sum(_form(line).startswith(form) for line in before) >= LEAST else text
+        return sum(_form(line).startswith(form) for line in before) < LEAST
     if len(alike) < LEAST or not form.endswith("0"):
-        return text
-    digits = [len(DIGITS.findall(line)[-1]) for line in alike]
-    least = min(digits) if form.endswith(".0") else digits[-1]
-    return text if len(DIGITS.findall(last)[-1]) >= least else text[:begin]
+        return True
+    ends = [DIGITS.findall(line)[-1] for line in alike]
+    if form.endswith(".0"):
+        comparable = len({*map(len, ends)}) == 1
+    else:
+        comparable = sum(int(b) > int(a) for a, b in itertools.pairwise(ends)) >= MOST_RISES * (len(ends) - 1)
+    return not comparable or len(DIGITS.findall(last)[-1]) >= len(ends[-1])
 
 
 def _form(line: str) -> str:

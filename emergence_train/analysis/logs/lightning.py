@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from emergence_train.analysis.logs.cells import read_table
+from emergence_train.analysis.logs.cells import read_log
 from emergence_train.analysis.logs.log import Format, Log
 
 FILE = "metrics.csv"
@@ -11,7 +11,7 @@ FILE = "metrics.csv"
 def read_lightning(path: Path) -> list[Log]:
     """A run each metrics.csv below a directory, named by its way from there; a file alone by its directory."""
     files = sorted(path.rglob(FILE)) if path.is_dir() else [path]
-    return [Log(_name(path, file), file, read_table(file)) for file in files]
+    return [read_log(file, _name(path, file)) for file in files]
 
 
 def _name(path: Path, file: Path) -> str:

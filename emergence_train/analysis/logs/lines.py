@@ -51,8 +51,9 @@ def lines_in(path: Path) -> Lines:
 
 
 def lines_of(text: str) -> Lines:
-    notes: list[str] = []
-    text = with_commas(parted(ITER.sub(r"iter: \1/\2 ", without_cut_line(text))))
+    text, cut = without_cut_line(text)
+    notes = [*cut]
+    text = with_commas(parted(ITER.sub(r"iter: \1/\2 ", text)))
     if (step := ambiguous_step(text)) is not None:
         problem = f"its steps as {step!r} may be whole or thousands; write them without points"
         return Lines(text.splitlines(), problem=problem)
