@@ -45,6 +45,25 @@ def test_a_total_loss_stands_for_no_known_one(name, tmp_path):
     assert rows_of(read(tmp_path, lines("step: {s} | Total loss: 9.5 | " + name + ": {x}"))) == KNOWN
 
 
+@pytest.mark.parametrize("absent", ["nan", "inf", "None", "n/a"])
+@pytest.mark.parametrize("some", [[10], range(100, 1000, 100)])
+def test_a_number_that_is_none_is_no_word_of_a_loss(absent, some, tmp_path):
+    text = "".join(f"step {s} norm {absent if s in some else 0.31} loss {x}\n" for s, x in KNOWN)
+    assert rows_of(read(tmp_path, text)) == KNOWN
+
+
+def test_losses_of_which_each_step_has_one_are_read(tmp_path):
+    text = "".join(f"step {s} {'saved' if s % 100 == 0 else 'ok'} loss {x}\n" for s, x in KNOWN)
+    assert rows_of(read(tmp_path, text)) == KNOWN
+    text = "".join(f"step {s} {name} loss {x}\n" for s, x in KNOWN for name in ("wiki", "code"))
+    with pytest.raises(
+        InputError, match=r"no column was recognised as loss .* or --column loss='\*' where each is a run"
+    ):
+        read(tmp_path, text)
+    runs = logs.read(tmp_path / "x.log", LogOptions(columns={"loss": "*"}))
+    assert {run.run: rows_of(run) for run in runs} == {"wiki loss": KNOWN, "code loss": KNOWN}
+
+
 @pytest.mark.parametrize("of", ["aux", "z", "router", "best", "mtp"])
 @pytest.mark.parametrize("name, form", [("x.log", "step {{s}} | {} loss {{x}}"), ("x.csv", "{{s}},{{x}}")])
 def test_a_lone_other_loss_is_refused(of, name, form, tmp_path):

@@ -65,7 +65,7 @@ def _by_column(log: Log, options: LogOptions, several: bool) -> list[tuple[Log, 
     parts = []
     for column in log.rows.columns:
         match = None if column in known else form.fullmatch(str(column))
-        if match and log.rows[column].notna().any():
+        if match and np.isfinite(numbers_of(log.rows[column])).any():
             words = [log.name, *filter(None, match.groups())] if several else match.groups()
             own = replace(options, columns=others | {"loss": column})
             parts.append((replace(log, name="-".join(words) or log.name), own))

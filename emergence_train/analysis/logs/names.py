@@ -95,7 +95,7 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
             columns[quantity] = column
         elif column := next((known[name] for name in _all(quantity, names) if _is_of(quantity, known.get(name))), None):
             columns[quantity] = column
-    if "loss" not in columns and len(others := [c for c in known.values() if _ends_with_loss(c)]) == 1:
+    if "loss" not in columns and len(others := [c for c in known.values() if is_loss(c)]) == 1:
         columns["loss"] = others[0]
     if (
         "loss" not in columns
@@ -155,7 +155,7 @@ def _all(quantity: str, names: str) -> list[str]:
     return names.split() + ([*VALIDATION.split(), *OTHER_UNITS] if quantity == "loss" else [])
 
 
-def _ends_with_loss(column: str) -> bool:
+def is_loss(column: str) -> bool:
     """metrics/loss, but none of a validation, and no part of one."""
     words = plain(column).split("_")
     return words[-1] == "loss" and not any(map(VALIDATES.fullmatch, words)) and not {*words} & {*ANOTHER.split()}

@@ -15,7 +15,7 @@ from emergence_train.analysis.logs.encoded import stem_of, suffix_of
 from emergence_train.analysis.logs.fields import TABLES, fields_of
 from emergence_train.analysis.logs.lines import TOKENS_BEFORE, epoch_of, lines_in, lines_of, of_commoner_form
 from emergence_train.analysis.logs.log import Format, Log, finished_apart, frame_of
-from emergence_train.analysis.logs.names import NAMES, plain
+from emergence_train.analysis.logs.names import NAMES, is_loss, plain
 from emergence_train.analysis.logs.numbers import in_full
 from emergence_train.analysis.logs.validation import SPLIT, TRAINING, split_of, without_validation
 from emergence_train.errors import InputError
@@ -31,7 +31,8 @@ TOKENS = re.compile(
 )
 # With all that is one word with it: "aux_loss 0.01", "test/loss 3.9"
 LOSS = re.compile(rf"(?<![\w./-])([\w./-]*loss):?\s+{NUMBER}", re.IGNORECASE)
-BEFORE_LOSS = re.compile(r"[A-Za-z][\w./-]*")  # a word of its name: "aux loss: 0.01", "EMA model loss 3.9"
+# A word of its name: "aux loss: 0.01", "EMA model loss 3.9"; not of "norm nan loss 3.9"
+BEFORE_LOSS = re.compile(r"(?!(?:nan|inf|none|n/a)\Z)[a-z][\w./-]*", re.IGNORECASE)
 # nanoGPT's estimate of both, beside the losses of its steps
 EVALUATION = re.compile(r"\btrain loss .*\bval loss", re.IGNORECASE)
 ESTIMATE = re.compile(r"\bval(?:id\w*)?[ _]loss", re.IGNORECASE)
@@ -125,12 +126,20 @@ def _step_and_losses(line: str) -> tuple[re.Match[str] | None, dict[str, str]]:
 
 
 def _name_alike(rows: list[dict], lines: list[str]) -> None:
-    """Call a training loss loss, so that lines of either name are one column's; but not an estimate beside a validation's."""
+    """Call a training loss loss, so that lines of either name are one column's; but not an estimate beside a validation's.
+
+    So are all losses called of which each step has one, whatever word of the line stands before them.
+    """
     others = any("loss" in row for row in rows)
     for row, line in zip(rows, lines):
         train = next((name for name in TRAINING_LOSS if name in row), None)
         if train and "loss" not in row and not (others and ESTIMATE.search(line)):
             row["loss"] = row.pop(train)
+    names = [[name for name in row if name.endswith("loss")] for row in rows]
+    each = len({row["step"] for row in rows}) == len(rows) and all(len(own) == 1 for own in names)
+    if each and all(is_loss(own[0]) and own != ["loss"] for own in names):
+        for row, (name,) in zip(rows, names):
+            row["loss"] = row.pop(name)
 
 
 def _name(before: str, word: str) -> str:
