@@ -34,6 +34,7 @@ def series(frame: pd.DataFrame, *by: str) -> dict:
 TASKS = {
     "num_fewshot": {0: "arc_easy:0shot", 25: "arc_easy:25shot"},
     "n-shot": {0: "arc_easy:0shot", 5: "arc_easy:5shot"},
+    "dataset": {"squad": "arc_easy:squad", "triviaqa": "arc_easy:triviaqa"},
     "subset": {"law": "arc_easy:law", "bio": "arc_easy:bio"},
     "split": {"test": "arc_easy:test", "validation": "arc_easy:validation"},
     "prompt_variant": {0: "arc_easy:0", 1: "arc_easy:1"},
@@ -233,3 +234,41 @@ def test_a_last_score_that_is_shorter_counts(tmp_path):
     rows = "".join(f"\n{s},3.0,arc_easy,acc,{v}" for s, v in zip(range(1000, 7000, 1000), values))
     (tmp_path / "x.csv").write_text("step,loss,task,metric,value" + rows)
     assert scores(tmp_path / "x.csv")[0]["value"].tolist() == values
+
+
+def test_a_dataset_that_names_the_task_parts_nothing(tmp_path):
+    rows = [
+        {"step": s, "loss": 3.0, "task": t, "dataset": t, "acc": value(s, t)} for t in ("piqa", "boolq") for s in STEPS
+    ]
+    frame, _ = scores(written(tmp_path / "x.csv", rows))
+    assert series(frame, "run", "task") == {("m", t): [value(s, t) for s in STEPS] for t in ("piqa", "boolq")}
+
+
+AGAIN = {
+    "duration_s": lambda k: 14.5 + k,
+    "n_correct": lambda k: 20 + k,
+    "batch_size": lambda k: 8 if k < 3 else 16,
+    "run_id": lambda k: f"job{k}",
+    "note": lambda k: f"n{k}",
+}
+
+
+@pytest.mark.parametrize("column", AGAIN)
+@pytest.mark.parametrize("steps", [STEPS[-1:], STEPS[1:]])
+def test_a_score_that_was_made_again_counts_as_its_last(column, steps, tmp_path):
+    made = [(s, value(s, 0)) for s in STEPS] + [(s, value(s, 1)) for s in steps]
+    rows = [{"step": s, "loss": 3.0, "task": "qa", column: AGAIN[column](k), "acc": v} for k, (s, v) in enumerate(made)]
+    frame, notes = scores(written(tmp_path / "x.csv", rows))
+    assert series(frame, "run", "task") == {("m", "qa"): [*dict(made).values()]}
+    assert any(f"{len(steps)} scores are of a run, step, task and metric that come again" in note for note in notes)
+
+
+def test_items_of_a_task_are_no_tasks(tmp_path):
+    rows = [
+        {"step": s, "loss": 3.0, "task": "qa", "prompt": f"What is {k} and one?", "acc": float(s > 100 * k)}
+        for k in range(30)
+        for s in STEPS
+    ]
+    assert set(scores(written(tmp_path / "x.csv", rows))[0]["task"]) == {"qa"}
+    with pytest.raises(InputError, match="differ by 'prompt' .* or keep the rows of one"):
+        scores(written(tmp_path / "x.csv", [row for row in rows if " 1" in row["prompt"] or " 2 " in row["prompt"]]))
