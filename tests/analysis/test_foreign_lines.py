@@ -196,6 +196,33 @@ def test_steps_that_may_be_thousands_are_refused(form, tmp_path):
         read(tmp_path, "".join(form.format(s, x) for s, x in KNOWN))
 
 
+@pytest.mark.parametrize("form", ["step {}.000 loss {}\n", "step: {}.000 | loss: {}\n"])
+@pytest.mark.parametrize("first, apart", [(0, 100), (100, 100), (0, 10)])
+def test_steps_with_decimals_are_read(form, first, apart, tmp_path):
+    """Thousands have neither 0 nor more than three digits before a point."""
+    known = [(first + apart * 2 * k, x) for k, (_, x) in enumerate(KNOWN)]
+    assert rows_of(read(tmp_path, "".join(form.format(s, x) for s, x in known))) == known
+
+
+FRACTIONS = [
+    "iter {f:.3f} step {s} loss {x}",
+    "{f:.3f} s/it | s/iter {f:.3f} | step {s} loss {x}",
+    "[avg iter {g:.3f}] step {s} loss {x}",
+    "update {f:.3f} | step {s} | loss {x}",
+]
+
+
+@pytest.mark.parametrize("form", FRACTIONS)
+def test_a_fraction_before_the_step_is_none(form, tmp_path):
+    text = "".join(form.format(s=s, x=x, f=1 + s / 1000, g=110 + s / 100) + "\n" for s, x in KNOWN)
+    assert rows_of(read(tmp_path, text)) == KNOWN
+
+
+def test_parts_of_an_epoch_are_no_steps(tmp_path):
+    with pytest.raises(InputError):
+        read(tmp_path, "".join(f'{{"update": {s / 400:.3f}, "loss": "{x}"}} x\n' for s, x in KNOWN))
+
+
 @pytest.mark.parametrize(
     "form", ["step {} 512 | loss {}\n", "micro 1/2: step {0} loss 9\nmicro 2/2: step {0} loss {1}\n"]
 )

@@ -36,7 +36,8 @@ _STEP = r"(\b(?:global_|train_)?(?:step|iter|iteration|update)s?['\"]?\s*[:=]?\s
 STEP_GROUPED = re.compile(
     rf"{_STEP}([1-9]\d{{0,2}}(?: \d{{3}})+)(?=\s*(?:$|[|,;:)\]/]|[a-z_]*loss))", re.IGNORECASE | re.MULTILINE
 )
-STEP_POINTED = re.compile(rf"{_STEP}([1-9]\d{{0,2}}(?:\.\d{{3}})+)(?![\w.])(?!\s*(?:m?s|it|sec\w*)\b)", re.IGNORECASE)
+STEP_POINTED = re.compile(rf"{_STEP}(\d+(?:\.\d{{3}})+)(?![\w.])(?!\s*(?:m?s|it|sec\w*)\b)", re.IGNORECASE)
+DECIMALS = re.compile(r"0|\d{4}")  # of thousands none begin so
 STEP_PLAIN = re.compile(rf"{_STEP}\d+(?![\w.,])", re.IGNORECASE)
 STEP_POWER = re.compile(rf"{_STEP}(\d+(?:\.\d+)?e\+?\d+)(?![\w.])", re.IGNORECASE)
 LEAST_POINTED, MOST_RISES = 3, 0.9  # steps with points, and how many of them rise, that are counts
@@ -125,9 +126,19 @@ def with_commas(text: str) -> str:
     if _are_grouped([match[2] for match in STEP_GROUPED.finditer(text)]):
         text = STEP_GROUPED.sub(lambda match: match[1] + match[2].replace(" ", ","), text)
     text = STEP_POWER.sub(lambda match: f"{match[1]}{float(match[2]):.0f}", text)
-    if _are_thousands([*STEP_POINTED.finditer(text)], STEP_PLAIN.search(text) is not None) is True:
-        text = STEP_POINTED.sub(lambda match: match[1] + match[2].replace(".", ","), text)
+    pointed, plain = _pointed(text)
+    if _are_thousands([match[2] for match in pointed], plain):
+        places = {match.start() for match in pointed}
+        text = STEP_POINTED.sub(
+            lambda match: match[1] + match[2].replace(".", ",") if match.start() in places else match[0], text
+        )
     return text
+
+
+def _pointed(text: str) -> tuple[list[re.Match[str]], bool]:
+    """-> (steps with points, but those in a line with another step: times, or parts of an epoch; whether others have none)."""
+    plain = {text.rfind("\n", 0, match.end()) for match in STEP_PLAIN.finditer(text)}  # where its line begins
+    return [m for m in STEP_POINTED.finditer(text) if text.rfind("\n", 0, m.end()) not in plain], bool(plain)
 
 
 def _are_grouped(steps: list[str]) -> bool:
@@ -141,18 +152,21 @@ def _are_grouped(steps: list[str]) -> bool:
 
 def ambiguous_step(text: str) -> str | None:
     """A step as "1.000" of a text in which all are so: of 1 or of 1,000."""
-    pointed = [*STEP_POINTED.finditer(text)]
-    return None if _are_thousands(pointed, STEP_PLAIN.search(text) is not None) is not None else pointed[0][2]
+    pointed, plain = _pointed(text)
+    steps = [match[2] for match in pointed]
+    return steps[0] if _are_thousands(steps, plain) is None else None
 
 
-def _are_thousands(pointed: list[re.Match[str]], plain: bool) -> bool | None:
+def _are_thousands(pointed: list[str], plain: bool) -> bool | None:
     """Whether points in steps part thousands: they rise, and are no fractions; None: they may be whole steps with decimals.
 
     `plain`: other steps have no points.
     """
-    steps = [int(match[2].replace(".", "")) for match in pointed]
+    steps = [int(step.replace(".", "")) for step in pointed]
     rises = [b >= a for a, b in itertools.pairwise(steps)]
     if len(steps) < LEAST_POINTED or sum(rises) < MOST_RISES * len(rises) or len({*steps}) < 2:
+        return False
+    if any(map(DECIMALS.match, pointed)):
         return False
     return True if plain or any(step % 1000 for step in steps) else None
 

@@ -23,7 +23,9 @@ from emergence_train.errors import InputError
 NUMBER = r"([-+]?(?:\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
 DIGITS = r"\d++(?:,\d{3}(?!\d))*+"
 WHOLE = rf"({DIGITS}(?:(?:\.\d+)?[kKM]\b)|{DIGITS})"  # 1200, 1,200 or 1.2k
-STEP = re.compile(rf"(?<!per )\b(?:iter|step)\s*:?\s*{WHOLE}(?:\.0+)?+(?!\.?\d)(?:\s*/\s*{WHOLE})?\b", re.IGNORECASE)
+STEP = re.compile(
+    rf"(?<!per )(?<!avg )\b(?:iter|step)\s*:?\s*{WHOLE}(?:\.0+)?+(?!\.?\d)(?:\s*/\s*{WHOLE})?\b", re.IGNORECASE
+)
 TOKENS = re.compile(
     r"(?<![/\w])(?:(?:n|num|total|train|trained|seen|consumed)_)?tokens(?:[ _](?:seen|consumed|trained|so far))?"
     r"(?:\s*[:=]\s*|\s+)(\d[\d,]*(?:\.\d+)?[KMBT]?)\b(?!\s*/)",
