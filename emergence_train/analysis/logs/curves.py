@@ -9,7 +9,17 @@ import pandas as pd
 from emergence_train.analysis.logs import units
 from emergence_train.analysis.logs.counters import RISES, counted_on, through_epochs
 from emergence_train.analysis.logs.log import Log, LogOptions
-from emergence_train.analysis.logs.names import EPOCHS, NAMES, ONE_RUN, SHOWN, VALIDATION, find, plain, unknown_units
+from emergence_train.analysis.logs.names import (
+    EPOCHS,
+    NAMES,
+    ONE_RUN,
+    SHOWN,
+    VALIDATION,
+    find,
+    is_another_loss,
+    plain,
+    unknown_units,
+)
 from emergence_train.analysis.logs.numbers import ROLES, Role, are_sizes, in_short, is_ambiguous, numbers_of, scales_of
 from emergence_train.analysis.logs.ranks import rows_of_lowest
 from emergence_train.analysis.logs.resumption import JOBS, check_runs, logged_again, resumed
@@ -134,6 +144,10 @@ def _curve(log: Log, options: LogOptions) -> Curve:
         flags = " ".join(f"--column {name}=NAME" for name in missing)
         several = (
             ", or --column loss='*' where each is a run" if "loss" in missing and len(log.rows.columns) > 2 else ""
+        )
+        others = [column for column in log.rows.columns if is_another_loss(column)] if "loss" in missing else []
+        several += (
+            f"; {listed(others, SHOWN)} {'are' if others[1:] else 'is'} no step's own loss by name" if others else ""
         )
         raise InputError(
             f"{log.path}: no column was recognised as {' or '.join(missing)} (it has {listed(log.rows, SHOWN)}); give "

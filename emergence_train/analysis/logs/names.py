@@ -66,8 +66,13 @@ SHOWN = 12  # columns named in a message
 
 def plain(name: object) -> str:
     """A column's name with words joined by underscores: train/loss, train.loss and "Train loss" are one."""
-    words = re.sub(r"[^a-z0-9]+", "_", str(name).lower())
-    return words.rstrip("_") if str(name).startswith("_") else words.strip("_")
+    return _plain(str(name))
+
+
+@functools.lru_cache(maxsize=4096)  # text logs ask for each field of each line
+def _plain(name: str) -> str:
+    words = re.sub(r"[^a-z0-9]+", "_", name.lower())
+    return words.rstrip("_") if name.startswith("_") else words.strip("_")
 
 
 def find(log: Log, options: LogOptions) -> dict[str, str]:
@@ -158,7 +163,13 @@ def _all(quantity: str, names: str) -> list[str]:
 def is_loss(column: str) -> bool:
     """metrics/loss, but none of a validation, and no part of one."""
     words = plain(column).split("_")
-    return words[-1] == "loss" and not any(map(VALIDATES.fullmatch, words)) and not {*words} & {*ANOTHER.split()}
+    return words[-1] == "loss" and not any(map(VALIDATES.fullmatch, words)) and not is_another_loss(column)
+
+
+def is_another_loss(column: object) -> bool:
+    """Whether a loss is none of the step's own by its name, as aux_loss and running_loss."""
+    words = plain(column).split("_")
+    return words[-1] == "loss" and bool({*words} & {*ANOTHER.split()})
 
 
 def _increases(cells: pd.Series) -> bool:

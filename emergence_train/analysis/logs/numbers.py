@@ -137,8 +137,10 @@ def with_commas(text: str) -> str:
 
 def _pointed(text: str) -> tuple[list[re.Match[str]], bool]:
     """-> (steps with points, but those in a line with another step: times, or parts of an epoch; whether others have none)."""
-    plain = {text.rfind("\n", 0, match.end()) for match in STEP_PLAIN.finditer(text)}  # where its line begins
-    return [m for m in STEP_POINTED.finditer(text) if text.rfind("\n", 0, m.end()) not in plain], bool(plain)
+    pointed = [*STEP_POINTED.finditer(text)]
+    # Where its line begins; long texts have many
+    plain = {text.rfind("\n", 0, match.end()) for match in STEP_PLAIN.finditer(text)} if pointed else set()
+    return [match for match in pointed if text.rfind("\n", 0, match.end()) not in plain], bool(plain)
 
 
 def _are_grouped(steps: list[str]) -> bool:
