@@ -52,6 +52,24 @@ def test_a_number_that_is_none_is_no_word_of_a_loss(absent, some, tmp_path):
     assert rows_of(read(tmp_path, text)) == KNOWN
 
 
+def test_a_cross_entropy_counts_before_a_total(tmp_path):
+    assert rows_of(read(tmp_path, lines("step {s} | total loss {y} | ce loss {x}"))) == KNOWN
+    assert rows_of(read(tmp_path, "step,total_loss,moe_loss\n" + lines("{s},{x},0.01"), "x.csv")) == KNOWN
+    assert rows_of(read(tmp_path, "step,total_loss,val_loss\n" + lines("{s},{y},{x}"), "x.csv")) == KNOWN
+
+
+def test_parts_of_a_model_are_no_writers(tmp_path):
+    assert rows_of(read(tmp_path, lines("step {s}: head1: loss {y}\nstep {s}: head2: loss {x}"))) == KNOWN
+
+
+@pytest.mark.parametrize("name", ["running_loss", "train/moving_avg_loss", "train_max_loss"])
+def test_a_loss_that_is_none_by_name_is_said_to_be(name, tmp_path):
+    text = f"step,{name}\n" + lines("{s},{x}")
+    with pytest.raises(InputError, match=f"give --column loss=NAME; {name} is no step's own loss by name"):
+        read(tmp_path, text, "x.csv")
+    assert rows_of(read(tmp_path, text, "x.csv", columns={"loss": name})) == KNOWN
+
+
 def test_losses_of_which_each_step_has_one_are_read(tmp_path):
     text = "".join(f"step {s} {'saved' if s % 100 == 0 else 'ok'} loss {x}\n" for s, x in KNOWN)
     assert rows_of(read(tmp_path, text)) == KNOWN

@@ -12,7 +12,7 @@ from pathlib import Path
 from emergence_train.analysis.logs.encoded import text_of, without_cut_line
 from emergence_train.analysis.logs.names import NAMES, plain
 from emergence_train.analysis.logs.numbers import ambiguous_step, with_commas, with_units
-from emergence_train.analysis.logs.ranks import parted, rank_of_lines
+from emergence_train.analysis.logs.ranks import rank_of_lines, unglued
 from emergence_train.analysis.logs.validation import SPLIT
 from emergence_train.errors import InputError
 
@@ -53,16 +53,14 @@ def lines_in(path: Path) -> Lines:
 def lines_of(text: str) -> Lines:
     text, cut = without_cut_line(text)
     notes = [*cut]
-    text = with_commas(parted(ITER.sub(r"iter: \1/\2 ", text)))
+    text = with_commas(unglued(ITER.sub(r"iter: \1/\2 ", text)))
     if (step := ambiguous_step(text)) is not None:
         problem = f"its steps as {step!r} may be whole or thousands; write them without points"
         return Lines(text.splitlines(), problem=problem)
     lines = [with_units(line) for line in text.splitlines()]
     rank = rank_of_lines(lines)
-    if rank is not None and rank.unknown:
-        problem = (
-            f"its lines are of several writers, as {rank.unknown!r}, and number no ranks; keep the lines of one writer"
-        )
+    if isinstance(rank, str):
+        problem = f"its lines are of several writers, as {rank!r}, and number no ranks; keep the lines of one writer"
         return Lines(lines, problem=problem)
     if rank is not None:
         lines = ["" if LOSS.search(line) and rank.of(line) not in (None, rank.lowest) else line for line in lines]

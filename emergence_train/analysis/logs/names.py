@@ -38,6 +38,7 @@ VALIDATION = (
     "val_loss eval_loss valid_loss validation_loss dev_loss test_loss loss_val loss_eval loss_valid loss_validation "
     "val_iid_loss"
 )
+SUMS = "ce_loss total_loss"  # beside one another, or a part
 # Words of a validation's name
 VALIDATES = re.compile(r"val|valid(?:at\w*)?|eval(?:s|uat\w*)?|dev|test(?:ing|set)?|held|heldout|holdout")
 # Words of a loss that is none of the step's own: of a part of it, of another step, or over several
@@ -157,7 +158,7 @@ def known_names() -> frozenset[str]:
 
 
 def _all(quantity: str, names: str) -> list[str]:
-    return names.split() + ([*VALIDATION.split(), *OTHER_UNITS] if quantity == "loss" else [])
+    return names.split() + ([*VALIDATION.split(), *OTHER_UNITS, *SUMS.split()] if quantity == "loss" else [])
 
 
 def is_loss(column: str) -> bool:

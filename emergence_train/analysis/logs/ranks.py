@@ -41,23 +41,22 @@ RANKS = (
 
 @dataclass(frozen=True)
 class Rank:
-    """The rank that counts, and what numbers those of lines; `unknown`: a tag that numbers none."""
+    """The rank that counts, and what numbers those of lines."""
 
     tag: re.Pattern[str]
     lowest: int
-    unknown: str = ""
 
     def of(self, line: str) -> int | None:
         return _number(self.tag.match(line))
 
 
-def parted(text: str) -> str:
+def unglued(text: str) -> str:
     """Text with what two ranks wrote on one line on two."""
     return GLUED.sub(r"\1\n", text)
 
 
-def rank_of_lines(lines: Iterable[str]) -> Rank | None:
-    """The rank that counts where several log a loss; None where no more than one does."""
+def rank_of_lines(lines: Iterable[str]) -> Rank | str | None:
+    """The rank that counts where several log a loss, or a tag that numbers none; None where no more than one writer does."""
     logged = [line for line in lines if LOSS.search(line)]
     for pattern in (NAMED, LABEL):
         writers: dict[int, list[str]] = defaultdict(list)
@@ -75,7 +74,7 @@ def rank_of_lines(lines: Iterable[str]) -> Rank | None:
         # Lines of an epoch follow each other
         in_turn = 2 * sum(a != b for a, b in itertools.pairwise(tags)) > len(tags)
         if in_turn and _side_by_side([_step(line) for tag, line in tagged if tag == own] for own in {*tags}):
-            return Rank(NAMED, 0, min(tags))
+            return min(tags)
     return None
 
 
@@ -113,7 +112,9 @@ def _number(match: re.Match[str] | None) -> int | None:
 
 def _tag(line: str, at: int) -> str | None:
     words = line.split(maxsplit=at + 1)
-    return words[at] if len(words) > at and TAG.fullmatch(words[at]) else None
+    if len(words) <= at or TAG.fullmatch(words[at]) is None or STEP.search(" ".join(words[:at])):
+        return None  # what follows the step is of a part of the model
+    return words[at]
 
 
 def _step(line: str) -> float:
