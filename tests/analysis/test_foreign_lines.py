@@ -352,3 +352,11 @@ def test_tokens_in_any_spelling_are_read(tokens, tmp_path):
 def test_tokens_of_a_plan_are_read(tmp_path):
     text = "".join(f"step {s} | loss {x} | {s / 1000:.2f}B/0.5B tokens | lr 1e-3\n" for s, x in KNOWN)
     assert read(tmp_path, text).frame["tokens"].tolist() == [s * 10**6 for s in STEPS]
+
+
+@pytest.mark.parametrize("name", ["num_tokens: ", "num_tokens=", "Tokens: "])
+@pytest.mark.parametrize("batch", [lambda s: 8000 + s * 7 % 190, lambda s: 524288])
+def test_tokens_of_a_batch_are_not_those_so_far(name, batch, tmp_path):
+    text = "".join(f"step {s} | loss {x} | {name}{batch(s)} | lr 1e-3\n" for s, x in KNOWN)
+    curve = read(tmp_path, text)
+    assert rows_of(curve) == KNOWN and set(curve.frame["tokens"]) == {0}

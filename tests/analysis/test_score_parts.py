@@ -272,3 +272,12 @@ def test_items_of_a_task_are_no_tasks(tmp_path):
     assert set(scores(written(tmp_path / "x.csv", rows))[0]["task"]) == {"qa"}
     with pytest.raises(InputError, match="differ by 'prompt' .* or keep the rows of one"):
         scores(written(tmp_path / "x.csv", [row for row in rows if " 1" in row["prompt"] or " 2 " in row["prompt"]]))
+
+
+def test_a_revision_of_digits_is_no_step(tmp_path):
+    rows = [
+        {"model": f"m-step{s}-70m", "revision": revision, "loss": 3.0, "task": "qa", "acc": value(s, 0)}
+        for s, revision in zip(STEPS, (1234567, 7654321, 2345678))
+    ]
+    frame, _ = scores(written(tmp_path / "x.csv", rows), run=None)
+    assert series(frame, "run") == {"m-70m": [value(s, 0) for s in STEPS]} and frame["step"].tolist() == STEPS

@@ -3,10 +3,11 @@
 import functools
 import re
 
+import numpy as np
 import pandas as pd
 
 from emergence_train.analysis.logs.log import Log, LogOptions
-from emergence_train.analysis.logs.numbers import is_logarithm, without_unit
+from emergence_train.analysis.logs.numbers import is_logarithm, numbers_of, without_unit
 from emergence_train.analysis.logs.units import unknown_unit, without_brackets
 from emergence_train.errors import InputError, listed
 
@@ -111,7 +112,7 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
     ):
         columns["loss"] = known["value"]  # TensorBoard's download of one tag, Neptune's of one series
     if "tokens" not in columns and (
-        counts := [c for n, c in known.items() if TOKENS.search(n) and _is_of("tokens", c) and _increases(log.rows[c])]
+        counts := [c for n, c in known.items() if TOKENS.search(n) and _is_of("tokens", c) and increases(log.rows[c])]
     ):
         columns["tokens"] = counts[0]
     if "lr" not in columns and (
@@ -173,10 +174,11 @@ def is_another_loss(column: object) -> bool:
     return words[-1] == "loss" and bool({*words} & {*ANOTHER.split()})
 
 
-def _increases(cells: pd.Series) -> bool:
+def increases(cells: pd.Series) -> bool:
     """Whether a column's numbers rise, but where a run was resumed."""
-    numbers = pd.to_numeric(cells, errors="coerce").dropna().to_numpy()
-    return len(numbers) > 1 and numbers[-1] > numbers[0] and (numbers[1:] >= numbers[:-1]).mean() > 0.9
+    numbers = numbers_of(cells, "count").to_numpy()
+    numbers = numbers[np.isfinite(numbers)]
+    return bool(len(numbers) > 1 and numbers[-1] > numbers[0] and (numbers[1:] >= numbers[:-1]).mean() > 0.9)
 
 
 def _tells_apart(log: Log, column: str | None) -> bool:

@@ -15,7 +15,7 @@ from emergence_train.analysis.logs.encoded import stem_of, suffix_of
 from emergence_train.analysis.logs.fields import TABLES, fields_of
 from emergence_train.analysis.logs.lines import TOKENS_BEFORE, epoch_of, lines_in, lines_of, of_commoner_form
 from emergence_train.analysis.logs.log import Format, Log, finished_apart, frame_of
-from emergence_train.analysis.logs.names import NAMES, is_loss, plain
+from emergence_train.analysis.logs.names import NAMES, increases, is_loss, plain
 from emergence_train.analysis.logs.numbers import in_full
 from emergence_train.analysis.logs.validation import SPLIT, TRAINING, split_of, without_validation
 from emergence_train.errors import InputError
@@ -81,6 +81,8 @@ def read_nanogpt(path: Path) -> list[Log]:
     _name_alike(rows, [text.lines[place - 1] for place in places])
     kept, notes = of_commoner_form(rows, places, text.lines)
     frame = frame_of([rows[k] for k in kept], [places[k] for k in kept])
+    if "tokens" in frame and len(frame) > 1 and not increases(frame["tokens"]):
+        frame = frame.drop(columns="tokens")  # of a batch
     return finished_apart(Log(stem_of(path), path, frame, per_step, end, (*text.notes, *notes)))
 
 

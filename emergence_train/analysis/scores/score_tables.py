@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from emergence_train.analysis.logs import units
@@ -36,6 +37,7 @@ NO_TASK = re.compile(
     r"(train(ing)?|val(id|idation)?|eval(uation)?|test|dev|metrics?|results?|scores?|mean|average|avg|all|lm|mlm|(next_|mean_)?token"
     r"|top_?\d+|[/_])+"
 )
+REVISIONS = ("revision", "checkpoint", "ckpt")  # which may name no step
 PLACE = ("run", "params", "step", "tokens", "loss", "chance")
 ERROR_OF = re.compile(r"[_ ](stderr|std_?err|se)$")
 NUMERIC = ("params", "step", "tokens", "loss", "value", "stderr", "items", "chance")
@@ -166,6 +168,9 @@ def _typed(frame: pd.DataFrame, known: Mapping[str, str], scored: Iterable[str] 
     for ours in {"params", "step", "tokens"} & set(columns):
         columns[ours] *= scales_of(frame[known[ours]], known[ours])
     if "step" in known:
+        if _plain(known["step"]) in REVISIONS and "run" in known:  # hashes may be of digits alone
+            if all(place_of(str(name))["step"] is not None for name in frame[known["run"]].unique()):
+                columns["step"] = columns["step"] * np.nan
         _fill_steps(columns, frame[known["step"]])
     for ours in {"value", "stderr", "chance"} & set(columns):
         columns[SIGNED.format(ours)] = signed(frame[known[ours]])
