@@ -168,9 +168,9 @@ def _typed(frame: pd.DataFrame, known: Mapping[str, str], scored: Iterable[str] 
     for ours in {"params", "step", "tokens"} & set(columns):
         columns[ours] *= scales_of(frame[known[ours]], known[ours])
     if "step" in known:
-        if _plain(known["step"]) in REVISIONS and "run" in known:  # hashes may be of digits alone
-            if all(place_of(str(name))["step"] is not None for name in frame[known["run"]].unique()):
-                columns["step"] = columns["step"] * np.nan
+        names = frame[known["run"]].unique() if _plain(known["step"]) in REVISIONS and "run" in known else ()
+        if len(names) and all(place_of(str(name))["step"] is not None for name in names):
+            columns["step"] = columns["step"] * np.nan  # hashes may be of digits alone
         _fill_steps(columns, frame[known["step"]])
     for ours in {"value", "stderr", "chance"} & set(columns):
         columns[SIGNED.format(ours)] = signed(frame[known[ours]])
