@@ -257,7 +257,9 @@ AGAIN = {
 @pytest.mark.parametrize("steps", [STEPS[-1:], STEPS[1:]])
 def test_a_score_that_was_made_again_counts_as_its_last(column, steps, tmp_path):
     scored = [(s, value(s, 0)) for s in STEPS] + [(s, value(s, 1)) for s in steps]
-    rows = [{"step": s, "loss": 3.0, "task": "qa", column: AGAIN[column](k), "acc": v} for k, (s, v) in enumerate(scored)]
+    rows = [
+        {"step": s, "loss": 3.0, "task": "qa", column: AGAIN[column](k), "acc": v} for k, (s, v) in enumerate(scored)
+    ]
     frame, notes = scores(written(tmp_path / "x.csv", rows))
     assert series(frame, "run", "task") == {("m", "qa"): [*dict(scored).values()]}
     assert any(f"{len(steps)} scores are of a run, step, task and metric that come again" in note for note in notes)
