@@ -35,6 +35,14 @@ def in_run(says: str, change: Callable[[Path], object], command: Callable[[At], 
     return Row(says, wrong, then, **more)
 
 
+def _before_its_first_checkpoint(run: Path) -> None:
+    """A run as it is while its first steps are trained."""
+    shutil.rmtree(run / "positions")
+    (run / "environment.json").unlink()  # has the end of its process
+    rows = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(rows[:2]))
+
+
 def of_data(says: str, change: Callable[[Path], object]) -> Row:
     """Prepared data that were altered: deleted and prepared again."""
 
@@ -274,7 +282,7 @@ RUNS = [
     ),
     in_run(
         "has no checkpoint with losses by position yet; wait for the first one",
-        lambda run: shutil.rmtree(run / "positions"),
+        _before_its_first_checkpoint,
         lambda at: ["report", str(at.folder / "runs" / "run")],
     ),
     Row(
