@@ -165,12 +165,12 @@ void loss_rows_gradient(const Tensor& z, const Tensor& dz, int64_t V, const Tens
   torch::stable::parallel_for(0, z.size(0), cpu::grain(V), [&](int64_t begin, int64_t end) { gradient(rows, begin, end); });
 }
 
-// Logits z (N, V or more columns) float32 of N = B x T tokens, targets (N,) int64, weights (N,) float64 or none -> token losses (N,)
-// float32, the loss, a float32, and sums by position (T,); with `gradient` z becomes that of the loss. Other targets than `ignored`
-// are in [0, V).
+// Logits z (N, V or more columns) float32 of N = B x T tokens, targets (N,) int64, weights (N,) float64 or none -> token losses
+// (N,) float32, the loss, a float32, and sums by position (T,); with `gradient` z becomes that of the loss. Other targets than
+// `ignored` are in [0, V).
 void position_loss(const Tensor& z, int64_t V, const Tensor& targets, std::optional<Tensor> weights, int64_t ignored,
-                   double z_loss, bool gradient, const Tensor& token_loss, const Tensor& loss, const Tensor& count, const Tensor& loss_sum,
-                   const Tensor& loss_sq_sum, const Tensor& correct_sum, const Tensor& entropy_sum) {
+                   double z_loss, bool gradient, const Tensor& token_loss, const Tensor& loss, const Tensor& count,
+                   const Tensor& loss_sum, const Tensor& loss_sq_sum, const Tensor& correct_sum, const Tensor& entropy_sum) {
   const int64_t N = z.size(0), T = count.numel();
   CHECK_INPUT(T > 0 ? N % T == 0 : N == 0, "emergence_cpu: ", N, " rows are no sequences of ", T, " positions");
   cpu::check_rows(z, N, V, "logits");

@@ -91,8 +91,8 @@ def begin(run: Path, model: ModelConfig, training: Training, plan: Plan, dataset
     same = same_samples(path, theirs.seed, theirs.data, dataset)
     source = {"run": theirs.name, "path": str(path.resolve()), "step": step, "tokens": tokens, "first_step": first}
     source |= {"skipped_samples": skipped if same else []}
-    known = parent_of(path)
-    source |= {"same_samples": same and not theirs.imported and (known is None or known.get("same_samples", False))}
+    before = parent_of(path)
+    source |= {"same_samples": same and not theirs.imported and (before is None or before.get("same_samples", False))}
     files.write_json(run / FILE, source)  # before the state, which alone would be a run's that began without a parent
     _adopt(chosen, run / "checkpoints", first)
     return first

@@ -110,9 +110,8 @@ class Stepper:
         """Clip the gradients' norm to `most`; return the norm before, and whether it is finite: if not, the step is skipped."""
         norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         finite = norm.isfinite()
-        if (
-            self.mesh.device.type == "cpu" and finite and norm <= most
-        ):  # what need not be done is known without waiting for it
+        # On a CPU what need not be done is known without waiting for it.
+        if self.mesh.device.type == "cpu" and finite and norm <= most:
             self.engine.optimizer.found_inf = None
         else:
             clip_grads_with_norm_(self.parameters, most, norm)

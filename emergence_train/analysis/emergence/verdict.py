@@ -43,10 +43,8 @@ UNKNOWN_CEILING = 0.85
 FAR, APART = 6.0, 0.2
 SURVIVES = 0.25  # probability of a rise that must be left without its best row
 RISES = ("emergent", "gradual")
-AFTER, TURNING = (
-    ("onset", "late-turn"),
-    ("turn", "late-turn"),
-)  # kinds of curves: a rise after a plateau; one that turns
+AFTER = ("onset", "late-turn")  # kinds of curves: a rise after a plateau
+TURNING = ("turn", "late-turn")  # and one that turns
 ROWS, LOSSES = 6, 4  # fewest rows and fewest different losses
 VERDICTS: tuple[VerdictName, ...] = typing.get_args(VerdictName)
 

@@ -146,8 +146,8 @@ def read_fields(path: Path) -> list[Log]:
         raise InputError(f"{path}: no line has a step and its loss, as 'step: 10 loss: 6.1'; give another --format")
     end = next((ends[k] for k in reversed(kept) if ends[k]), None)
     rows, places = [rows[k] for k in kept], [places[k] for k in kept]
-    common, notes = of_commoner_form(rows, places, lines)
-    frame = frame_of([rows[k] for k in common], [places[k] for k in common])
+    rows, places, notes = of_commoner_form(rows, places, lines)
+    frame = frame_of(rows, places)
     if len(frame) > ONCE:
         frame = frame.loc[:, frame.notna().sum() > 1]
     return finished_apart(Log(stem_of(path), path, frame, end_step=end, notes=(*text.notes, *notes)))

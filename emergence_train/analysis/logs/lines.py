@@ -12,11 +12,10 @@ from pathlib import Path
 from emergence_train.analysis.logs.encoded import text_of, without_cut_line
 from emergence_train.analysis.logs.names import NAMES, plain
 from emergence_train.analysis.logs.numbers import ambiguous_step, with_commas, with_units
-from emergence_train.analysis.logs.ranks import rank_of_lines, unglued
+from emergence_train.analysis.logs.ranks import LOSS, rank_of_lines, unglued
 from emergence_train.analysis.logs.validation import SPLIT
 from emergence_train.errors import InputError
 
-LOSS = re.compile(r"loss", re.IGNORECASE)
 WORDS = re.compile(r"[A-Za-z]+")
 STEPS = NAMES["step"].split()
 IN_EPOCH = re.compile(
@@ -77,8 +76,10 @@ def epoch_of(line: str) -> dict[str, str]:
     return {"epoch": match[1]} if match else {}
 
 
-def of_commoner_form(rows: list[dict], places: list[int], lines: list[str]) -> tuple[list[int], tuple[str, ...]]:
-    """-> (indices of rows, but those beside one of the same step whose line has the words of more lines; what to say of it).
+def of_commoner_form(
+    rows: list[dict], places: list[int], lines: list[str]
+) -> tuple[list[dict], list[int], tuple[str, ...]]:
+    """-> (rows but those beside one of the same step whose line has the words of more lines; their places; what to say of it).
 
     "New best! step 100, loss 4.2" is of a validation or a mean, whatever it calls its loss. Lines of a resumed run lie beside
     none of the same step.
@@ -92,11 +93,12 @@ def of_commoner_form(rows: list[dict], places: list[int], lines: list[str]) -> t
         of_one = 0 <= other < len(rows) and steps[k] == steps[other] and rows[k].get(SPLIT) == rows[other].get(SPLIT)
         return of_one and bool(names[k] & names[other] - {SPLIT}) and count[forms[k]] < count[forms[other]]
 
-    kept = [k for k in range(len(rows)) if not (is_rarer(k, k - 1) or is_rarer(k, k + 1))]
-    left = sorted({*range(len(rows))} - {*kept})
+    left = [k for k in range(len(rows)) if is_rarer(k, k - 1) or is_rarer(k, k + 1)]
     if not left:
-        return kept, ()
-    return kept, (f"left out: {len(left)} lines in other words beside those of their steps (row {places[left[0]]})",)
+        return rows, places, ()
+    note = f"left out: {len(left)} lines in other words beside those of their steps (row {places[left[0]]})"
+    kept = sorted({*range(len(rows))} - {*left})
+    return [rows[k] for k in kept], [places[k] for k in kept], (note,)
 
 
 def _counted_through(lines: list[str]) -> list[str] | None:

@@ -58,9 +58,8 @@ WRAPPED = re.compile(r"^(?:metrics?|data|log|values|scalars|history)[/.]")  # wh
 TOKENS = re.compile(
     r"^(?!.*(?:val|test|per_|batch|target|max|data)).*_(?:tokens|tokens_(?:seen|consumed|trained|processed))$"
 )
-RATE = re.compile(
-    r"(^|_)(lr|learning_rate)(_(?!x?\d+e|0_0)|$)"
-)  # of an optimizer or group: "lr-Adam/group0", no "gpt-lr-1e-4"
+# Of an optimizer or group: "lr-Adam/group0", no "gpt-lr-1e-4"
+RATE = re.compile(r"(^|_)(lr|learning_rate)(_(?!x?\d+e|0_0)|$)")
 NO_RATE = re.compile(r"loss|max|min|peak|init|base|decay|scale|mult|ratio|warm|end|final|schedule")
 QUANTITIES = tuple(NAMES)
 SHOWN = 12  # columns named in a message

@@ -129,7 +129,6 @@ def _side_by_side(steps: Iterable[Iterable[float]]) -> bool:
     """
     own = [{step for step in of_writer if math.isfinite(step)} for of_writer in steps]
     every = sorted(set().union(*own))
-    whole = [
-        steps for steps in own if len(steps) >= WRITTEN * len(every) and every[-2:] and max(steps) >= every[-2:][0]
-    ]
-    return len(every) > 1 and len(whole) > 1
+    if len(every) < 2:
+        return False
+    return sum(len(steps) >= WRITTEN * len(every) and max(steps) >= every[-2] for steps in own) > 1

@@ -79,8 +79,8 @@ def read_nanogpt(path: Path) -> list[Log]:
     if not rows:
         raise InputError(f"{path}: no line has a step and its loss, as 'iter 100: loss 6.1'; give --format or a table")
     _name_alike(rows, [text.lines[place - 1] for place in places])
-    kept, notes = of_commoner_form(rows, places, text.lines)
-    frame = frame_of([rows[k] for k in kept], [places[k] for k in kept])
+    rows, places, notes = of_commoner_form(rows, places, text.lines)
+    frame = frame_of(rows, places)
     if "tokens" in frame and len(frame) > 1 and not increases(frame["tokens"]):
         frame = frame.drop(columns="tokens")  # of a batch
     return finished_apart(Log(stem_of(path), path, frame, per_step, end, (*text.notes, *notes)))
