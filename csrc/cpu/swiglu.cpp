@@ -8,8 +8,8 @@ using cpu::Tensor;
 
 struct Rows {
   const float *dy, *x;
-  float* out;  // y or dx, contiguous
-  int64_t stride_dy, stride_x, F;
+  float* out;  // y or dx
+  int64_t stride_dy, stride_x, stride_out, F;
 };
 
 inline float sigmoid(float x) {
@@ -21,7 +21,7 @@ CLONED void activate(const Rows& rows, int64_t begin, int64_t end) {
   const int64_t F = rows.F;
   for (int64_t r = begin; r < end; ++r) {
     const float* x = rows.x + r * rows.stride_x;
-    float* y = rows.out + r * F;
+    float* y = rows.out + r * rows.stride_out;
 #pragma omp simd
     for (int64_t i = 0; i < F; ++i) y[i] = x[i] * sigmoid(x[i]) * x[F + i];
   }
@@ -31,7 +31,7 @@ CLONED void gradient(const Rows& rows, int64_t begin, int64_t end) {
   const int64_t F = rows.F;
   for (int64_t r = begin; r < end; ++r) {
     const float *x = rows.x + r * rows.stride_x, *dy = rows.dy + r * rows.stride_dy;
-    float* dx = rows.out + r * 2 * F;
+    float* dx = rows.out + r * rows.stride_out;
 #pragma omp simd
     for (int64_t i = 0; i < F; ++i) {
       const float g = x[i], d = dy[i], s = sigmoid(g);
@@ -41,23 +41,21 @@ CLONED void gradient(const Rows& rows, int64_t begin, int64_t end) {
   }
 }
 
-// x (N, 2F) with adjacent features -> y (N, F) contiguous.
+// x (N, 2F) -> y (N, F), both with adjacent features.
 void swiglu(const Tensor& x, const Tensor& y) {
   cpu::check_rows(x, y.size(0), 2 * y.size(1), "x");
   operators::check_swiglu(x, y, 1, "y");
-  cpu::check_vector(y, y.numel(), cpu::ScalarType::Float, "y");
-  const Rows rows{nullptr, cpu::pointer<float>(x), cpu::pointer<float>(y), 0, x.stride(0), y.size(1)};
+  const Rows rows{nullptr, cpu::pointer<float>(x), cpu::pointer<float>(y), 0, x.stride(0), y.stride(0), y.size(1)};
   torch::stable::parallel_for(0, x.size(0), cpu::grain(rows.F), [&](int64_t a, int64_t b) { activate(rows, a, b); });
 }
 
-// dy (N, F) and x with adjacent features -> dx (N, 2F) contiguous.
+// dy (N, F), x -> dx (N, 2F), which may be x, all with adjacent features.
 void swiglu_backward(const Tensor& dy, const Tensor& x, const Tensor& dx) {
   cpu::check_rows(x, dy.size(0), 2 * dy.size(1), "x");
   operators::check_swiglu(x, dy, 1, "dy");
   operators::check_swiglu(x, dx, 2, "dx");
-  cpu::check_vector(dx, dx.numel(), cpu::ScalarType::Float, "dx");
   const Rows rows{cpu::pointer<float>(dy), cpu::pointer<float>(x), cpu::pointer<float>(dx), dy.stride(0), x.stride(0),
-                  dy.size(1)};
+                  dx.stride(0),           dy.size(1)};
   torch::stable::parallel_for(0, x.size(0), cpu::grain(rows.F), [&](int64_t a, int64_t b) { gradient(rows, a, b); });
 }
 

@@ -17,7 +17,7 @@ def forward(x: Tensor, *, backend: str) -> Tensor:
 
 
 def backward(dy: Tensor, x: Tensor, *, backend: str, in_place: bool = False) -> Tensor:
-    """-> the gradient of gate and up, (..., 2F). in_place: it takes the place of x, which is contiguous."""
+    """-> the gradient of gate and up, (..., 2F). in_place: it takes the place of x, whose features are adjacent."""
     x_NF = adjacent_rows(x)
     dx = x if in_place else torch.empty_like(x, memory_format=torch.contiguous_format)
     operations(backend).swiglu_backward.default(adjacent_rows(dy), x_NF, dx.view(x_NF.shape))

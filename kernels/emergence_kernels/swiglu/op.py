@@ -50,7 +50,7 @@ def activated(gate_up: Tensor, backend: str) -> Tensor:
 
 
 def activation_gradient(grad: Tensor, gate_up: Tensor, backend: str, *, last: bool = False) -> Tensor:
-    """Of gate and up, likewise. last: gate_up is contiguous and not read again, and may be overwritten."""
+    """Of gate and up, likewise. last: gate_up is of adjacent features and not read again, and may be overwritten."""
     if backend == "torch":
         return swiglu_gradient_torch(grad, gate_up)
     if backend == "triton":

@@ -10,8 +10,8 @@ import emergence_kernels as ek
 K, FEATURES = 24, 40
 
 
-def inputs(dtype, device, lead=(2, 9)):
-    x, w, down = torch.randn(*lead, K), torch.randn(2 * FEATURES, K) / K**0.5, torch.randn(K, FEATURES) / FEATURES**0.5
+def inputs(dtype, device, lead=(2, 9), features=FEATURES):
+    x, w, down = torch.randn(*lead, K), torch.randn(2 * features, K) / K**0.5, torch.randn(K, features) / features**0.5
     return leaves(*(t.to(device, dtype) for t in (x, w, down)))
 
 
@@ -21,9 +21,10 @@ def layer(x, w, down):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("features", [FEATURES, 128])  # rows of 1 KiB, which on a CPU are apart (backends/layout.py)
 @pytest.mark.parametrize("lead", [(2, 9), (7,), (0, 3), ()])
-def test_against_float64(lead, dtype, backend, device):
-    given = inputs(dtype, device, lead)
+def test_against_float64(lead, features, dtype, backend, device):
+    given = inputs(dtype, device, lead, features)
     y = ek.feed_forward(*given, backend=backend)
     upstream = torch.randn_like(y)
     got = [y.detach(), *torch.autograd.grad(y, given, upstream)]
@@ -104,9 +105,10 @@ def test_main_gradients_that_do_not_fit(device):
             ek.feed_forward(*given, main_grads=grads)
 
 
-def test_retained_graph_gives_the_same_gradients(backend, device):
+@pytest.mark.parametrize("features", [FEATURES, 128])
+def test_retained_graph_gives_the_same_gradients(features, backend, device):
     """Gradients may be written over what the last backward pass reads, and not before."""
-    given = inputs(torch.float32, device)
+    given = inputs(torch.float32, device, features=features)
     y = ek.feed_forward(*given, backend=backend)
     first = torch.autograd.grad(y.square().sum(), given, retain_graph=True)
     second = torch.autograd.grad(y.square().sum(), given, retain_graph=True)

@@ -111,6 +111,7 @@ CASES: dict[str, Callable[[], Inputs]] = {
     "expanded": expanded,
     "int32 targets": small_integers,
     "one word": one_word,
+    "rows of 1 KiB": lambda: ordinary(V=256),
 }
 if COMPILED:  # several blocks of a row; several tiles, and loops over features as compilers pipeline them
     CASES["blocks of a row"] = lambda: ordinary(B=1, T=4, D=24, V=8209)
