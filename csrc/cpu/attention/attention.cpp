@@ -87,13 +87,23 @@ inline std::pair<int64_t, int64_t> reach(const Problem& p, int64_t i) {
 // A block of queries, and the keys that any of them reads, from the start of a panel on.
 template <int W>
 struct Block {
+  const Problem& p;
   int64_t start, count, rows, first, last;
 
   INLINED Block(const Problem& p, int64_t start)
-      : start(start), count(std::min(kQueries, p.T - start)), rows(cpu::padded(count, cpu::kRows)),
+      : p(p), start(start), count(std::min(kQueries, p.T - start)), rows(cpu::padded(count, cpu::kRows)),
         first(reach(p, start).first / cpu::panel<W>() * cpu::panel<W>()), last(reach(p, start + count - 1).second) {}
   INLINED int64_t keys() const { return last - first; }
   INLINED int64_t width() const { return cpu::padded(keys(), cpu::panel<W>()); }  // of a row of scores
+
+  // Of keys, those that R queries from `row` on read; and of queries, those that read R keys from `key` on.
+  INLINED std::pair<int64_t, int64_t> keys_of(int64_t row, int64_t R) const {
+    return {reach(p, start + row).first - first, reach(p, start + std::min(row + R, count) - 1).second - first};
+  }
+  INLINED std::pair<int64_t, int64_t> queries_of(int64_t key, int64_t R) const {
+    const int64_t distance = first + key - start;
+    return {std::max<int64_t>(0, p.causal ? distance : distance - p.window + 1), std::min(count, distance + R - 1 + p.window)};
+  }
 };
 
 // The sizes of a head's buffers.
@@ -120,26 +130,28 @@ INLINED std::pair<float, float> exponentials(const Problem& p, const int64_t* do
   using Lanes = typename cpu::Vector<W>::type;
   using Integers = typename cpu::Vector<W>::integers;
   const auto [low, high] = reach(p, i);
-  std::fill(row, row + (low - first), -INFINITY);
-  std::fill(row + (high - first), row + width, -INFINITY);
+  const int64_t begin = (low - first) / W, end = cpu::padded(high - first, W) / W;  // vectors
+  std::fill(row, row + begin * W, 0.0f);
+  std::fill(row + begin * W, row + (low - first), -INFINITY);
+  std::fill(row + (high - first), row + end * W, -INFINITY);
+  std::fill(row + end * W, row + width, 0.0f);
   if (documents)
     for (int64_t j = low; j < high; ++j) row[j - first] = documents[j] == documents[i] ? row[j - first] : -INFINITY;
   Lanes* lanes = reinterpret_cast<Lanes*>(row);
-  float top = -INFINITY, sum = 0.0f;
+  float top;
   if (known_top) {
     top = *known_top;
   } else {
-    Lanes greatest = lanes[0];
-    for (int64_t n = 1; n < width / W; ++n) greatest = greatest < lanes[n] ? lanes[n] : greatest;
-    for (int n = 0; n < W; ++n) top = std::max(top, greatest[n]);
+    Lanes greatest = lanes[begin];
+    for (int64_t n = begin + 1; n < end; ++n) greatest = greatest < lanes[n] ? lanes[n] : greatest;
+    top = cpu::reduced<W>(greatest, [](auto a, auto b) { return a < b ? b : a; });
   }
   Lanes sums{};
-  for (int64_t n = 0; n < width / W; ++n) {
+  for (int64_t n = begin; n < end; ++n) {
     lanes[n] = cpu::exponential<Lanes, Integers>(lanes[n] - top);
     sums += lanes[n];
   }
-  for (int n = 0; n < W; ++n) sum += sums[n];
-  return {top, sum};
+  return {top, cpu::reduced<W>(sums, [](auto a, auto b) { return a + b; })};
 }
 
 template <int W, int R>
@@ -147,6 +159,7 @@ INLINED void forward_head(const Problem& p, int64_t b, int64_t h, Scratch& scrat
   scratch.restart();
   const Sizes<W> size(p);
   const int64_t g = h / (p.H / p.G), D = p.D;
+  const auto all = [=](int64_t) { return std::pair<int64_t, int64_t>{0, D}; };
   const int64_t* documents = p.documents ? p.documents + b * p.T : nullptr;
   float *keys = scratch.take(D * size.keys), *values = scratch.take(p.T * size.features);
   float *queries = scratch.take(kQueries * D), *scores = scratch.take(kQueries * size.keys);
@@ -156,15 +169,16 @@ INLINED void forward_head(const Problem& p, int64_t b, int64_t h, Scratch& scrat
   for (int64_t start = 0; start < p.T; start += kQueries) {
     const Block<W> block(p, start);
     const int64_t width = block.width();
+    const auto keys_of = [&](int64_t m) { return block.keys_of(m, R); };
     copy_rows(p.q.head(b, h) + start * p.q.t, p.q.t, block.count, block.rows, D, p.scale, queries);
-    cpu::product<W, R>({queries, D, 1}, keys + block.first * D, D, 0, scores, width, block.rows, width, D, false);
+    cpu::product<W, R>({queries, D, 1}, keys + block.first * D, D, 0, scores, width, block.rows, width, all, false);
     float of_row[kQueries];
     for (int64_t r = 0; r < block.count; ++r) {
       const auto [top, sum] = exponentials<W>(p, documents, start + r, block.first, width, scores + r * width, nullptr);
       p.lse[(b * p.H + h) * p.T + start + r] = top + std::log(sum);
       of_row[r] = 1.0f / sum;
     }
-    cpu::product<W, R>({scores, width, 1}, values, p.T, block.first, sums, size.features, block.rows, size.features, block.keys(), false);
+    cpu::product<W, R>({scores, width, 1}, values, p.T, block.first, sums, size.features, block.rows, size.features, keys_of, false);
     for (int64_t r = 0; r < block.count; ++r) {
       float* out = p.out.head(b, h) + (start + r) * p.out.t;
 #pragma omp simd
@@ -178,6 +192,7 @@ INLINED void backward_heads(const Problem& p, const Gradients& gradients, int64_
   scratch.restart();
   const Sizes<W> size(p);
   const int64_t D = p.D, of_group = p.H / p.G;
+  const auto all = [=](int64_t) { return std::pair<int64_t, int64_t>{0, D}; };
   const int64_t* documents = p.documents ? p.documents + b * p.T : nullptr;
   float *keys_t = scratch.take(D * size.keys), *values_t = scratch.take(D * size.keys);
   float *keys = scratch.take(p.T * size.features), *queries = scratch.take(p.T * size.features);
@@ -197,10 +212,12 @@ INLINED void backward_heads(const Problem& p, const Gradients& gradients, int64_
     for (int64_t start = 0; start < p.T; start += kQueries) {
       const Block<W> block(p, start);
       const int64_t width = block.width();
+      const auto keys_of = [&](int64_t m) { return block.keys_of(m, R); };
+      const auto queries_of = [&](int64_t m) { return block.queries_of(m, R); };
       copy_rows(p.q.head(b, h) + start * p.q.t, p.q.t, block.count, block.rows, D, p.scale, rows);
-      cpu::product<W, R>({rows, D, 1}, keys_t + block.first * D, D, 0, scores, width, block.rows, width, D, false);
+      cpu::product<W, R>({rows, D, 1}, keys_t + block.first * D, D, 0, scores, width, block.rows, width, all, false);
       copy_rows(dout + start * gradients.dout.t, gradients.dout.t, block.count, block.rows, D, 1.0f, rows);
-      cpu::product<W, R>({rows, D, 1}, values_t + block.first * D, D, 0, dscores, width, block.rows, width, D, false);
+      cpu::product<W, R>({rows, D, 1}, values_t + block.first * D, D, 0, dscores, width, block.rows, width, all, false);
       for (int64_t r = 0; r < block.count; ++r) {
         float *row = scores + r * width, *ds = dscores + r * width;
         const float top = p.lse[(b * p.H + h) * p.T + start + r];
@@ -211,13 +228,13 @@ INLINED void backward_heads(const Problem& p, const Gradients& gradients, int64_
 #pragma omp simd
         for (int64_t j = 0; j < width; ++j) ds[j] = row[j] * (ds[j] - delta);
       }
-      cpu::product<W, R>({dscores, width, 1}, keys, p.T, block.first, dq, size.features, block.rows, size.features, block.keys(), false);
+      cpu::product<W, R>({dscores, width, 1}, keys, p.T, block.first, dq, size.features, block.rows, size.features, keys_of, false);
       for (int64_t r = 0; r < block.count; ++r)
         write_row(gradients, dq + r * size.features, p.scale, b, start + r, D,
                   gradients.dq.head(b, h) + (start + r) * gradients.dq.t);
       const int64_t offset = block.first * size.features;
-      cpu::product<W, R>({dscores, 1, width}, queries, p.T, start, dk + offset, size.features, width, size.features, block.count, true);
-      cpu::product<W, R>({scores, 1, width}, douts, p.T, start, dv + offset, size.features, width, size.features, block.count, true);
+      cpu::product<W, R>({dscores, 1, width}, queries, p.T, start, dk + offset, size.features, width, size.features, queries_of, true);
+      cpu::product<W, R>({scores, 1, width}, douts, p.T, start, dv + offset, size.features, width, size.features, queries_of, true);
     }
   }
   for (int64_t j = 0; j < p.T; ++j) {

@@ -19,6 +19,18 @@ struct Vector {
 // Rows are padded to a multiple of this, for every R divides it.
 constexpr int64_t kRows = 8;
 
+// The sum, or the greatest, of a vector's lanes, by halves.
+template <int W, typename Combine>
+INLINED float reduced(typename Vector<W>::type lanes, const Combine& combine) {
+  if constexpr (W == 1) {
+    return lanes[0];
+  } else {
+    typename Vector<W / 2>::type halves[2];
+    std::memcpy(halves, &lanes, sizeof(lanes));
+    return reduced<W / 2>(combine(halves[0], halves[1]), combine);
+  }
+}
+
 inline int64_t padded(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
 
 // A tile's columns: those of a panel.
@@ -54,13 +66,17 @@ INLINED void tile(const Elements& a, const float* b, float* c, int64_t stride_c,
     for (int n = 0; n < 2; ++n) *reinterpret_cast<Lanes*>(c + r * stride_c + n * W) = sum[r][n];
 }
 
-// M is a multiple of kRows, N of the panel's width. b: panels of `height` rows, of which the K from `first` on are multiplied.
-template <int W, int R>
+// M is a multiple of kRows, N of the panel's width. b: panels of `height` rows, multiplied from `first` on. span(m): the columns
+// [begin, end) beyond which rows m to m + R - 1 of A are zero.
+template <int W, int R, typename Span>
 INLINED void product(const Elements& a, const float* b, int64_t height, int64_t first, float* c, int64_t stride_c, int64_t M,
-                     int64_t N, int64_t K, bool add) {
-  for (int64_t n = 0; n < N; n += panel<W>())
-    for (int64_t m = 0; m < M; m += R)
-      tile<W, R>({a.data + m * a.row, a.row, a.column}, b + n * height + first * panel<W>(), c + m * stride_c + n, stride_c, K, add);
+                     int64_t N, const Span& span, bool add) {
+  for (int64_t m = 0; m < M; m += R) {
+    const auto [begin, end] = span(m);
+    const Elements rows{a.data + m * a.row + begin * a.column, a.row, a.column};
+    const float* from = b + (first + begin) * panel<W>();
+    for (int64_t n = 0; n < N; n += panel<W>()) tile<W, R>(rows, from + n * height, c + m * stride_c + n, stride_c, end - begin, add);
+  }
 }
 
 // x (rows, columns) with adjacent columns -> panels of columns, the last one filled up with zeros.
@@ -75,15 +91,37 @@ INLINED void pack(const float* x, int64_t stride, int64_t rows, int64_t columns,
   }
 }
 
-// The same of x transposed: panels of x's rows.
+// Four rows of x -> four columns of out.
+INLINED void transpose_four(const float* x, int64_t stride, int64_t columns, float* out, int64_t stride_out) {
+  using Four = Vector<4>::type;
+  int64_t c = 0;
+  for (; c + 4 <= columns; c += 4) {
+    Four row[4];
+    for (int r = 0; r < 4; ++r) row[r] = *reinterpret_cast<const Four*>(x + r * stride + c);
+    const Four a = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5), b = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
+    const Four d = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7), e = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
+    Four* columns_out[4];
+    for (int k = 0; k < 4; ++k) columns_out[k] = reinterpret_cast<Four*>(out + (c + k) * stride_out);
+    *columns_out[0] = __builtin_shufflevector(a, b, 0, 1, 4, 5);
+    *columns_out[1] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+    *columns_out[2] = __builtin_shufflevector(d, e, 0, 1, 4, 5);
+    *columns_out[3] = __builtin_shufflevector(d, e, 2, 3, 6, 7);
+  }
+  for (; c < columns; ++c)
+    for (int r = 0; r < 4; ++r) out[c * stride_out + r] = x[r * stride + c];
+}
+
+// pack of x transposed: panels of x's rows.
 template <int W>
 INLINED void pack_transposed(const float* x, int64_t stride, int64_t rows, int64_t columns, float* out) {
   for (int64_t n = 0; n < rows; n += panel<W>(), out += columns * panel<W>()) {
     const int64_t count = std::min(panel<W>(), rows - n);
-    for (int64_t i = 0; i < count; ++i)
+    int64_t i = 0;
+    for (; i + 4 <= count; i += 4) transpose_four(x + (n + i) * stride, stride, columns, out + i, panel<W>());
+    for (; i < count; ++i)
       for (int64_t c = 0; c < columns; ++c) out[c * panel<W>() + i] = x[(n + i) * stride + c];
     for (int64_t c = 0; c < columns; ++c)
-      for (int64_t i = count; i < panel<W>(); ++i) out[c * panel<W>() + i] = 0.0f;
+      for (int64_t rest = count; rest < panel<W>(); ++rest) out[c * panel<W>() + rest] = 0.0f;
   }
 }
 
