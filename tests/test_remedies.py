@@ -72,6 +72,7 @@ EXEMPT = (
         "or an object with .logits; wrap it": OTHER_TESTS + "recorder/test_api.py",
         "PositionCallback sees the model called without": "other settings of another trainer",
         "PositionCallback: {} returns no": OTHER_TESTS + "callbacks/test_lightning.py",
+        "PositionCallback: data loader {} of": OTHER_TESTS + "callbacks/test_lightning.py",
         "no table given; name": "Python alone: the command line asks for one",
         "no {} table given; name": "Python alone: the command line asks for one",
         "{}: cannot be read ({}); fix that, then run again": "a disk that fails for a while",

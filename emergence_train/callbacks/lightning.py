@@ -2,9 +2,10 @@
 
 The module's training_step and validation_step return a dictionary that has "token_losses" [B, T] beside "loss", and "correct"
 and "mask" if they like: recorder.token_losses gives the first two from logits and targets. Tables are written after every
-validation and at the end of training.
+validation and at the end of training. Lightning's checkpoints carry what was added since.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ class PositionCallback(Callback):
 
     Args:
         path, run, params, sequence, vocabulary: as Recorder's.
-        split: what is validated on.
+        split: what is validated on; of several data loaders a name each, in their order.
     """
 
     def __init__(
@@ -30,11 +31,12 @@ class PositionCallback(Callback):
         params: int,
         sequence: int,
         vocabulary: str = "",
-        split: str = "iid",
+        split: str | Sequence[str] = "iid",
     ) -> None:
         self.options = {"run": run, "params": params, "sequence": sequence, "vocabulary": vocabulary}
-        self.path, self.split = path, split
+        self.path, self.splits = path, [split] if isinstance(split, str) else list(split)
         self.recorder: Recorder | None = None
+        self._state: dict[str, Any] | None = None  # of the recorder, from the checkpoint that training resumes from
         self.tokens = 0  # trained on by all ranks
         self._written = 0  # step of the last tables
         self._step = 0  # the last one
@@ -43,6 +45,9 @@ class PositionCallback(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self.recorder = Recorder(self.path, **self.options, step=trainer.global_step)  # type: ignore[arg-type]
         self._written = self._step = trainer.global_step
+        if self._state is not None:
+            self.recorder.load_state_dict(self._state)
+            self._state = None
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         losses_BT = self._add(outputs, "train")
@@ -58,8 +63,13 @@ class PositionCallback(Callback):
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
+        if dataloader_idx >= len(self.splits):
+            raise InputError(
+                f"PositionCallback: data loader {dataloader_idx} of validation has no name; give split a name for each, such as "
+                f'split=["iid", "books"]'
+            )
         if self.recorder is not None and not trainer.sanity_checking:
-            self._add(outputs, self.split)
+            self._add(outputs, self.splits[dataloader_idx])
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.sanity_checking:
@@ -72,10 +82,10 @@ class PositionCallback(Callback):
             self.recorder = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"tokens": self.tokens}
+        return {"tokens": self.tokens, "recorder": self.recorder and self.recorder.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.tokens = state_dict["tokens"]
+        self.tokens, self._state = state_dict["tokens"], state_dict.get("recorder")
 
     def _add(self, outputs: Any, split: str) -> Any:
         if not isinstance(outputs, dict) or "token_losses" not in outputs:

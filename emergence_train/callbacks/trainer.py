@@ -1,11 +1,12 @@
 """Losses by position from transformers' Trainer: Trainer(..., callbacks=[PositionCallback("runs/mine", sequence=1024)]).
 
 A hook on the model sees the logits and labels of every forward pass that Trainer makes: in training mode they are the split
-"train", else `split`. It costs a second softmax over the vocabulary and no communication; of a model on our kernels
-(emergence_kernels.patch_llama) none, and the training split has no accuracy. Checkpoints of the tables are written where Trainer
-saves or evaluates, and at the end of training.
+"train", else what Trainer evaluates on. It costs a second softmax over the vocabulary and no communication; of a model on our
+kernels (emergence_kernels.patch_llama) none, and the training split has no accuracy. Checkpoints of the tables are written where
+Trainer saves or evaluates, and at the end of training.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from transformers import TrainerCallback
 from emergence_train.errors import InputError
 from emergence_train.recorder.api import Recorder, token_losses
 
+EVALUATED = "evaluated"  # the split of an evaluation's sums until Trainer says what was evaluated
+
 
 class PositionCallback(TrainerCallback):
     """Records a Trainer's run as a run directory. A resumed training continues it.
@@ -24,7 +27,7 @@ class PositionCallback(TrainerCallback):
         path, run, sequence, vocabulary: as Recorder's. Labels with -100 are not counted, and a token's position is its place in
             the row, so that rows padded on the left shift it.
         params: non-embedding parameters; by default as the model counts them.
-        split: what Trainer evaluates on.
+        split: what Trainer evaluates on. Of a dictionary of data sets each is the split of its key.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class PositionCallback(TrainerCallback):
         # since the last tables: else an evaluation is of weights that have theirs, or are untrained
         self._stepped = False
         self._due = False  # evaluated at a step whose tables are not written
+        self._evaluated: set[str] = set()  # splits, at that step
 
     # ------------------------------------------------------------------------------------------------ Trainer's events
 
@@ -75,8 +79,24 @@ class PositionCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._stepped = True
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._due = self.recorder is not None
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, *, metrics: dict[str, float] | None = None, **kwargs: Any
+    ) -> None:
+        if self.recorder is None or not self._stepped:
+            return
+        self._due, split = True, self._split_of(metrics or {})
+        if split in self._evaluated:
+            warnings.warn(
+                f"{self.path}: step {state.global_step} is evaluated twice as the split {split}, and the first is recorded; "
+                f"evaluate(other, metric_key_prefix='eval_NAME') is the split NAME",
+                stacklevel=2,
+            )
+        self.recorder.move(EVALUATED, None if split in self._evaluated else split)
+        self._evaluated.add(split)
+
+    def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
+        if self.recorder is not None:
+            self.recorder.move(EVALUATED, None)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if args.eval_strategy == "epoch" and float(state.epoch or 0).is_integer():
@@ -114,10 +134,15 @@ class PositionCallback(TrainerCallback):
             losses_BT = fused.token_loss[:, :-1]
         else:
             losses_BT, correct_BT = token_losses(logits_BTV[:, :-1], labels_BT[:, 1:])
-        split = "train" if model.training else self.split
+        split = "train" if model.training else EVALUATED
         self.recorder.add(losses_BT, split=split, correct_BT=correct_BT, mask_BT=labels_BT[:, 1:] >= 0)
         if model.training:
             self._tokens += labels_BT.numel()
+
+    def _split_of(self, metrics: dict[str, float]) -> str:
+        """The split that Trainer has evaluated on, by the prefix of its metrics."""
+        prefix = next((name.removesuffix("_runtime") for name in metrics if name.endswith("_runtime")), "eval")
+        return self.split if prefix == "eval" else prefix.removeprefix("eval_")
 
     def _all_tokens(self) -> int:
         """Of all ranks, which have batches of one size, since the start of the run."""
@@ -129,6 +154,7 @@ class PositionCallback(TrainerCallback):
         if self.recorder is not None and self._stepped:
             self.recorder.checkpoint(step, self._all_tokens(), lr)
             self._stepped = False
+            self._evaluated = set()
 
 
 def _rate(kwargs: dict[str, Any]) -> float | None:

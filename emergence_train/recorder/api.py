@@ -103,6 +103,7 @@ class Recorder:
         self._distributed = dist.is_available() and dist.is_initialized()
         self._is_writer = not self._distributed or dist.get_rank(group) == 0
         self._sums: dict[str, PositionAccumulator] = {}
+        self._carried: dict[str, Tensor] = {}  # [4, T] sums over all ranks, by load_state_dict
         self._evaluations: list[dict[str, Any]] = []
         self._clock: tuple[float, int] | None = None  # (time, tokens) of the last row that `log` wrote
         self._start = resumed or 0  # the step resumed from
@@ -111,7 +112,7 @@ class Recorder:
         self._log: RunLog | None = None
         self._lock = contextlib.ExitStack()  # the directory's, held by rank 0 until close
         try:
-            self.tokens = self._agree(lambda: self._open(resumed))  # of the last row or tables
+            self.tokens, self._written = self._agree(lambda: self._open(resumed))  # of the last row or tables
         except BaseException:
             self._lock.close()
             raise
@@ -241,8 +242,26 @@ class Recorder:
         self._check_signs(sums)
         means = {split: float(s[1].sum() / s[0].sum()) for split, s in sums.items() if s[0].sum() > 0}
         self.tokens = self._agree(lambda: self._write(step, tokens, lr, sums, means, started))
-        self._sums, self._evaluations = {}, []
+        self._written = int(step)
+        self._sums, self._carried, self._evaluations = {}, {}, []
         return means
+
+    def move(self, split: str, to: str | None) -> None:
+        """Let the sums that `split` has since the last checkpoint be those of `to`, or forget them where that is None."""
+        sums = self._sums.pop(split, None)
+        if sums is not None and to is not None:
+            self._sums[text("move", "to", to)] = sums
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was added since the last checkpoint, over all ranks, for a state of yours that is saved at a step without tables.
+        Collective."""
+        sums = {split: of.to("cpu", copy=True) for split, of in self._reduced().items()}
+        return {"written": self._written, "sums": sums, "evaluations": list(self._evaluations)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from state_dict(), on every rank; nothing where tables that were written later hold what it has."""
+        if state["written"] == self._written:
+            self._carried, self._evaluations = dict(state["sums"]), list(state["evaluations"])
 
     def close(self) -> None:
         """Write what is left. Raises RunError where the disk refuses it. Collective no more: any rank may close alone."""
@@ -275,8 +294,9 @@ class Recorder:
             raise InputError(f"{self.path}: this Recorder is closed; make another with step=")
         return self._log
 
-    def _open(self, step: int | None) -> int:
-        """Check what the directory holds, and open its log at `step`; returns the tokens of the last row or tables."""
+    def _open(self, step: int | None) -> tuple[int, int]:
+        """Check what the directory holds, and open its log at `step`; returns the tokens of the last row or tables, and the
+        step of the last tables."""
         note = self._lock.enter_context(files.lock(self.path, busy=BUSY, other="path"))
         if note:
             warnings.warn(note, stacklevel=4)
@@ -296,8 +316,8 @@ class Recorder:
         kept = self._log.take_read_back()
         tables = kept.of_kind("validation")
         self._row = int(max(kept.train("step"), default=-1))
-        self._written = int(max((row.get("step", 0) for row in tables), default=-1))
-        return int(np.nanmax([0, *kept.train("tokens"), *(row.get("tokens") or 0 for row in tables)]))
+        written = int(max((row.get("step", 0) for row in tables), default=-1))
+        return int(np.nanmax([0, *kept.train("tokens"), *(row.get("tokens") or 0 for row in tables)])), written
 
     def _check_continues(self, before: Metrics, step: int | None) -> None:
         old = before.header or {}
@@ -334,6 +354,7 @@ class Recorder:
         for split, (count, loss, *_) in sums.items():
             if (loss.isfinite() & (loss < -ROUNDING * count)).any():
                 self._sums.pop(split, None)
+                self._carried.pop(split, None)
                 raise InputError(
                     f"{self.path}: losses of the split {split} are negative; give add() -log p of each token, in nats"
                 )
@@ -373,7 +394,6 @@ class Recorder:
             self.log(step, tokens, means["train"], lr)
             self._checkpoint_row = step
         log.write("validation", **key, seconds=round(time.monotonic() - started, 3), loss=means)
-        self._written = step
         if problem := log.flush():
             warnings.warn(f"{problem}; the rows are kept and tried again at the next checkpoint", stacklevel=4)
         if lost := sorted(sums.keys() - means.keys()):
@@ -388,7 +408,13 @@ class Recorder:
     # ------------------------------------------------------------------------------------------------------- all ranks
 
     def _reduced(self) -> dict[str, Tensor]:
-        """[4, T] sums of each split over all ranks; a rank may lack some."""
+        """[4, T] sums of each split over all ranks, and of those carried; a rank may lack some."""
+        sums = self._of_ranks()
+        for split, carried in self._carried.items():
+            sums[split] = carried.to(sums[split].device) + sums[split] if split in sums else carried
+        return sums
+
+    def _of_ranks(self) -> dict[str, Tensor]:
         if not self._distributed:
             return {split: of.sums for split, of in self._sums.items()}
         names: list[list[str]] = [[] for _ in range(dist.get_world_size(self.group))]

@@ -31,7 +31,7 @@ class Module(lightning.LightningModule):
         self.seen.append(losses)
         return {"loss": loss, "token_losses": losses, "correct": correct}
 
-    def validation_step(self, batch, index):
+    def validation_step(self, batch, index, dataloader_idx=0):
         losses, correct = token_losses(self.table(batch[:, :-1]), batch[:, 1:])
         return {"token_losses": losses, "correct": correct}
 
@@ -39,7 +39,7 @@ class Module(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.5)
 
 
-def fit(folder, steps, module, resume=None, size=40):
+def fit(folder, steps, module, resume=None, size=40, split="iid", loaders=1, callbacks=()):
     from emergence_train.callbacks.lightning import PositionCallback
 
     generator = torch.Generator().manual_seed(1)
@@ -54,9 +54,10 @@ def fit(folder, steps, module, resume=None, size=40):
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
-        callbacks=[PositionCallback(folder / "mine", params=10, sequence=SEQUENCE)],
+        callbacks=[PositionCallback(folder / "mine", params=10, sequence=SEQUENCE, split=split), *callbacks],
     )
-    trainer.fit(module, DataLoader(rows, 2), DataLoader(rows[:4], 2), ckpt_path=resume, weights_only=resume and False)
+    held_out = [DataLoader(rows[: 4 + 2 * k], 2) for k in range(loaders)]
+    trainer.fit(module, DataLoader(rows, 2), held_out, ckpt_path=resume, weights_only=resume and False)
     return trainer, rows
 
 
@@ -79,6 +80,29 @@ def test_a_lightning_run_is_recorded_and_resumed(tmp_path):
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     fit(tmp_path, 8, Module(), tmp_path / "last.ckpt")
     assert [(row["step"], row["tokens"]) for row in metrics(tmp_path / "mine")] == [(k, 24 * k) for k in range(1, 9)]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("saved", [3, 4, 6])  # validated at 4 and 8
+def test_a_run_saved_between_validations_loses_no_sums(saved, tmp_path):
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=saved, save_top_k=-1)
+    fit(tmp_path, 7, Module(), callbacks=[saving])
+    fit(tmp_path, 8, Module(), tmp_path / f"step={saved}.ckpt")
+    frame = tables.read(tables.POSITIONS, tmp_path / "mine")
+    counts = frame[frame["split"] == "train"].groupby("step")["count"].first().to_dict()
+    assert counts == {4: 16, 8: 16} and frame["tokens"].unique().tolist() == [16 * SEQUENCE, 32 * SEQUENCE]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_each_data_loader_is_a_split(tmp_path):
+    fit(tmp_path, 4, Module(), split=["iid", "books"], loaders=2)
+    frame = tables.read(tables.POSITIONS, tmp_path / "mine")
+    counts = frame[frame["step"] == 4].groupby("split")["count"].first().to_dict()
+    assert counts == {"train": 16, "iid": 4, "books": 6}
+    with pytest.raises(InputError, match="data loader 1 of validation has no name"):
+        fit(tmp_path / "other", 4, Module(), loaders=2)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -166,6 +166,29 @@ def test_evaluations_before_a_step_are_of_no_tables(finished, tmp_path):
     assert (frame.loc[frame["split"] == "iid", "count"] == 8).all()
 
 
+def test_each_data_set_is_a_split(tmp_path):
+    """Of a dictionary by its keys; what is evaluated or predicted on beside it is in none of them."""
+    running = trainer(tmp_path, 4)
+    few, books = Recording(4, 3), Recording(6, 4)
+    running.eval_dataset = {"iid": few, "books": books}
+
+    class Aside(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                running.evaluate(few, metric_key_prefix="eval_few")
+            if state.global_step == 3:
+                running.predict(books)
+                with pytest.warns(UserWarning, match="step 3 is evaluated twice as the split iid"):
+                    running.evaluate(few)
+                    running.evaluate(books)
+
+    running.add_callback(Aside())
+    running.train()
+    frame = tables.read(tables.POSITIONS, tmp_path / "mine")
+    counts = frame[frame["split"] != "train"].groupby(["step", "split"])["count"].first().to_dict()
+    assert counts == {(1, "few"): 4, (2, "iid"): 4, (2, "books"): 6, (3, "iid"): 4, (4, "iid"): 4, (4, "books"): 6}
+
+
 @pytest.mark.parametrize("save", ["steps", "epoch"])
 def test_epochs_evaluations_belong_to_their_own_steps(tmp_path, save):
     """Trainer saves by steps before, and by epochs after, it evaluates the epoch: 16 steps of 2 x 2 rows."""

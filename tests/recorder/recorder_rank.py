@@ -18,6 +18,7 @@ if __name__ == "__main__":
     means = recorder.checkpoint(1, 16, 0.1)
     assert means == {"train": 1.5, "ood": 5.0}, means
     recorder.add(torch.ones(1, 4))
+    state = recorder.state_dict()
     try:
         recorder.checkpoint(1 if sys.argv[2:] else 2, 32)
     except InputError as error:
@@ -27,4 +28,8 @@ if __name__ == "__main__":
     dist.barrier()
     with Recorder(sys.argv[1], params=10, sequence=4, step=1) as resumed:
         assert resumed.tokens == 16, resumed.tokens  # on every rank
+        resumed.load_state_dict(state)  # of both ranks' ones
+        resumed.add(torch.full((1, 4), 3.0))
+        means = resumed.checkpoint(2, 32)
+        assert means == {"train": 2.0}, means
     dist.destroy_process_group()

@@ -359,3 +359,42 @@ def test_negative_losses_are_dropped_with_their_error(tmp_path):
             recorder.checkpoint(1, 8)
         recorder.add(torch.full((2, 4), 2.0))
         assert recorder.checkpoint(1, 8) == {"train": 2.0}
+
+
+@pytest.mark.parametrize("validated", [False, True])
+def test_a_saved_state_carries_what_no_tables_hold(tmp_path, validated):
+    """Saved at step 3, before the tables of step 3 (where there are any) or 4: each batch is in one table, once."""
+    batches = [torch.rand(2, SEQUENCE) for _ in range(4)]
+
+    def step(recorder, number):
+        recorder.add(batches[number - 1])
+        recorder.log(number, 12 * number, 1.0)
+
+    def begun(step=None):
+        return Recorder(tmp_path / "mine", params=10, sequence=SEQUENCE, step=step)
+
+    with begun() as recorder:
+        for number in (1, 2, 3):
+            step(recorder, number)
+            if number == 1:
+                recorder.checkpoint(1, 12)
+        state = recorder.state_dict()
+        recorder.add(torch.ones(1, SEQUENCE), split="iid")
+        if validated:
+            recorder.checkpoint(3, 36)
+    with begun(3) as recorder:
+        recorder.load_state_dict(state)
+        step(recorder, 4)
+        means = recorder.checkpoint(4, 48)
+    expected = sum(batches[k].double().sum(0) for k in ((3,) if validated else (1, 2, 3)))
+    np.testing.assert_allclose(written(tmp_path / "mine", 4, "train")["loss_sum"], expected, rtol=1e-12)
+    assert means.keys() == {"train"} and "iid" not in state["sums"]
+
+
+def test_sums_move_to_another_split(tmp_path):
+    with Recorder(tmp_path / "mine", params=10, sequence=SEQUENCE) as recorder:
+        for split, to in (("a", "books"), ("b", None), ("c", "iid"), ("absent", "ood")):
+            if split != "absent":
+                recorder.add(torch.ones(1, SEQUENCE), split=split)
+            recorder.move(split, to)
+        assert recorder.checkpoint(1, 6) == {"books": 1.0, "iid": 1.0}
