@@ -71,7 +71,10 @@ class Watchdog:
             threading.Thread(target=self._guard, name="watchdog-guard", daemon=True).start()
 
     def at(self, operation: str, step: int = 0) -> None:
-        """The main thread begins an operation."""
+        """The main thread begins an operation, or raises what the ranks have agreed on: one that was stopped and goes on would
+        else let it train on while the others end."""
+        if self.verdict is not None and not self.ending.is_set():
+            raise PeerLost(_line(self.verdict))
         self.operations.begin(operation, step)
 
     def stragglers(self) -> list[Straggler]:
@@ -267,6 +270,8 @@ class Watchdog:
             if self.stored:
                 first = self.relay.first_to_report()
                 self.relay.acknowledge()
+                if first:  # for a rank that was stopped, and wakes up when the store is gone
+                    report_claim.claim(self.run, self.mesh.launch_id, self.mesh.world.rank, True)
                 return first
         except Exception:
             self.stored = False

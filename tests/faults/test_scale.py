@@ -13,8 +13,9 @@ import pytest
 from emergence_train.checkpoint.pieces import Index
 from emergence_train.data import sampling
 from emergence_train.data.sampling import Sampler
-from emergence_train.errors import InputError, OneLine
+from emergence_train.errors import InputError, OneLine, PeerLost
 from emergence_train.faults.anomalies import SkippedBatches
+from emergence_train.faults.heartbeats import Verdict
 from emergence_train.parallel import ranks as distributed
 from emergence_train.parallel.mesh import data_parallel
 from emergence_train.training.samples import Samples
@@ -112,6 +113,30 @@ def test_a_loss_among_4096_reaches_every_rank_in_time(lost):
         end = loss(ranks, lost, "killed")
     assert end["reached"] == 4095 and end["last_seconds"] <= LATEST
     assert {rank_of(text) for text in end["named"]} == {lost}, end
+
+
+def test_a_stopped_rank_that_wakes_up_does_not_report_again():
+    """The others have ended, and their store with them, when it goes on."""
+    with simulated(2) as ranks:
+        ranks.network.stopped.add(1)
+        ranks.seconds(10)
+        assert ranks.reported == [0]
+        ranks.network.stopped.clear()
+        ranks.network.killed.add(0)
+        ranks.seconds(12)
+        assert ranks.ended.keys() == {0, 1} and ranks.reported == [0]
+
+
+def test_the_main_thread_goes_no_further_than_the_verdict():
+    """A stopped rank may go on before the others have ended: no further step is trained or saved."""
+    with simulated(2) as ranks:
+        dog = ranks.dogs[0]
+        dog.verdict = Verdict("rank 1 has sent no heartbeat for 6 s")
+        with pytest.raises(PeerLost, match="rank 1 has sent no heartbeat") as raised:
+            dog.at("saving", 16)
+        ended = dog.explain(raised.value, lambda: False)
+        assert ended.code == PeerLost.code and not ended.already_reported
+        dog.at("the end", 16)  # it is ending
 
 
 def test_ranks_without_a_loss_stay_silent():
