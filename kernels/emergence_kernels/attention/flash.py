@@ -88,8 +88,8 @@ def _reason_by_documents(
 
 @constant_while_tracing
 def _good_cudnn(device: torch.device) -> bool:
-    """Whether PyTorch itself would prefer cuDNN: on sm_90 and sm_100, beyond cuDNN 9.15.0, unless it is switched off. Older versions
-    are wrong where the length is not a multiple of 128 (PyTorch issue 169849), and PyTorch does not check a forced kernel."""
+    """Whether PyTorch itself would prefer cuDNN: on sm_90 and sm_100, beyond cuDNN 9.15.0, unless it is off. Older versions are
+    wrong where the length is not a multiple of 128 (PyTorch issue 169849), and PyTorch does not check a forced kernel."""
     if not torch.backends.cuda.cudnn_sdp_enabled() or os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED", "0") == "1":
         return False
     if device.type != "cuda" or torch.cuda.get_device_capability(device) not in ((9, 0), (10, 0)):

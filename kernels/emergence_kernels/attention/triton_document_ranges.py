@@ -21,7 +21,8 @@ def _bounds(ids_ptr, at, here, AXIS: tl.constexpr):
 def _ranges_kernel(
     ids_ptr, out_ptr, T, ROWS: tl.constexpr, ROWS_2: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, EQUAL: tl.constexpr
 ):  # fmt: skip
-    """Program: sequence by sequence (on one axis: the others end at 65,535), a block of rows. A block's ids lie within [low, high]; two blocks may share one where these overlap."""
+    """Program: the blocks of rows of one sequence after another, on one axis: the others end at 65,535. A block's ids lie within
+    [low, high]; two blocks may share one where these overlap."""
     of_rows = tl.cdiv(T, ROWS)
     block, b = tl.program_id(0) % of_rows, tl.program_id(0) // of_rows
     zero = b * 0
