@@ -361,10 +361,10 @@ def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: 
             step = make(name, config, mesh)
             for number in range(2):
                 torch.cuda.synchronize()
-                one = time.perf_counter()
+                start = time.perf_counter()
                 step(number)
             torch.cuda.synchronize()
-            one = time.perf_counter() - one
+            seconds = time.perf_counter() - start
             put_back()
         except Exception as error:  # noqa: BLE001
             put_back()
@@ -377,7 +377,7 @@ def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: 
         contestants[name] = {
             "step": step,
             "speeds": [],
-            "alone": tokens / one,
+            "alone": tokens / seconds,
             "peak_gib": (torch.cuda.max_memory_allocated() - before) / 2**30,
         }
         write()

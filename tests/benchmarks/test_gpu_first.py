@@ -67,7 +67,7 @@ def test_a_stage_that_is_cut_off_leaves_no_process(pretended, tmp_path):
 
 
 def test_what_a_stage_did_not_reach_is_for_the_next_call(pretended, tmp_path, capsys):
-    """A benchmark cut short by its budget goes on with its next shape, in twice the time; then it is done."""
+    """A benchmark cut short by its budget resumes with its next shape, in twice the time; then it is done."""
     bench = [sys.executable, "-m", "emergence_kernels.bench", "--device", "cpu", "--suite", "tiny", "--op", "rms_norm"]
     bench += ["--only", "torch eager", "--out", str(tmp_path / "rows"), "--budget"]
     pretended()

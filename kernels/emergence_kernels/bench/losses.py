@@ -91,7 +91,8 @@ def _exact(
     hidden: Tensor, weight: Tensor, targets: Tensor, upstream_N: Tensor, rows: int, words: int
 ) -> Iterator[Tensor]:
     """Loss and dX of the first rows, and dW of the first words from all rows, in float64, a block of rows at a time."""
-    W, dw = weight.detach().double(), 0.0
+    W = weight.detach().double()
+    dw = W.new_zeros(min(words, len(W)), W.shape[1])
     for start in range(0, len(targets), rows):
         block = slice(start, start + rows)
         x, target_n = hidden[block].detach().double(), targets[block]
@@ -103,7 +104,7 @@ def _exact(
         dz *= upstream_N[block, None].double()
         if start == 0:
             yield dz @ W
-        dw = dw + dz[:, :words].t() @ x
+        dw += dz[:, :words].t() @ x
     yield dw
 
 
