@@ -39,7 +39,7 @@ def missing() -> str:
     """The reasons why no flash-attn is used: of those that are installed, else that none is."""
     packages = {generation: MODULES[generation].split(".")[0] for generation in GENERATIONS}
     errors = [import_error(each) for each, package in packages.items() if importlib.util.find_spec(package)]
-    return "; ".join(filter(None, errors)) or "flash-attn is not installed for this GPU"
+    return "; ".join(filter(None, errors)) or "flash-attn is not installed for this device"
 
 
 def generation(q: Tensor) -> int | None:
