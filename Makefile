@@ -134,7 +134,7 @@ bench-redraw: install
 
 gpu-bench:
 	@$(BUILD_CUDA)
-	$(ON_GPU) benchmarks/kernels.py --suite short --budget 1800
+	$(ON_GPU) benchmarks/kernels.py --suite short --budget 1800 || [ $$? -eq 75 ]  # 75: the budget left shapes out
 	$(ON_GPU) benchmarks/gpu_training.py
 
 # All of it in stages, for half an hour of a GPU; what was not reached is left for the next call.

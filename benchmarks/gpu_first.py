@@ -3,13 +3,16 @@
     python benchmarks/gpu_first.py [--minutes 30] [--stages NAME,...] [--again] [--out DIR]
 
 Each stage is a process with its own limit, the most informative first; a stage writes its measurements as it goes, before it
-is killed. OUT/<device>/gpu-first.json has the outcome of each; the next call continues with those that were not reached or were
-cut off at this commit (--again: all of them). Limits are shares of --minutes, by what the stages took on an H100.
+is killed. OUT/<device>/gpu-first.json has the outcome of each, with what it left out or did not reach; the next call continues
+with what is not done at this commit (--again: all of it), and gives a stage that was cut off twice the time. Limits are shares of
+--minutes, by what the stages took on an H100.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +22,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = Path(__file__).resolve().parent
+CUT = 75  # exit status of a stage that ended at its limit, with everything written
+REPORTED = re.compile("left out|not reached|.* failed: ")  # lines of a stage's log that its outcome is shown with
 SHORTEST = 10.0  # seconds; a stage that has less left is for the next call
 
 
@@ -30,88 +35,69 @@ class Stage:
     what: str
 
 
-def stages(out: Path) -> list[Stage]:
+def stages(out: Path, began: str = "") -> list[Stage]:
+    """began: the benchmarks' shapes that are finished since then (UTC, YYYYMMDD-HHMMSS) are left out."""
     python, results = sys.executable, ("--out", str(out))
-    bench = (python, "-m", "emergence_kernels.bench", "--suite", "short", *results)
-    train = (python, str(HERE / "gpu_training.py"), *results)
-    check = (python, str(HERE / "gpu_check.py"), *results)
+    limit = ("--limit", "{limit}")
+
+    def check(name: str, share: float, what: str) -> Stage:
+        return Stage(name, share, (python, str(HERE / "gpu_check.py"), *results, "--stage", name, *limit), what)
+
+    def train(name: str, share: float, size: str, contestants: str, what: str, micro_batch: int = 16) -> Stage:
+        command = (
+            python,
+            str(HERE / "gpu_training.py"),
+            *results,
+            *limit,
+            "--sizes",
+            size,
+            "--contestants",
+            contestants,
+        )
+        return Stage(name, share, (*command, "--set", f"training.micro_batch={micro_batch}"), what)
+
+    def bench(op: str, share: float, what: str) -> Stage:
+        command = (python, "-m", "emergence_kernels.bench", "--suite", "short", *results, "--since", began, "--op", op)
+        return Stage(op, share, (*command, "--budget", "{limit}"), what)
+
+    plain = "plain, compiled"
+    sanitize = ("make", "gpu-sanitize", f"PYTHON={python}", "SANITIZERS=memcheck")
     return [
         Stage("environment", 0.02, (python, "-m", "emergence_train", "doctor"), "versions, driver, backends"),
-        Stage(
-            "first",
-            0.10,
-            (*check, "--stage", "first", "--limit", "{limit}"),
-            "kernels most likely to hang, GPU-only tests",
-        ),
-        Stage("rest", 0.09, (*check, "--stage", "rest", "--limit", "{limit}"), "every other test of the kernels"),
-        Stage(
-            "train-468m", 0.10, (*train, "--sizes", "468m", "--limit", "{limit}"), "a training step beside its peers"
-        ),
-        Stage(
-            "train-1.2b",
-            0.05,
-            (*train, "--sizes", "1.2b", "--contestants", "ours", "--limit", "{limit}"),
-            "the same, larger",
-        ),
-        Stage(
-            "train-1.2b-peer",
-            0.05,
-            (*train, "--sizes", "1.2b", "--contestants", "plain, compiled", "--limit", "{limit}"),
-            "its peer, apart: both do not fit 80 GB",
-        ),
-        Stage(
-            "train-variants",
-            0.04,
-            (
-                *train,
-                "--sizes",
-                "468m",
-                "--contestants",
-                "ours, linears=fp8;ours, micro_batch=32",
-                "--limit",
-                "{limit}",
-            ),
-            "linear layers in fp8, larger micro-batches",
-        ),
-        Stage(
-            "train-checkpointing",
-            0.04,
-            (
-                *train,
-                "--sizes",
-                "468m",
-                "--contestants",
-                "ours, activation_checkpointing=selective;ours, activation_checkpointing=full;ours, logits=bfloat16",
-                "--limit",
-                "{limit}",
-            ),
-            "less kept for the backward pass; logits in bf16",
-        ),
-        Stage(
-            "attention",
-            0.09,
-            (*bench, "--op", "attention", "--budget", "{limit}"),
-            "beside cuDNN, flash-attn, FlexAttention",
-        ),
-        Stage(
-            "position_loss", 0.08, (*bench, "--op", "position_loss", "--budget", "{limit}"), "beside Liger, CCE, quack"
-        ),
-        Stage("rms_norm", 0.07, (*bench, "--op", "rms_norm", "--budget", "{limit}"), "beside Liger, quack"),
-        Stage("fp8_linear", 0.04, (*bench, "--op", "fp8_linear", "--budget", "{limit}"), "beside cuBLAS in bf16"),
-        Stage("feed_forward", 0.04, (*bench, "--op", "feed_forward", "--budget", "{limit}"), "beside cuBLAS, Liger"),
-        Stage(
-            "linear_cross_entropy",
-            0.06,
-            (*bench, "--op", "linear_cross_entropy", "--budget", "{limit}"),
-            "beside CCE, Liger",
-        ),
+        check("first", 0.10, "kernels most likely to hang, GPU-only tests"),
+        check("rest", 0.09, "every other test of the kernels"),
+        # In one process with a peer, in turns: 80 GB hold two contestants, at 1.2B of small micro-batches.
+        train("train-468m", 0.06, "468m", f"liger;{plain};ours", "a training step beside its peers"),
+        train("train-468m-32", 0.05, "468m", "liger;ours", "with larger micro-batches", 32),
+        train("train-468m-32-plain", 0.04, "468m", f"{plain};ours", "the same beside torch.compile", 32),
+        train("train-1.2b", 0.05, "1.2b", "liger;ours", "a larger model", 8),
+        train("train-1.2b-32", 0.04, "1.2b", "ours", "the same alone, with micro-batches that leave no room", 32),
+        train("train-variants", 0.04, "468m", "ours;ours, linears=fp8;ours, logits=bfloat16", "fewer bits"),
+        bench("attention", 0.09, "beside cuDNN, flash-attn, FlexAttention"),
+        bench("position_loss", 0.08, "beside Liger, CCE, quack"),
+        bench("rms_norm", 0.07, "beside Liger, quack"),
+        bench("fp8_linear", 0.04, "beside cuBLAS in bf16"),
+        bench("feed_forward", 0.04, "beside cuBLAS, Liger"),
+        bench("linear_cross_entropy", 0.06, "beside CCE, Liger"),
         Stage("end-to-end", 0.06, (python, str(HERE / "gpu_quickstart.py")), "prepare, train, stop, resume, analyse"),
-        Stage("sanitizer", 0.07, ("make", "gpu-sanitize", "SANITIZERS=memcheck"), "accesses out of bounds"),
+        Stage("sanitizer", 0.07, sanitize, "accesses out of bounds"),
     ]
 
 
+def descendants(pid: int) -> list[int]:
+    """Processes that this one started, and theirs, in whatever session."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    family = [pid]
+    for each in family:
+        family += [child for child, parent in parents.items() if parent == each]
+    return family[1:]
+
+
 def run(stage: Stage, limit: float, log: Path) -> tuple[int | None, float]:
-    """-> (exit status, None where it was killed at its limit; seconds)."""
+    """-> (exit status, None where it was killed at its limit or ended before it was done; seconds)."""
     command = [part.replace("{limit}", f"{max(5.0, limit - 10):.0f}") for part in stage.command]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
     began = time.monotonic()
@@ -122,15 +108,16 @@ def run(stage: Stage, limit: float, log: Path) -> tuple[int | None, float]:
             env=os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"},
             stdout=file,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
         )
         try:
             status: int | None = process.wait(limit)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            for each in [process.pid, *descendants(process.pid)]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(each, signal.SIGKILL)
             process.wait()
             status = None
-    return status, round(time.monotonic() - began, 1)
+    return None if status == CUT else status, round(time.monotonic() - began, 1)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -142,9 +129,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args(argv)
     sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
-    chosen = [s for s in stages(arguments.out) if not arguments.stages or s.name in arguments.stages.split(",")]
+    wanted = arguments.stages.split(",") if arguments.stages else [stage.name for stage in stages(arguments.out)]
     if arguments.list:
-        for stage in chosen:
+        for stage in (each for each in stages(arguments.out) if each.name in wanted):
             print(f"{stage.name:22s} {stage.share * arguments.minutes * 60:5.0f} s  {stage.what}")
         return 0
     import torch
@@ -160,31 +147,36 @@ def main(argv: list[str] | None = None) -> int:
     record = json.loads(path.read_text()) if path.exists() else {}
     if record.get("commit") != now or arguments.again:
         record = {"commit": now, "versions": versions(), "device": torch.cuda.get_device_name(), "stages": {}}
+        record["utc"] = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     end, failed = time.monotonic() + arguments.minutes * 60, []
-    for stage in chosen:
+    for stage in (each for each in stages(arguments.out, record["utc"]) if each.name in wanted):
         before = record["stages"].get(stage.name, {})
         if before.get("status") == 0:
             print(f"{stage.name:22s} done before, in {before['seconds']} s", flush=True)
             continue
-        limit = min(stage.share * arguments.minutes * 60, end - time.monotonic())
+        cuts = before.get("cuts", 0)  # each time it was cut off gives it twice the time
+        limit = min(stage.share * arguments.minutes * 60 * 2**cuts, end - time.monotonic())
         if limit < SHORTEST:
             record["stages"].setdefault(stage.name, {"status": "not reached"})
             continue
         log = folder / f"gpu-first-{stage.name}.log"
         status, seconds = run(stage, limit, log)
+        reported = [line for line in log.read_text(errors="replace").splitlines() if REPORTED.match(line)]
         record["stages"][stage.name] = {
             "status": "cut off" if status is None else status,
             "seconds": seconds,
             "limit": round(limit),
+            "cuts": cuts + (status is None),
+            "reported": reported,
             "command": " ".join(stage.command),
         }
         path.write_text(json.dumps(record, indent=1) + "\n")
         if status != 0:
             failed.append(stage.name)
         outcome = {None: "cut off at its limit", 0: "done"}.get(status, f"exit {status}, see {log}")
-        print(f"{stage.name:22s} {seconds:6.1f} s  {outcome}", flush=True)
+        print(f"{stage.name:22s} {seconds:6.1f} s  {outcome}", *reported, sep="\n    ", flush=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
-    left = [name for name, of in record["stages"].items() if of["status"] in ("not reached", "cut off")]
+    left = [name for name, of in record["stages"].items() if of["status"] != 0]
     if left:
         print(f"for the next call: {', '.join(left)}")
     return 1 if failed else 0

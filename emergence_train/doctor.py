@@ -57,7 +57,7 @@ def doctor(log: Callable[[str], None] | None) -> dict:
         "optional    flash-attn "
         + (
             result["optional"]["flash-attn"]
-            or "missing: PyTorch's kernels are used instead; pip install 'emergence-train[flash]'"
+            or f"missing ({flash_backend.missing()}): PyTorch's kernels are used instead; pip install 'emergence-train[flash]'"
         )
     )
     for module, (package, remedy, what) in OPTIONAL.items():

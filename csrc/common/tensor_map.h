@@ -57,6 +57,7 @@ inline TensorMap boxes_of(const glue::Tensor& t, const Extent& extent, int rows)
     CHECK_INPUT(bytes(d) > 0 && bytes(d) % 16 == 0, "emergence_cuda: strides must be multiples of 16 bytes, not 0");
   CHECK_INPUT(t.stride(t.dim() - 1) == 1 && glue::aligned(t.data_ptr(), 16),
                   "emergence_cuda: features must be adjacent, and tensors start at a multiple of 16 bytes");
+  const glue::OnDevice bound(t);
 #ifdef __CUDACC__
   const Encode encode = encoder();
   cuuint64_t sizes[4], strides[3];
@@ -71,6 +72,7 @@ inline TensorMap boxes_of(const glue::Tensor& t, const Extent& extent, int rows)
   CHECK_INPUT(result == CUDA_SUCCESS, "emergence_cuda: cuTensorMapEncodeTiled says ", int(result));
   return map;
 #else
+  CHECK_INPUT(emulate::Context::bound > 0, "emergence_cuda: cuTensorMapEncodeTiled says 201");
   return {static_cast<unsigned char*>(t.data_ptr()),
           {extent.sizes[0], extent.sizes[1], extent.sizes[2], extent.sizes[3]},
           {kElement, bytes(0), bytes(1), bytes(2)},

@@ -93,18 +93,27 @@ inline int shared_bytes_per_multiprocessor(int32_t device) {
   return bytes;
 }
 
+// While it lives the device of `on` is current and its context bound to this thread, as functions of the driver require. torch's
+// guard binds none where the device is current already, as in autograd's thread in the first backward pass of a process.
+class OnDevice {
+ public:
+  explicit OnDevice(const Tensor& on) : guard_(on.get_device_index()) { check_cuda(cudaSetDevice(on.get_device_index()), "context"); }
+
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+};
+
 // Launches on the device and current stream of `on`. `tensors`: all that the kernel accesses (checked by the emulator).
 template <typename... Params, typename... Args>
 void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, const Tensor& on,
             const std::vector<const Tensor*>&, Args... args) {
-  const int32_t device = on.get_device_index();
-  torch::stable::accelerator::DeviceGuard guard(device);
+  const OnDevice bound(on);
   // More than 48 KB needs an attribute, and static shared memory counts too: hence well below that.
   if (shared_bytes > (32 << 10))
     check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(shared_bytes)),
                "shared memory");
-  kernel<<<grid, block, shared_bytes, current_stream(device)>>>(static_cast<Params>(args)...);
+  kernel<<<grid, block, shared_bytes, current_stream(on.get_device_index())>>>(static_cast<Params>(args)...);
   check_cuda(cudaGetLastError(), "launch");
 }
 
@@ -114,6 +123,10 @@ inline int multiprocessors(int32_t) { return 3; }  // few enough for persistent 
 
 // So that a row of some hundred columns is kept in part, and both paths are tested.
 inline int shared_bytes_per_multiprocessor(int32_t) { return 8 << 10; }
+
+struct OnDevice : emulate::Context {
+  explicit OnDevice(const Tensor&) {}
+};
 
 template <typename... Params, typename... Args>
 void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, const Tensor&,

@@ -422,6 +422,18 @@ struct Range {
   size_t bytes;
 };
 
+// A context bound to this thread, which the driver's functions require; on a GPU it stays with the thread, here for its lifetime.
+struct Context {
+  static inline thread_local int bound = 0;
+  const bool binds = [] {
+    const char* dropped = std::getenv("EMERGENCE_EMULATE_DROP");
+    return dropped == nullptr || std::string(dropped) != "a context is bound before a tensor is encoded";
+  }();
+  Context() { bound += binds; }
+  ~Context() { bound -= binds; }
+  Context(const Context&) = delete;
+};
+
 // A test's replacement for launches: the same kernel by another compiler. shape: of the grid and of a block;
 // values: the kernel's arguments. -> what went wrong, or null.
 using Elsewhere = const char* (*)(const void* kernel, const unsigned* shape, size_t shared_bytes, const Range* ranges,

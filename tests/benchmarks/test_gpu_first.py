@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import gpu_check  # noqa: E402
 import gpu_first  # noqa: E402
 
 
@@ -25,7 +27,7 @@ def pretended(monkeypatch, tmp_path):
         stages = [
             gpu_first.Stage(n, 0.02 if n == "slow" else 0.5, (sys.executable, "-c", c), "") for n, c in code.items()
         ]
-        monkeypatch.setattr(gpu_first, "stages", lambda out: stages)
+        monkeypatch.setattr(gpu_first, "stages", lambda *_: stages)
         return tmp_path / "nvidia-h100" / "gpu-first.json"
 
     return use
@@ -40,7 +42,7 @@ def test_stages_end_separately_and_the_next_call_continues(pretended, tmp_path, 
     assert call(tmp_path, 1) == 1
     stages = json.loads(path.read_text())["stages"]
     assert {name: stage["status"] for name, stage in stages.items()} == dict(good=0, bad=3, slow="cut off")
-    assert "for the next call: slow" in capsys.readouterr().out
+    assert "for the next call: bad, slow" in capsys.readouterr().out
     assert (path.parent / "gpu-first-good.log").read_text() == "fine\n"
     path = pretended(good="raise SystemExit(9)", bad="pass", slow="pass")
     assert call(tmp_path, 20) == 0, "what was done is not done again"
@@ -48,6 +50,65 @@ def test_stages_end_separately_and_the_next_call_continues(pretended, tmp_path, 
         good=0, bad=0, slow=0
     )
     assert "done before" in capsys.readouterr().out
+
+
+def test_a_stage_that_is_cut_off_leaves_no_process(pretended, tmp_path):
+    """Those in sessions of their own too, as gpu_check's pytest: they would hold the GPU in the stages that follow."""
+    child = "import time; time.sleep(60)"
+    start = f"subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True)"
+    path = pretended(slow=f"import subprocess, sys; print({start}.pid, flush=True); {child}")
+    assert call(tmp_path, 3) == 1
+    pid = int((path.parent / "gpu-first-slow.log").read_text())
+    state = Path(f"/proc/{pid}/stat")
+    deadline = time.monotonic() + 10
+    while state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z":  # dead, of a parent that is dead
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_what_a_stage_did_not_reach_is_for_the_next_call(pretended, tmp_path, capsys):
+    """A benchmark cut short by its budget resumes with its next shape, in twice the time; then it is done."""
+    bench = [sys.executable, "-m", "emergence_kernels.bench", "--device", "cpu", "--suite", "tiny", "--op", "rms_norm"]
+    bench += ["--only", "torch eager", "--out", str(tmp_path / "rows"), "--budget"]
+    pretended()
+    seen = []
+
+    def stages(out, began=""):
+        seen.append(began)
+        return [gpu_first.Stage("rms_norm", 1.0, (*bench, "0" if len(seen) < 3 else "60", "--since", began), "")]
+
+    gpu_first.stages = stages  # undone by the fixture
+    assert call(tmp_path, 2) == 1
+    assert "not reached: rms_norm rows=32 features=48 residual=False" in capsys.readouterr().out
+    assert call(tmp_path, 2) == 0
+    shapes = [json.loads(path.read_text())["finished"] for path in sorted((tmp_path / "rows").rglob("*.json"))]
+    assert [[each["shape"]["residual"] for each in of] for of in shapes] == [[True], [False]]
+    assert len(set(filter(None, seen))) == 1
+
+
+def test_what_a_stage_left_out_is_shown(pretended, tmp_path, capsys):
+    path = pretended(
+        good="print('left out: the CUDA kernels: no nvcc'); print('bench: quack failed: no'); print('a row')"
+    )
+    assert call(tmp_path, 1) == 0
+    out = capsys.readouterr().out
+    assert "left out: the CUDA kernels: no nvcc" in out and "bench: quack failed: no" in out and "a row" not in out
+    assert len(json.loads(path.read_text())["stages"]["good"]["reported"]) == 2
+
+
+def test_the_checks_that_are_cut_off_are_not_failures(monkeypatch, tmp_path, capsys):
+    """A limit that is reached is status 75, not that of a failure; and torch's import counts."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(gpu_check, "BEGAN", time.monotonic() - 20)
+    limits = []
+    (tmp_path / "nvidia-h100").mkdir()
+    for status, wanted in ((None, 75), (0, 0), (1, 1), (3, 1)):
+        monkeypatch.setattr(gpu_check, "check", lambda *given, status=status: limits.append(given[-1]) or (status, ""))
+        monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--stage", "first", "--limit", "100", "--out", str(tmp_path)])
+        assert gpu_check.main() == wanted, status
+    assert all(0 < limit <= 80 for limit in limits)
 
 
 def test_another_commit_starts_over(pretended, tmp_path, monkeypatch):
@@ -62,6 +123,7 @@ def test_every_stage_is_a_command_that_exists(tmp_path, capsys):
     assert gpu_first.main(["--list"]) == 0
     assert sum(stage.share for stage in gpu_first.stages(tmp_path)) == pytest.approx(1.0)
     for stage in gpu_first.stages(tmp_path):
+        assert sys.executable in " ".join(stage.command), "the interpreter of the call, not another's"
         script = next((Path(part) for part in stage.command if part.endswith(".py")), None)
         assert script is None or script.is_file()
     assert "train-468m" in capsys.readouterr().out

@@ -1,9 +1,14 @@
 """The variants of the benchmark of training steps, and what is predicted of them; the steps themselves need a GPU."""
 
+import argparse
+import json
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -41,3 +46,58 @@ def test_keys_of_a_variant_add_up():
     assert gibs == sorted(gibs, reverse=True) and gibs[0] < gpu_training.predicted_gib(config, "ours")
     with pytest.raises(ValueError, match="activation_checkpointing"):
         gpu_training.variant(config, "activation_checkpointing=some")
+
+
+@pytest.fixture
+def pretended(monkeypatch, tmp_path):
+    """Contestants that are stand-ins; a function that measures some with a limit -> (the record, the files at each step)."""
+    for name in ("synchronize", "reset_peak_memory_stats", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    for name in ("memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr("emergence_kernels.bench.timing.ceilings", lambda *_: {})
+    monkeypatch.setattr("emergence_train.recorder.environment.environment", lambda *_: {})
+    monkeypatch.setattr("emergence_train.parallel.ranks.start", lambda *_: SimpleNamespace(device=torch.device("cpu")))
+    monkeypatch.setattr(sys, "argv", ["gpu_training.py"])
+
+    def run(names, limit, seconds):
+        written = []
+
+        def make(name, *_):
+            if name == "plain":
+                raise RuntimeError("no memory")
+            time.sleep(seconds)
+            files = list(tmp_path.glob("*.json"))
+            written.append([row["contestant"] for row in json.loads(files[0].read_text())["rows"]] if files else [])
+
+            def step(number):
+                if number >= 2:
+                    rows = json.loads(next(tmp_path.glob("*.json")).read_text())["rows"]
+                    written.append([row.get("turns") for row in rows])
+
+            return step
+
+        monkeypatch.setattr(gpu_training, "make", make)
+        monkeypatch.setattr(gpu_training, "BEGAN", time.monotonic())
+        arguments = argparse.Namespace(set=[], steps=1, rounds=2, limit=limit, profile="^$")
+        return gpu_training.measure("468m", names, arguments, tmp_path), written
+
+    return run
+
+
+def test_rows_are_written_after_every_turn(pretended):
+    record, written = pretended(["liger", "plain", "ours"], 1000, 0)
+    assert written == [[], ["plain", "liger"], [None, 0, 0], [None, 1, 0], [None, 1, 1], [None, 2, 1]]
+    assert [row.get("turns") for row in record["rows"]] == [None, 2, 2] and record["complete"]
+
+
+def test_contestants_beyond_the_limit_are_named(pretended, capsys):
+    record, _ = pretended(["liger", "plain", "ours"], 0.2, 0.3)
+    assert [row["contestant"] for row in record["rows"]] == ["liger"] and not record["complete"]
+    assert record["not_reached"] == ["plain", "ours"] and "not reached: 468m ours" in capsys.readouterr().out
+
+
+def test_peers_are_first():
+    ours = [name.startswith("ours") for name in gpu_training.CONTESTANTS]
+    assert ours == sorted(ours) and "plain" in gpu_training.CONTESTANTS

@@ -1,8 +1,8 @@
 """Attention by flash-attn 3, 4 or 2 where installed, else by PyTorch's cuDNN and flash kernels."""
 
 import importlib.util
+import os
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,25 +20,35 @@ MODULES = {2: "flash_attn", 3: "flash_attn_interface", 4: "flash_attn.cute"}
 
 @cache
 @constant_while_tracing  # inside: dynamo traces through the cache
+def import_error(generation: int) -> str | None:
+    """The reason why a generation cannot be used, or None. Importing it is the only way to know: one built for another torch, or
+    without what it compiles with, is installed too. 4 is a folder `cute`, in 2's package or in one without an __init__."""
+    try:
+        module = _module(generation)
+    except Exception as error:  # noqa: BLE001
+        return f"flash-attn {generation} cannot be imported: {type(error).__name__}: {error}"
+    return None if hasattr(module, "flash_attn_func") else f"flash-attn {generation} has no flash_attn_func"
+
+
 def installed() -> tuple[int, ...]:
-    """Those of GENERATIONS that can be imported. 4 is a folder `cute`, in 2's package or in one without an __init__."""
-    generations = {3: importlib.util.find_spec("flash_attn_interface") is not None}
-    if spec := importlib.util.find_spec("flash_attn"):
-        generations[2] = spec.origin is not None
-        folders = [Path(folder) / "cute" for folder in spec.submodule_search_locations or ()]
-        generations[4] = (
-            any(folder.is_dir() for folder in folders) and importlib.util.find_spec("nvidia_cutlass_dsl") is not None
-        )
-    return tuple(generation for generation in GENERATIONS if generations.get(generation))
+    """Those of GENERATIONS that can be imported."""
+    return tuple(generation for generation in GENERATIONS if import_error(generation) is None)
+
+
+def missing() -> str:
+    """The reasons why no flash-attn is used: of those that are installed, else that none is."""
+    packages = {generation: MODULES[generation].split(".")[0] for generation in GENERATIONS}
+    errors = [import_error(each) for each, package in packages.items() if importlib.util.find_spec(package)]
+    return "; ".join(filter(None, errors)) or "flash-attn is not installed for this device"
 
 
 def generation(q: Tensor) -> int | None:
     """The generation of flash-attn for q; None: PyTorch's kernels."""
     major = torch.cuda.get_device_capability(q.device)[0]
-    for each in installed():
+    for each in GENERATIONS:
         # 4 compiles its kernels in Python, which torch.compile cannot trace, and supports head dims up to 128 beyond Hopper.
         fits = each != 4 or (not torch.compiler.is_compiling() and (major == 9 or q.shape[-1] <= 128))
-        if major in GENERATIONS[each] and fits:
+        if major in GENERATIONS[each] and fits and import_error(each) is None:
             return each
     return None
 
@@ -57,7 +67,7 @@ def unsupported_reason(
     if plan is not None:
         return _reason_by_documents(plan, window, deterministic, causal, by)
     if (window is not None or deterministic) and by is None:
-        return "without flash-attn installed, PyTorch's kernels have no window and no deterministic backward"
+        return f"PyTorch's kernels have no window and no deterministic backward, and {missing()}"
     return None
 
 
@@ -66,7 +76,7 @@ def _reason_by_documents(
 ) -> str | None:
     """Of documents only the mask that flash_attn_varlen_func is made for: causal within adjacent positions, nothing else."""
     if by is None:
-        return "document masks are computed by 'triton' and 'torch', or by flash-attn, which is not installed"
+        return f"document masks are computed by 'triton' and 'torch', or by flash-attn, and {missing()}"
     if plan.cu_seqlens is None:
         return "document masks are computed by 'triton' and 'torch', or from document_plan(..., adjacent=True)"
     if window is not None or not causal:
@@ -78,9 +88,11 @@ def _reason_by_documents(
 
 @constant_while_tracing
 def _good_cudnn(device: torch.device) -> bool:
-    """Whether PyTorch itself would prefer cuDNN: on Hopper and sm_100, beyond cuDNN 9.15.0. Older versions are wrong where the
-    length is not a multiple of 128 (PyTorch issue 169849), and PyTorch does not check a forced kernel."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] not in (9, 10):
+    """Whether PyTorch itself would prefer cuDNN: on sm_90 and sm_100, beyond cuDNN 9.15.0, unless it is off. Older versions are
+    wrong where the length is not a multiple of 128 (PyTorch issue 169849), and PyTorch does not check a forced kernel."""
+    if not torch.backends.cuda.cudnn_sdp_enabled() or os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED", "0") == "1":
+        return False
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) not in ((9, 0), (10, 0)):
         return False
     return (torch.backends.cudnn.version() or 0) > 91500
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..backends.checks import without_autocast
 from .inputs import positive
 
 
@@ -77,7 +78,7 @@ def dense_attention(
     sinks: Tensor | None = None,
     alibi: Tensor | None = None,
 ) -> Tensor:
-    """Attention of T queries to S keys by matrices of scores, in float32 (float64 for float64).
+    """Attention of T queries to S keys in float32 (float64 for float64), by matrices of scores.
 
     Args:
         seen: True where a query may see a key, (T, S) or (B, 1, T, S); None: everywhere.
@@ -86,17 +87,18 @@ def dense_attention(
     """
     H, D = q_BTHD.shape[2:]
     dtype = torch.float64 if q_BTHD.dtype == torch.float64 else torch.float32
-    k_BSHD, v_BSHD = (t.repeat_interleave(H // t.shape[2], 2) for t in (k_BSGD, v_BSGD))
-    scores_BHTS = torch.einsum("bthd,bshd->bhts", q_BTHD, k_BSHD).to(dtype) * (D**-0.5 if scale is None else scale)
-    if softcap is not None:
-        scores_BHTS = softcap * torch.tanh(scores_BHTS / softcap)
-    if alibi is not None:
-        distance_BHTS = distance.abs().to(dtype).view(-1, 1, *distance.shape[-2:])
-        scores_BHTS = scores_BHTS - alibi.to(dtype)[:, None, None] * distance_BHTS
-    if seen is not None:
-        scores_BHTS = scores_BHTS.masked_fill(~seen, -torch.inf)
-    if sinks is not None:
-        sinks_BHT1 = sinks.to(dtype)[:, None, None].expand(*scores_BHTS.shape[:3], 1)
-        scores_BHTS = torch.cat([scores_BHTS, sinks_BHT1], -1)
-    p_BHTS = torch.softmax(scores_BHTS, -1)[..., : k_BSGD.shape[1]].to(v_BSGD.dtype)
-    return torch.einsum("bhts,bshd->bthd", p_BHTS, v_BSHD)
+    with without_autocast(q_BTHD.device.type):  # which rounds the factors of float32 products
+        k_BSHD, v_BSHD = (t.to(dtype).repeat_interleave(H // t.shape[2], 2) for t in (k_BSGD, v_BSGD))
+        scores_BHTS = torch.einsum("bthd,bshd->bhts", q_BTHD.to(dtype), k_BSHD) * (D**-0.5 if scale is None else scale)
+        if softcap is not None:
+            scores_BHTS = softcap * torch.tanh(scores_BHTS / softcap)
+        if alibi is not None:
+            distance_BHTS = distance.abs().to(dtype).view(-1, 1, *distance.shape[-2:])
+            scores_BHTS = scores_BHTS - alibi.to(dtype)[:, None, None] * distance_BHTS
+        if seen is not None:
+            scores_BHTS = scores_BHTS.masked_fill(~seen, -torch.inf)
+        if sinks is not None:
+            sinks_BHT1 = sinks.to(dtype)[:, None, None].expand(*scores_BHTS.shape[:3], 1)
+            scores_BHTS = torch.cat([scores_BHTS, sinks_BHT1], -1)
+        p_BHTS = torch.softmax(scores_BHTS, -1)[..., : k_BSGD.shape[1]]
+        return torch.einsum("bhts,bshd->bthd", p_BHTS, v_BSHD).to(v_BSGD.dtype)

@@ -21,8 +21,10 @@ def _bounds(ids_ptr, at, here, AXIS: tl.constexpr):
 def _ranges_kernel(
     ids_ptr, out_ptr, T, ROWS: tl.constexpr, ROWS_2: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, EQUAL: tl.constexpr
 ):  # fmt: skip
-    """Program (block of rows, sequence). A block's ids lie within [low, high]; two blocks may share one where these overlap."""
-    block, b = tl.program_id(0), tl.program_id(1)
+    """Program: the blocks of rows of one sequence after another, on one axis: the others end at 65,535. A block's ids lie within
+    [low, high]; two blocks may share one where these overlap."""
+    of_rows = tl.cdiv(T, ROWS)
+    block, b = tl.program_id(0) % of_rows, tl.program_id(0) // of_rows
     zero = b * 0
     ids_ptr += b.to(tl.int64) * T
     row = tl.arange(0, ROWS_2)
@@ -41,7 +43,7 @@ def _ranges_kernel(
             same_first = tl.minimum(same_first, tl.min(tl.where(only, index, blocks)))
             same_last = tl.maximum(same_last, tl.max(tl.where(only, index + 1, 0)))
             same += tl.sum(only.to(tl.int32))
-    out_ptr += (b.to(tl.int64) * tl.num_programs(0) + block) * (4 if EQUAL else 2)
+    out_ptr += (b.to(tl.int64) * of_rows + block) * (4 if EQUAL else 2)
     tl.store(out_ptr, first)
     tl.store(out_ptr + 1, last)
     if EQUAL:
@@ -58,7 +60,7 @@ def block_ranges(ids_BT: Tensor, rows: int, columns: int, *, equal: bool) -> Ten
     if not B or not blocks:
         return out
     with on_device(ids_BT):
-        _ranges_kernel[(blocks, B)](
+        _ranges_kernel[(B * blocks,)](
             ids_BT.contiguous(), out, T, ROWS=rows, ROWS_2=triton.next_power_of_2(rows), COLUMNS=columns, STEP=step,
             EQUAL=equal, num_warps=4,
         )  # fmt: skip

@@ -3,7 +3,7 @@
 import importlib
 import inspect
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from ..attention import hopper as attention_hopper
 from ..attention.op import as_plan, attention
 from ..attention.reference import attention as attention_torch
 from . import variants
-from .candidate import Candidate, Case, Forward, constant, relative
+from .candidate import Candidate, Case, Forward, constant, peers_first, relative
 
 # (batch, seq, query heads, key heads, head_dim, kind)
 SHAPES = {
@@ -108,12 +108,19 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor) -> Iterator[tuple[str, Forward]]:
     yield "PyTorch, varlen", by_pytorch
 
 
-def _errors(q, k, v, options, results: tuple[Tensor, ...]) -> dict[str, float]:
-    """Of one head of one sequence."""
-    a, b, c = (t[:1, :, :1].detach().double() for t in (q, k, v))
+def _exact(q: Tensor, k: Tensor, v: Tensor, upstream: Tensor, options) -> tuple[Tensor, ...]:
+    """Output, dq, dk and dv of one key head of one sequence and the heads that read it, in float64."""
+    group = q.shape[2] // k.shape[2]
+    a, b, c = (t[:1, :, :n].detach().double().requires_grad_() for t, n in ((q, group), (k, 1), (v, 1)))
     ids = options["document_ids"]
     mine = options | {"document_ids": None if ids is None else ids[:1]}
-    return {"out": relative(results[0][:1, :, :1], attention_torch(a, b, c, scale=None, **mine))}
+    out = attention_torch(a, b, c, scale=None, **mine)
+    return out.detach(), *torch.autograd.grad(out, (a, b, c), upstream[:1, :, :group].double())
+
+
+def _errors(exact: Callable[[], tuple[Tensor, ...]], results: tuple[Tensor, ...]) -> dict[str, float]:
+    pairs = zip(("out", "dq", "dk", "dv"), results, exact())
+    return {name: relative(got[:1, :, : wanted.shape[2]], wanted) for name, got, wanted in pairs}
 
 
 def _pairs(T: int, kind: str) -> float:
@@ -160,7 +167,7 @@ def cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[s
                 runs.append((f"flash-attn {version}", partial(flash, causal=kind != "full", window=options["window"])))
             if kind == "documents":
                 runs += _varlen(q, k, v)
-        runs.sort(key=lambda run: run[0] == "emergence cuda")  # last: an error of theirs is every later candidate's
+        runs.sort(key=peers_first)
         candidates: list[Callable[[], Candidate]] = [partial(Candidate, name, run, (q, k, v)) for name, run in runs]
         if kind in ("causal", "full"):
             ours = partial(attention, q, k, v, backend="triton", **options)
@@ -183,5 +190,5 @@ def cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[s
             flops={"eval": 2 * product, "forward": 2 * product, "backward": 5 * product, "both": 7 * product},
             formula="2 products forward, 5 backward, over the visible pairs only",
             upstream=constant(upstream),
-            errors=partial(_errors, q, k, v, options),
+            errors=partial(_errors, cache(partial(_exact, q, k, v, upstream, options))),
         )

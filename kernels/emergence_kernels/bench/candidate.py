@@ -41,6 +41,11 @@ class Case:
     errors: Callable[[tuple[Tensor, ...]], dict[str, float]] | None = None
 
 
+def peers_first(run: tuple[str, Forward]) -> tuple[bool, bool]:
+    """Sorts what is measured. The CUDA kernels last: an error of theirs is every later candidate's."""
+    return run[0].startswith("emergence"), run[0] == "emergence cuda"
+
+
 def constant(value: Tensor | None) -> Callable[[], Tensor | None]:
     """A function of no arguments that returns `value`."""
     return lambda: value

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..feed_forward.op import feed_forward
-from .candidate import Candidate, Case, Forward, constant, relative
+from .candidate import Candidate, Case, Forward, constant, peers_first, relative
 
 SHAPES = {  # tokens, features, hidden features: of decoders of 468M, 1.2B and wider ones
     "full": [(16384, 1024, 3584), (32768, 1024, 3584), (32768, 2048, 5504), (16384, 4096, 11008)],
@@ -59,7 +59,7 @@ def cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[s
         yield Case(
             op="feed_forward",
             shape={"rows": N, "features": K, "hidden": hidden},
-            candidates=[partial(Candidate, name, run, leaves) for name, run in runs],
+            candidates=[partial(Candidate, name, run, leaves) for name, run in sorted(runs, key=peers_first)],
             flops={"eval": products, "forward": products, "backward": 2 * products, "both": 3 * products},
             formula="6 rows x features x hidden forward, twice that backward",
             upstream=constant(upstream),

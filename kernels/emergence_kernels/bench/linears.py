@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..fp8_linear.op import Fp8Weight, fp8_linear, quantize_weight
-from .candidate import Candidate, Case, Forward, constant, relative
+from .candidate import Candidate, Case, Forward, constant, peers_first, relative
 
 SHAPES = {  # tokens, K, N: the four layers of a decoder of 1.2B, and of wider ones
     "full": [
@@ -59,7 +59,10 @@ def cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[s
         yield Case(
             op="fp8_linear",
             shape={"rows": M, "in": K, "out": N},
-            candidates=[partial(Candidate, name, run, (x, weight)) for name, run in _runs(x, weight, backends)],
+            candidates=[
+                partial(Candidate, name, run, (x, weight))
+                for name, run in sorted(_runs(x, weight, backends), key=peers_first)
+            ],
             flops={"eval": product, "forward": product, "backward": 2 * product, "both": 3 * product},
             formula="2 rows x in x out for y, dx and dW each; dW is not in fp8",
             upstream=constant(upstream),

@@ -11,7 +11,7 @@ from ..rms_norm.op import rms_norm
 from ..rotary.op import rotary
 from ..rotary.reference import rotary as rotary_torch
 from ..swiglu.op import swiglu
-from .candidate import Candidate, Case, Forward, constant, relative
+from .candidate import Candidate, Case, Forward, constant, peers_first, relative
 
 NORM_SHAPES = {
     "full": [(n, d) for n in (8192, 32768) for d in (1024, 2048, 4096, 8192)],
@@ -92,7 +92,7 @@ def norm_cases(suite: str, device: torch.device, dtype: torch.dtype, backends: l
             yield Case(
                 op="rms_norm",
                 shape={"rows": N, "features": D, "residual": with_residual},
-                candidates=[partial(Candidate, name, run, leaves) for name, run in runs],
+                candidates=[partial(Candidate, name, run, leaves) for name, run in sorted(runs, key=peers_first)],
                 bytes={
                     "eval": forward * size,
                     "forward": forward * size,
@@ -127,7 +127,7 @@ def rotary_cases(suite: str, device: torch.device, dtype: torch.dtype, backends:
         yield Case(
             op="rotary",
             shape={"batch": B, "seq": T, "heads": H, "head_dim": D},
-            candidates=[partial(Candidate, name, run, (x,)) for name, run in runs],
+            candidates=[partial(Candidate, name, run, (x,)) for name, run in sorted(runs, key=peers_first)],
             bytes={"eval": 2 * size, "forward": 2 * size, "backward": 2 * size, "both": 4 * size},
             formula="each way reads and writes the tensor once",
             upstream=constant(upstream),
@@ -171,7 +171,7 @@ def swiglu_cases(suite: str, device: torch.device, dtype: torch.dtype, backends:
         yield Case(
             op="swiglu",
             shape={"rows": N, "features": width},
-            candidates=[partial(Candidate, name, run, (x,)) for name, run in runs],
+            candidates=[partial(Candidate, name, run, (x,)) for name, run in sorted(runs, key=peers_first)],
             bytes={"eval": 3 * size, "forward": 3 * size, "backward": 5 * size, "both": 8 * size},
             formula="forward reads gate and up, writes y; backward reads gate, up and dy, writes both gradients",
             upstream=constant(upstream),

@@ -35,6 +35,7 @@ OPS = (
     "fp8_linear",
     "step",
 )
+CUT = 75  # exit status of what ended before it was done, with everything written
 PATIENCE = 60  # seconds that a process may take beyond its share of the budget: a measurement ends, or hangs
 PEERS = (
     "torch",
@@ -67,6 +68,12 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--only", default="", metavar="REGEX", help="candidates to measure, by name; default: all")
     parse.add_argument(
         "--where", default="", metavar="REGEX", help="shapes to measure, as in kind=documents; default: all"
+    )
+    parse.add_argument(
+        "--since",
+        default="",
+        metavar="YYYYMMDD-HHMMSS",
+        help="leave out shapes that runs in OUT have finished since then (UTC)",
     )
     parse.add_argument("--json", action="store_true", help="print the rows as JSON instead of a table")
     return parse
@@ -137,14 +144,16 @@ def _modes(case: Case, candidate: Candidate, upstream: torch.Tensor | None) -> d
 
 
 def measure_case(
-    case: Case, device: torch.device, limits: dict[str, float], failed, args: argparse.Namespace
+    case: Case, device: torch.device, limits: dict[str, float], failed, args: argparse.Namespace, keep
 ) -> Iterator[dict]:
     """A row of every candidate that runs. They take turns, in another order each round, so that a clock that drifts is as unkind
-    to one as to the other; the first of a round is none's privilege."""
+    to one as to the other; the first of a round is none's privilege. keep: gets the times so far, after each candidate is made
+    (one sample, alone: it does not count later) and after each round."""
     watch, upstream = Stopwatch(device), case.upstream()
     rounds = args.rounds
     seconds = (args.seconds or (0.3 if device.type == "cuda" else 0.05)) / rounds
     ready: dict[str, tuple[Candidate, dict, dict, dict]] = {}
+    alone: dict[str, dict] = {}
     for make in case.candidates:
         candidate = make()
         if not re.search(args.only, candidate.name):
@@ -152,12 +161,14 @@ def measure_case(
         try:
             modes = _modes(case, candidate, upstream)
             repeats = {mode: watch.warm(run, seconds, -(-5 // rounds)) for mode, run in modes.items()}
+            alone[candidate.name] = {mode: watch.sample(run, 1) for mode, run in modes.items()}
         except Exception as error:  # noqa: BLE001
             failed(case.op, case.shape, candidate.name, error)
         else:
             ready[candidate.name] = candidate, modes, repeats, {mode: [] for mode in modes}
+            keep(case, 0, alone)
     order = list(ready)
-    for _ in range(rounds):
+    for number in range(rounds):
         random.shuffle(order)
         for name in list(order):
             _, modes, repeats, times = ready[name]
@@ -168,6 +179,7 @@ def measure_case(
                 failed(case.op, case.shape, name, error)
                 order.remove(name)
                 del ready[name]
+        keep(case, number + 1, {name: times for name, (*_, times) in ready.items()})
     for candidate, modes, _, times in ready.values():
         try:
             yield _row(case, candidate, modes, times, watch, limits, upstream)
@@ -185,6 +197,7 @@ def _row(case, candidate, modes, times, watch: Stopwatch, limits: dict[str, floa
     row: dict = {"op": case.op, "shape": case.shape, "contender": candidate.name, "formula": case.formula}
     row["modes"] = {mode: asdict(timing) | _rates(case, mode, timing, limits) for mode, timing in timings.items()}
     row["host_ms"] = watch.host_ms(modes["both"])
+    row["python_in_window"] = watch.python_in_window(modes["both"], row["host_ms"])
     row["peak_extra_bytes"] = peak_extra_bytes(modes["both"], watch.device)
     if case.errors is not None:
         row["errors"] = case.errors(candidate.both(upstream))
@@ -235,21 +248,32 @@ def step_rows(suite: str, device: torch.device, dtype: torch.dtype, limits: dict
         }
 
 
-def _shapes(op: str, suite: str, device: torch.device, dtype: torch.dtype, limits: dict[str, float], failed, args):
-    """The rows of one operation, shape after shape: those of a shape are measured together."""
+def _shapes(
+    op: str, suite: str, device: torch.device, dtype: torch.dtype, limits: dict[str, float], failed, args, keep
+):
+    """(shape, its rows, which are measured together as they are asked for) of one operation."""
     if op == "step":
-        yield step_rows(suite, device, dtype, limits)
+        yield {}, step_rows(suite, device, dtype, limits)
         return
     for case in all_cases(op, suite, device, dtype):
         if re.search(args.where, _spelled(case.shape)):
-            yield measure_case(case, device, limits, failed, args)
+            yield case.shape, measure_case(case, device, limits, failed, args, keep)
+
+
+def _measured(folder: Path, suite: str, dtype: str, since: str) -> list[tuple[str, dict]]:
+    """(operation, shape) that runs since then have finished."""
+    runs = [json.loads(path.read_text()) for path in sorted(folder.glob(f"*-{dtype}.json")) if path.name >= since]
+    return [(row["op"], row["shape"]) for run in runs if run.get("suite") == suite for row in run["finished"]]
 
 
 class Results:
     """One JSON file a run, rewritten after every row, so that a run that is cut off loses nothing."""
 
     def __init__(self, path: Path, header: dict):
-        self.path, self.data = path, header | {"complete": False, "rows": [], "failures": []}
+        self.path, self.data = (
+            path,
+            header | {"complete": False, "rows": [], "failures": [], "finished": [], "unfinished": {}},
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         self.write()
 
@@ -320,7 +344,7 @@ def apart(args: argparse.Namespace, ops: list[str], suite: str, dtype: str) -> i
                     file=sys.stderr,
                 )
             status = max(status, abs(code))
-            if code == 0 or library.unsupported_reason("cuda", torch.device(args.device)) is not None:
+            if code in (0, CUT) or library.unsupported_reason("cuda", torch.device(args.device)) is not None:
                 break
             print(
                 f"bench: {op} did not go well{'' if without else '; once more without the CUDA kernels'}",
@@ -330,7 +354,7 @@ def apart(args: argparse.Namespace, ops: list[str], suite: str, dtype: str) -> i
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0, or 1 if a measurement of this package's own kernels failed."""
+    """Returns the exit code: 0; 1 if a measurement of this package's own kernels failed; 75 if the budget left shapes out."""
     args = parser().parse_args(argv)
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -361,10 +385,18 @@ def main(argv: list[str] | None = None) -> int:
         header["warning"] = "Triton ran in its interpreter: its times say nothing"
     results = Results(path, header | {"ceilings": limits})
     cut: list[str] = []
+    not_reached: list[dict] = []
+    measured = _measured(path.parent, suite, name, args.since) if args.since else []
     print(f"bench: {', '.join(ops)} with {suite} shapes on {device_name(device)}, {name}", file=sys.stderr, flush=True)
     stop = begin + args.budget if args.budget is not None else None
 
+    def keep(case: Case, rounds: int, times: dict[str, dict[str, list[float]]]) -> None:
+        medians = {who: {mode: summary(of).median_ms for mode, of in modes.items()} for who, modes in times.items()}
+        results.data["unfinished"] = {"op": case.op, "shape": case.shape, "rounds": rounds, "median_ms": medians}
+        results.write()
+
     def report(row: dict) -> None:
+        results.data["unfinished"] = {}
         results.add(row)
         print(json.dumps(row) if args.json else _line(row), flush=True)
 
@@ -384,23 +416,29 @@ def main(argv: list[str] | None = None) -> int:
 
     for index, op in enumerate(ops):
         # Each operation gets an equal share of the time that is left, so that a short budget starves none.
-        now = time.monotonic()
+        now, begun = time.monotonic(), False
         deadline = float("inf") if stop is None else now + (stop - now) / (len(ops) - index)
         try:
-            for rows in _shapes(op, suite, device, dtype, limits, failed, args):
+            for shape, rows in _shapes(op, suite, device, dtype, limits, failed, args, keep):
+                if (op, shape) in measured:
+                    continue
+                if begun and time.monotonic() > deadline:  # a first shape is measured whatever the budget
+                    cut.append(op)
+                    not_reached.append({"op": op, "shape": shape})
+                    continue
+                begun = True
                 for row in rows:
                     report(row)
-                if time.monotonic() > deadline:
-                    cut.append(op)
-                    break
+                results.add({"op": op, "shape": shape}, "finished")
         except Exception as error:  # noqa: BLE001
             failed(op, {}, "emergence", error)
-    results.data["cut_short"] = cut
+    results.data |= {"cut_short": list(dict.fromkeys(cut)), "not_reached": not_reached}
     if device.type == "cuda":
         results.data["clocks_after"] = clocks()
     results.data["complete"] = not cut
     results.data["seconds"] = round(time.monotonic() - begin, 1)
     results.write()
-    note = f"cut short by the budget: {', '.join(cut)}; " if cut else ""
+    note = "".join(f"not reached: {each['op']} {_spelled(each['shape'])}\n" for each in not_reached)
     print(f"{note}{len(results.data['rows'])} rows in {path}", file=sys.stderr)
-    return 1 if any(row["contender"].startswith("emergence") for row in results.data["failures"]) else 0
+    failures = any(row["contender"].startswith("emergence") for row in results.data["failures"])
+    return 1 if failures else CUT if cut else 0

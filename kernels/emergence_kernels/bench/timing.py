@@ -1,5 +1,6 @@
 """How long something takes: medians with their spread, on a GPU by events around each call with a cold L2 cache."""
 
+import math
 import statistics
 import subprocess
 import time
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 FLUSH_BYTES = 256 << 20  # more than any L2 cache
-HOLD_CYCLES = 6_000_000  # about 3 ms: twice what the slowest candidate's Python took before its last launch
+HOLD_CYCLES, HOLD_MS, MOST_HOLDS = 6_000_000, 3.0, 7  # of the GPU while Python launches: at least one, at most seven
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,18 @@ class Stopwatch:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.flush = torch.ones(FLUSH_BYTES // 4, device=device) if device.type == "cuda" else None
+        self.holds: dict[Callable[[], object], int] = {}
 
     def warm(self, run: Callable[[], object], seconds: float, at_least: int, at_most: int = 100) -> int:
-        """Run three times; -> how often it fits into `seconds`."""
+        """Run three times; -> how often it fits into `seconds`. Its samples hold the GPU for twice what its Python takes."""
         for _ in range(2):
             run()
         self._wait()
         begin = time.perf_counter()
         run()
+        host_ms = (time.perf_counter() - begin) * 1e3
         self._wait()
+        self.holds[run] = min(MOST_HOLDS, max(1, math.ceil(2 * host_ms / HOLD_MS)))
         once = max(time.perf_counter() - begin, 1e-6)
         return max(at_least, min(at_most, int(seconds / once)))
 
@@ -55,7 +59,7 @@ class Stopwatch:
         events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
         for start, end in events:
             self.flush.sum()
-            torch.cuda._sleep(HOLD_CYCLES)
+            torch.cuda._sleep(self.holds.get(run, 1) * HOLD_CYCLES)
             start.record()
             run()
             end.record()
@@ -67,10 +71,14 @@ class Stopwatch:
         times = []
         for _ in range(repeats):
             if self.flush is not None:
-                torch.cuda._sleep(7 * HOLD_CYCLES)
+                torch.cuda._sleep(MOST_HOLDS * HOLD_CYCLES)
             times.append(self._by_clock(run, wait=False))
             self._wait()
         return statistics.median(times)
+
+    def python_in_window(self, run: Callable[[], object], host_ms: float) -> bool:
+        """Whether Python outlasts the hold, as it does where it waits for the GPU: then it is in the times on a GPU."""
+        return self.flush is not None and host_ms > self.holds.get(run, 1) * HOLD_MS
 
     def _by_clock(self, run: Callable[[], object], wait: bool = True) -> float:
         begin = time.perf_counter()

@@ -184,6 +184,22 @@ def test_tensor_descriptors(case, triton_only, device, monkeypatch):
     assert (other - usual).norm() <= 2e-3 * usual.norm()
 
 
+def test_ranges_of_many_sequences_are_launched(triton_only, monkeypatch):
+    """A grid's second and third axes end at 65,535."""
+    from emergence_kernels.attention import triton_document_ranges
+
+    grids = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            grids.append((*grid, 1, 1)[:3])
+            return lambda *_, **__: None
+
+    monkeypatch.setattr(triton_document_ranges, "_ranges_kernel", Kernel())
+    triton_document_ranges.block_ranges(torch.zeros(70000, 130, dtype=torch.int32), 64, 64, equal=True)
+    assert grids[0][0] < 2**31 and max(grids[0][1:]) <= 65535 and grids[0][0] * grids[0][1] * grids[0][2] == 3 * 70000
+
+
 def test_ranges_of_documents():
     ids = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2, 2]])
     assert overlapping_blocks(ids, 4, 2).tolist() == [[[0, 4], [1, 5], [3, 5]]]
@@ -261,46 +277,90 @@ def test_flash_by_sdpa(device, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "major, version, good",
-    [(9, 91900, True), (9, 91500, False), (10, 92000, True), (8, 91900, False), (12, 91900, False), (9, None, False)],
+    "capability, version, off, good",
+    [
+        ((9, 0), 91900, "", True),
+        ((9, 0), 91500, "", False),
+        ((10, 0), 92000, "", True),
+        ((10, 3), 92000, "", False),
+        ((8, 0), 91900, "", False),
+        ((12, 0), 91900, "", False),
+        ((9, 0), None, "", False),
+        ((9, 0), 91900, "by torch", False),
+        ((9, 0), 91900, "by the environment", False),
+    ],
 )
-def test_cudnn_is_forced_only_where_pytorch_prefers_it(major, version, good, monkeypatch):
+def test_cudnn_is_forced_only_where_pytorch_prefers_it(capability, version, off, good, monkeypatch):
     from emergence_kernels.attention import flash as flash_backend
 
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (major, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: version)
-    assert flash_backend._good_cudnn(torch.device("cuda")) is good
+    if off == "by the environment":
+        monkeypatch.setenv("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
+    usual = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(off != "by torch")
+    try:
+        assert flash_backend._good_cudnn(torch.device("cuda")) is good
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(usual)
     assert not flash_backend._good_cudnn(torch.device("cpu"))
 
 
-@pytest.mark.parametrize(
-    "there, generations",
-    [
-        ((), ()),
-        (("flash_attn/__init__.py",), (2,)),
-        (("flash_attn/cute/__init__.py",), ()),  # without what it compiles with
-        (("flash_attn/cute/__init__.py", "nvidia_cutlass_dsl/a.py"), (4,)),
-        (
-            (
-                "flash_attn_interface.py",
-                "flash_attn/__init__.py",
-                "flash_attn/cute/__init__.py",
-                "nvidia_cutlass_dsl/a.py",
-            ),
-            (3, 4, 2),
-        ),
-    ],
-)
-def test_generations_of_flash_attn_are_distinguished(there, generations, tmp_path, monkeypatch):
-    """The fourth is part of a package that only the second completes."""
+GOOD = "flash_attn_func = None\n"
+COMPILED_BY = "import a_stand_in_for_cutlass\n"
+FLASH_ATTN = {
+    "none": ({}, (), "not installed"),
+    "2": ({"flash_attn/__init__.py": GOOD}, (2,), ""),
+    "2 of another torch": (
+        {"flash_attn/__init__.py": "raise OSError('undefined symbol')"},
+        (),
+        "OSError: undefined symbol",
+    ),
+    "half of 4": ({"flash_attn/cute/__init__.py": COMPILED_BY + GOOD}, (), "No module named 'a_stand_in_for_cutlass'"),
+    "4": ({"flash_attn/cute/__init__.py": COMPILED_BY + GOOD, "a_stand_in_for_cutlass.py": ""}, (4,), ""),
+    "3 of another torch, 2": (
+        {"flash_attn_interface.py": "raise ImportError('libc10.so')", "flash_attn/__init__.py": GOOD},
+        (2,),
+        "flash-attn 3 cannot be imported: ImportError: libc10.so",
+    ),
+    "all": (
+        {
+            "flash_attn_interface.py": GOOD,
+            "flash_attn/__init__.py": GOOD,
+            "flash_attn/cute/__init__.py": COMPILED_BY + GOOD,
+            "a_stand_in_for_cutlass.py": "",
+        },
+        (3, 4, 2),
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FLASH_ATTN)
+def test_flash_attn_that_cannot_be_imported_is_skipped(case, tmp_path, monkeypatch):
+    """With a reason. The fourth generation is part of a package that only the second completes."""
     from emergence_kernels.attention import flash as flash_backend
 
-    for name in there:
+    files, generations, reason = FLASH_ATTN[case]
+    for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("")
-    finder = importlib.machinery.PathFinder
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: finder.find_spec(name, [str(tmp_path)]))
-    assert flash_backend.installed.__wrapped__() == generations
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    modules = dict(sys.modules)
+    for name in [name for name in modules if name.startswith(("flash_attn", "a_stand_in"))]:
+        del sys.modules[name]
+    flash_backend.import_error.cache_clear()
+    try:
+        assert flash_backend.installed() == generations
+        assert flash_backend.generation(torch.empty(1, 4, 2, 64)) == (generations or (None,))[0]
+        assert reason in flash_backend.missing()
+    finally:
+        flash_backend.import_error.cache_clear()
+        for name in set(sys.modules) - set(modules):
+            if name.startswith(("flash_attn", "a_stand_in")):
+                del sys.modules[name]
+        sys.modules.update(modules)
 
 
 @pytest.mark.parametrize(
@@ -329,7 +389,7 @@ def test_the_generation_that_fits_is_taken(capability, D, compiling, taken, monk
 
     for generation, name in ((2, "flash_attn"), (3, "flash_attn_interface"), (4, "flash_attn.cute")):
         monkeypatch.setitem(sys.modules, name, module(generation))
-    monkeypatch.setattr(flash_backend, "installed", lambda: (3, 4, 2))
+    monkeypatch.setattr(flash_backend, "import_error", lambda generation: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability, 0))
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
     q = torch.randn(1, 4, 2, D)

@@ -106,6 +106,29 @@ def test_scores_against_float64(case, dtype, by, device):
         assert_as_good(name, *three, floor=4.0, terms=terms)
 
 
+@pytest.mark.parametrize("name, value", [("alibi", 0.0), ("sinks", -torch.inf), ("softcap", 1e9)])
+def test_scores_beyond_float16_are_finite(name, value, device):
+    """128 x 24 x 24 is more than float16 holds. Equal scores: the mean of the values that a query sees."""
+    q = k = torch.full((1, 8, 1, 128), 24.0, dtype=torch.float16, device=device)
+    v = torch.randn(1, 8, 1, 128, device=device).half()
+    more = value if name == "softcap" else torch.tensor([value], device=device)
+    out = ek.attention(q, k, v, **{name: more}, backend="torch")
+    mean = v.double().cumsum(1) / torch.arange(1, 9, device=device).view(1, 8, 1, 1)
+    assert torch.allclose(out.double(), mean, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("D, factor", [(128, 3), (128, 12), (256, 6)])
+def test_scores_are_kept_in_float32(D, factor, autocast, device):
+    """Rounded to 16 bits once, at the end: 2^-9 at most, and less on average; rounded scores had up to 1.1e-2."""
+    q, k, v = (t.bfloat16() for t in make((1, 128, 2, 2, D), "plain", torch.float32, device))
+    q = q * factor
+    exact = ek.attention(q.double(), k.double(), v.double(), softcap=50.0, backend="torch")
+    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        out = ek.attention(q, k, v, softcap=50.0, backend="torch")
+    assert out.dtype == torch.bfloat16 and (out.double() - exact).norm() <= 2**-9 * exact.norm()
+
+
 def test_scores_are_deterministic(triton_only, device):
     """With twice the same bits, of the sinks' gradient too; and a sink of -inf is no sink."""
     tensors, sinks, options = inputs("sinks", torch.float32, device)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import sys
+import time
 import types
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 
 from emergence_kernels.bench import draw, losses, main
 from emergence_kernels.bench.attention import _pairs
+from emergence_kernels.bench.run import CUT, Results
 from emergence_kernels.bench.step import Model, flops_per_token
-from emergence_kernels.bench.timing import measure
+from emergence_kernels.bench.timing import Stopwatch, measure
 
 OF_LOSSES = losses._peers
 TINY = ["--suite", "tiny", "--device", "cpu"]
@@ -61,13 +63,63 @@ def test_redrawing_what_is_no_result_is_refused(tmp_path, name, capsys):
     assert line.startswith(f"redraw: {tmp_path / name}: ")
 
 
-def test_a_spent_budget_keeps_what_there_is(tmp_path):
-    assert main([*TINY, "--op", "rms_norm", "--op", "rotary", "--budget", "0", "--out", str(tmp_path)]) == 0
+def test_a_spent_budget_is_continued(tmp_path):
+    """Shapes that were not reached are listed, and the only ones that a call --since then measures; a shape begun is finished."""
+    command = [*TINY, "--op", "rms_norm", "--op", "rotary", "--out", str(tmp_path)]
+    assert main([*command, "--budget", "0"]) == CUT == 75
     (file,) = (tmp_path / "cpu").glob("*.json")
     data = json.loads(file.read_text())
-    assert not data["complete"] and data["cut_short"] == ["rms_norm", "rotary"]
-    assert {row["op"] for row in data["rows"]} == {"rms_norm", "rotary"}  # a shape that was begun is finished
+    left = {"op": "rms_norm", "shape": {"rows": 32, "features": 48, "residual": False}}
+    assert not data["complete"] and data["cut_short"] == ["rms_norm"] and data["not_reached"] == [left]
+    assert {row["op"] for row in data["rows"]} == {"rms_norm", "rotary"} and left not in data["finished"]
     assert "Not complete" in draw.table(data)
+    for out, finished in (("second", [left]), ("third", [])):
+        assert main([*command, "--since", data["utc"]]) == 0
+        newest = max((tmp_path / "cpu").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        rest = json.loads(newest.read_text())
+        assert rest["complete"] and rest["finished"] == finished, out
+        newest.rename(
+            newest.with_name(newest.name.replace("-tiny", f"{out}-tiny"))
+        )  # the next may be in the same second
+
+
+def test_times_are_written_before_all_are_measured(tmp_path, monkeypatch):
+    """After each candidate is made, and after each round: what is killed then loses no more than that."""
+    seen = []
+    original = Results.write
+
+    def write(self):
+        original(self)
+        if unfinished := json.loads(self.path.read_text())["unfinished"]:
+            seen.append((unfinished["rounds"], len(unfinished["median_ms"]), len(self.data["rows"])))
+
+    monkeypatch.setattr(Results, "write", write)
+    assert main([*TINY, "--op", "swiglu", "--rounds", "2", "--out", str(tmp_path)]) == 0
+    names = len(json.loads(next(tmp_path.rglob("*.json")).read_text())["rows"])
+    assert seen[: names + 2] == [*((0, n + 1, 0) for n in range(names)), (1, names, 0), (2, names, 0)]
+
+
+def test_gradients_of_losses_and_attention_have_errors(tmp_path):
+    assert main([*TINY, "--op", "position_loss", "--op", "attention", "--out", str(tmp_path)]) == 0
+    rows = json.loads(next(tmp_path.rglob("*.json")).read_text())["rows"]
+    for row in rows:
+        assert row["errors"].keys() >= ({"out", "dq", "dk", "dv"} if row["op"] == "attention" else {"dx", "dw"})
+        assert all(1e-9 < error < 1e-5 for error in row["errors"].values()), row
+
+
+@pytest.mark.parametrize("seconds, holds, outlasts", [(0, 1, False), (0.008, 6, False), (0.03, 7, True)])
+def test_the_gpu_is_held_for_twice_what_python_takes(seconds, holds, outlasts):
+    """Holds have 3 ms; one that would have to be too long is named."""
+    watch = Stopwatch(torch.device("cpu"))
+
+    def run():
+        time.sleep(seconds)
+
+    watch.warm(run, 0, 1)
+    assert holds <= watch.holds[run] <= holds + 1
+    assert not watch.python_in_window(run, 1e9), "a CPU's times are Python's too"
+    watch.flush = torch.empty(0)
+    assert watch.python_in_window(run, seconds * 1e3) is outlasts
 
 
 def test_shapes_are_chosen_by_their_text(tmp_path):
@@ -86,8 +138,6 @@ def test_a_cpu_gets_shapes_for_one(tmp_path, monkeypatch):
 
 def test_a_backward_lost_in_noise_is_left_out(tmp_path, monkeypatch):
     """Where forward and backward together measure shorter than forward alone."""
-    from emergence_kernels.bench.timing import Stopwatch
-
     times = itertools.cycle([1.0, 2.0, 1.5])
     monkeypatch.setattr("emergence_kernels.bench.run.ceilings", lambda *_: {"matmul_tflops": 1.0, "copy_gbps": 1.0})
     monkeypatch.setattr(Stopwatch, "sample", lambda self, run, repeats: [next(times)] * 5)

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import emulated_barriers
 import pytest
@@ -155,6 +156,20 @@ def test_what_is_taken(device):
     assert reason() is None and reason(torch.float16, 8, 8) is None
     assert "float32" in reason(torch.float32) and "12, 64 and 12" in reason(K=12) and "64, 20 and 64" in reason(F=20)
     assert "torch.bfloat16 and torch.float32" in reason(of_weight=torch.float32)
+
+
+def test_a_context_is_bound_before_tensors_are_encoded(device, monkeypatch):
+    """By a thread whose first work on a GPU it is, as autograd's in a process's first backward pass: else the driver says 201."""
+    dy, _, weight, gate_up = drawn(SHAPES["exact"], torch.bfloat16, device)
+    got = torch.empty_like(gate_up)
+    arguments = dy, weight, gate_up, got
+    with ThreadPoolExecutor(1) as first:
+        first.submit(torch.ops.emergence_cuda.linear_swiglu_backward, *arguments).result()
+    assert torch.equal(got, compiled.backward(dy, weight, gate_up))
+    if not CUDA:
+        monkeypatch.setenv("EMERGENCE_EMULATE_DROP", "a context is bound before a tensor is encoded")
+        with pytest.raises(RuntimeError, match="cuTensorMapEncodeTiled says 201"):
+            torch.ops.emergence_cuda.linear_swiglu_backward(*arguments)
 
 
 # ---- thread orders, races, fences -------------------------------------------------------------------------------------
