@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,7 +45,8 @@ class Console:
         speed = (self.steps - self.steps_shown) * self.plan.step_tokens / self.seconds
         left = (self.last - self.began) / self.steps * (self.plan.total_steps - step)
         mfu = f"{speed * self.mfu_of_rate:.1%}" if self.mfu_of_rate else "n/a"
-        norm = "n/a" if grad_norm is None else f"{grad_norm:.3g}"
+        # not inf: ZeRO makes one of a NaN
+        norm = f"{grad_norm:.3g}" if grad_norm is not None and math.isfinite(grad_norm) else "n/a"
         self.log(
             f"step {step}/{self.plan.total_steps}  tokens {tokens:,}  loss {loss:.4f}  grad {norm}  lr {lr:.3g}  "
             f"{speed:,.0f} tokens/s  MFU {mfu}  ETA {datetime.timedelta(seconds=round(left))}"
