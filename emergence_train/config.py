@@ -160,6 +160,11 @@ class Training(Section):
     profile: Profile = Field(default=Profile(), description="a trace of chosen steps")
 
     @property
+    def main_gradients(self) -> bool:
+        """Whether GPUs keep main gradients (training/main_gradients.py)."""
+        return self.zero_stage == 1 and self.precision == "bf16" and self.optimizer.kind == "adamw"
+
+    @property
     def micro_batch_size(self) -> int:
         """micro_batch, once it is a number: the start of a run resolves auto."""
         if self.micro_batch == "auto":

@@ -6,8 +6,11 @@ bytes in a step (2 in bf16), m micro-batches:
     stage        gradients                          weights, after the update
     0            all-reduce of 4 P                  none
     1            all-reduce of 4 P                  all-gather of s P
+    1, main      reduce-scatter of 4 P              all-gather of s P
     2            m times all-reduce of s P          all-gather of s P
     3            m times reduce-scatter of s P      m times all-gather of s P, and again in the backward pass of what is over 1e9
+
+Main gradients (training/main_gradients.py) are those of stage 1 with AdamW in bf16 on GPUs.
 
 With hierarchical partitions (hpZ, arXiv 2306.10209) the weights are gathered once a step over all GPUs, by the first forward
 pass, and from then on over the GPUs that share the second copy. Quantised gathering (the same paper's qwZ) sends int8 and a
@@ -35,6 +38,7 @@ def bytes_per_step(
     micro_batches: int,
     hpz: int = 1,
     gathered_size: float | None = None,
+    main_gradients: bool = False,
 ) -> float:
     """Sent by each GPU over all of them: as many as it receives.
 
@@ -48,7 +52,7 @@ def bytes_per_step(
         over_all = parameters if hpz > 1 else micro_batches * gathered(parameters)
         return ring * ((gathered_size or size) * over_all + size * micro_batches * parameters)
     reduced = 4 * parameters if stage < 2 else micro_batches * size * parameters
-    return ring * (2 * reduced + (size * parameters if stage else 0))
+    return ring * ((1 if main_gradients else 2) * reduced + (size * parameters if stage else 0))
 
 
 def gathered_inside(parameters: int, size: float, micro_batches: int, hpz: int) -> float:

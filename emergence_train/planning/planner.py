@@ -160,7 +160,8 @@ def _estimate(training: Training, model: ModelConfig, sequence: int, gpus: int, 
     hpz, moments = training.zero.hpz_partition_size, training.optimizer.moments
     quantized = training.zero.quantized_weights and gpus > 1
     gathered_size = QUANTIZED if quantized else size
-    sent, exchanged = bytes_per_step(parameters, size, stage, gpus, rounds, hpz, gathered_size), 0.0
+    main = training.main_gradients
+    sent, exchanged = bytes_per_step(parameters, size, stage, gpus, rounds, hpz, gathered_size, main), 0.0
     inside = gathered_inside(parameters, gathered_size, rounds, hpz) if hpz > 1 else 0.0
     if quantized:
         seconds = step_time.quantizing_seconds(rounds * gathered(parameters), size, kind, efficiency)

@@ -111,8 +111,7 @@ def build(model_config: ModelConfig, training: Training, seed: int, mesh: Mesh, 
 
 def main_gradients_possible(training: Training, mesh: Mesh) -> bool:
     """Whether main gradients are used: with DeepSpeed's BF16_Optimizer, and not on a CPU, whose 16-bit products are slow."""
-    bf16 = training.precision == "bf16" and training.optimizer.kind == "adamw"
-    return mesh.device.type == "cuda" and training.zero_stage == 1 and bf16
+    return mesh.device.type == "cuda" and training.main_gradients
 
 
 def graphs_possible(training: Training, faults: Faults, mesh: Mesh) -> bool:

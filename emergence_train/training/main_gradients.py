@@ -6,6 +6,7 @@ parameter and micro-batch to add a bf16 gradient to it. Here
 - a linear layer's backward pass multiplies straight into the main gradient (dW += dy^T x with float32 accumulation, as
   Megatron-LM's fused weight gradients do): 8 bytes per parameter, no rounding to bf16, and no bf16 gradient exists;
 - other gradients (norms, embedding, head) are added when they are ready (`bf16.immediate_grad_update`);
+- ranks are sent the sum of the part of the gradient whose weights they update, not of all of it;
 - clipping, finiteness and the update stay on the device: the fused AdamW divides by the clip factor and skips the update where
   the norm is not finite. DeepSpeed's own step synchronises with the host three times.
 
@@ -56,7 +57,7 @@ def install(engine: Any) -> bool:
             module.main_grads = main_grads[module.gate_up.weight], main_grads[module.down.weight]
         if isinstance(module, Attention) and type(module.qkv) is AccumulatingLinear:
             module.main_grad = main_grads[module.qkv.weight]
-    engine.enable_backward_allreduce = False  # the step all-reduces the gradients, in one piece
+    engine.enable_backward_allreduce = False  # the step reduces the gradients, in one piece
     optimizer.step = types.MethodType(step, optimizer)
     return True
 
@@ -71,18 +72,24 @@ def step_applied(engine: Any) -> bool | Tensor:
 def step(self: Any, closure: None = None) -> None:
     """BF16_Optimizer.step without synchronisation: `_global_grad_norm` is a tensor, which the caller may read later, and
     weights and moments are unchanged where it is not finite."""
-    world = dist.get_world_size(self.dp_process_group)
+    group, own = self.dp_process_group, self.fp32_groups_gradient_flat_partition
+    world = dist.get_world_size(group)
+    if world > 1:  # a rank updates its own part alone: half of what an all-reduce sends
+        for gradients, part in zip(self.fp32_groups_gradients_flat, own):
+            dist.reduce_scatter_tensor(part, gradients, group=group)
+            part.mul_(1 / world)
+    norms = torch.stack([torch.linalg.vector_norm(part) for part in own])
+    norm = torch.linalg.vector_norm(norms, dtype=torch.float64)  # whose square may be beyond float32
     if world > 1:
-        for gradients in self.fp32_groups_gradients_flat:
-            dist.all_reduce(gradients.mul_(1 / world), group=self.dp_process_group)
-    norms = [torch.linalg.vector_norm(gradients) for gradients in self.fp32_groups_actual_gradients_flat]
-    norm = torch.linalg.vector_norm(torch.stack(norms))
+        dist.all_reduce(norm.square_(), group=group)
+        norm.sqrt_()
+    norm = norm.float()
     inner, limit = self.optimizer, self.clip_grad or math.inf
     # the fused kernel divides by it; 1e-6 as DeepSpeed has it
     inner.grad_scale = ((norm + 1e-6) / limit).clamp_min(1.0)
     self.applied = norm.isfinite()
     inner.found_inf = (~self.applied).float()  # and skips the update where this is 1
-    for weights, gradients in zip(self.fp32_groups_flat_partition, self.fp32_groups_gradient_flat_partition):
+    for weights, gradients in zip(self.fp32_groups_flat_partition, own):
         weights.grad = gradients
     inner.step()
     self.overflow, self._global_grad_norm = False, norm

@@ -33,6 +33,12 @@ def test_stage_0_is_one_ring_all_reduce(ranks):
     assert bytes_per_step(8_000, 4, 0, ranks, micro_batches=3) == 4 * ring_all_reduce(ranks, 8_000)
 
 
+def test_main_gradients_are_scattered():
+    """Half of the all-reduce, and the gathering of weights in bf16 as before."""
+    plain, main = (bytes_per_step(8_000, 2, 1, 4, 3, main_gradients=main) for main in (False, True))
+    assert plain - main == 4 * ring_all_reduce(4, 8_000) / 2
+
+
 def test_one_gpu_sends_nothing():
     assert [bytes_per_step(1000, 2, stage, 1, 4) for stage in range(4)] == [0, 0, 0, 0]
 
@@ -89,7 +95,8 @@ def test_bytes_are_those_of_real_engines(config_file, tmp_path):
         stage, precision, *checkpointing = kind.split()
         size = 2 if precision == "bf16" else 4
         rounds = 8 if checkpointing else 2
-        planned = bytes_per_step(1_000_000, size, int(stage), 2, rounds) / 1e6
+        main = kind == "1 bf16"  # the worker installs main gradients there
+        planned = bytes_per_step(1_000_000, size, int(stage), 2, rounds, main_gradients=main) / 1e6
         if checkpointing:  # sequences of 8 tokens, 4 on each rank
             exchanged, measured = measured
             assert exchanged == exchanged_per_step(model.exchanged(2), size, 2, 4 * rounds, checkpointing[0]), kind
