@@ -11,9 +11,9 @@ from scipy.stats import t as student
 
 from emergence_train.analysis.emergence.figures import main_metrics
 from emergence_train.analysis.emergence.result import VERDICT_ORDER
-from emergence_train.analysis.figures import short
 from emergence_train.analysis.temporal.result import Final, RunResult
 from emergence_train.errors import listed
+from emergence_train.formatting import short
 from emergence_train.report import per_byte, seeds, what_differs
 from emergence_train.report.collect import FRACTION, ReportData, Run
 from emergence_train.report.families import legend, letters

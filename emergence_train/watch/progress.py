@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean, median
 
 from emergence_train.errors import InputError
+from emergence_train.formatting import duration
 from emergence_train.models.flops import flops_share
 from emergence_train.recorder.layout import step_name, step_of
 from emergence_train.recorder.log_file import LogFile, rows_of
@@ -207,18 +208,6 @@ def _mean(rows: list[dict], key: str) -> float | None:
 def _median(rows: list[dict], key: str) -> float | None:
     numbers = _numbers(rows, key)
     return median(numbers) if numbers else None
-
-
-def duration(seconds: float) -> str:
-    """Two units at most: 45 s, 3 min, 2 h 05 min, 4 d 3 h."""
-    minutes, hours = round(seconds / 60), seconds / 3600
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if hours < 1:
-        return f"{minutes} min"
-    if hours < 48:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{hours // 24:.0f} d {hours % 24:.0f} h"
 
 
 def table_path(run: Path, folder: str, step: int) -> Path:

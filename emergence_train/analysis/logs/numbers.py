@@ -173,12 +173,6 @@ def _are_thousands(pointed: list[str], plain: bool) -> bool | None:
     return True if plain or any(step % 1000 for step in steps) else None
 
 
-def in_short(count: float) -> str:
-    """70,000,000 as 70M."""
-    unit = next((name for name in "BMK" if count >= SI[name]), None)
-    return f"{count / SI[unit]:.3g}{unit}" if unit else f"{count:.0f}"
-
-
 def are_sizes(counts: pd.Series) -> bool:
     """Whether numbers of parameters are of models of several sizes, and not of one, counted or rounded."""
     return bool(counts.max() > MOST_ROUNDED * counts.min())
