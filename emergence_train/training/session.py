@@ -267,13 +267,13 @@ class Session:
             return None
         seconds = time.monotonic() - began
         try:
-            scores = self.evaluator.score(self.engine, self.mesh, lambda: self._continue("tasks", step))
+            scores = self.evaluator.score(self.engine, self.mesh, lambda: self._continue_tasks(step))
         except _StopRequested:
             return None
         return reduced({"train": self.accumulator.take()}, self.mesh.gradients) | sums, seconds, scores
 
-    def _continue(self, operation: str, step: int) -> None:
-        self.watch.at(operation, step)
+    def _continue_tasks(self, step: int) -> None:
+        self.watch.at("tasks", step)
         if self._agree():
             raise _StopRequested
 
