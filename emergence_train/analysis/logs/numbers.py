@@ -7,7 +7,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-SI = {"K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 LETTERS = {1e3: "K", 1e6: "M", 1e9: "B", 1e12: "T"}
 # What counts are written in, as words
 MULTIPLES = {
