@@ -29,10 +29,10 @@ from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import all_reduce_sum, broadcast_from_rank0
 from emergence_train.recorder.position_sums import PositionAccumulator
 from emergence_train.training import branch
+from emergence_train.training.checkpoint_plan import Plan
 from emergence_train.training.console import Console
 from emergence_train.training.null_writer import NullWriter
 from emergence_train.training.observers import Step
-from emergence_train.training.plan import Plan
 from emergence_train.training.profiler import StepProfiler
 from emergence_train.training.step import Stepper
 
