@@ -71,7 +71,7 @@ def with_data(frame: pd.DataFrame, paths: Iterable[str | Path], shown: Mapping[P
 
 def _by_columns(frame: pd.DataFrame, columns: list[str]) -> Families:
     values = {name: frame[name].fillna("").astype(str) for name in columns}
-    # Older runs have no digest: they may be of the same data as the others, so an empty one separates nothing.
+    # Runs without a digest may be of the same data as the others, so an empty one separates nothing.
     differ = [name for name in columns if values[name][(values[name] != "") | (name != DATA)].nunique() > 1]
     decided = ", ".join(differ or columns)
     if not differ:
