@@ -1,7 +1,6 @@
 """Results of the harnesses as JSON: results_*.json of lm-eval and lighteval, metrics.json and metrics-all.jsonl of OLMES."""
 
 import functools
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from emergence_train.analysis.logs.encoded import suffix_of, text_of
+from emergence_train.analysis.logs.records import objects_of
 from emergence_train.analysis.scores.options import Format, ScoreOptions, Scores, place_of, place_of_results
 from emergence_train.analysis.scores.parts import OTHER, SHOTS
 from emergence_train.errors import InputError
@@ -25,18 +25,9 @@ def _objects(path: Path) -> tuple[dict, ...]:
     if suffix_of(path) not in (".json", ".jsonl"):
         return ()
     try:
-        text = text_of(path)
-    except (OSError, UnicodeDecodeError, InputError):
+        return tuple(entry for entry in objects_of(text_of(path)) if isinstance(entry, dict))
+    except (OSError, ValueError, RecursionError, InputError):
         return ()
-    try:
-        content = [json.loads(line) for line in text.split("\n") if line.strip()]  # U+2028 ends no line
-    except (ValueError, RecursionError):
-        try:
-            content = [json.loads(text)]
-        except (ValueError, RecursionError):
-            return ()
-    content = content[0] if len(content) == 1 and isinstance(content[0], list) else content
-    return tuple(entry for entry in content if isinstance(entry, dict))
 
 
 # ---------------------------------------------------------------------------------------------------------------- lm-eval
