@@ -1,4 +1,4 @@
-"""Do 95% intervals cover 95%? Over 500 simulated runs; see also benchmarks/results/temporal_coverage.json."""
+"""Do 95% intervals cover 95%? Over simulated runs; see also benchmarks/results/temporal_coverage.json."""
 
 import pytest
 
@@ -14,7 +14,8 @@ def test_position_law_covers_93_to_97_percent():
 
 @pytest.mark.slow
 def test_forecasts_cover_as_stated():
-    part = study("temporal_coverage").forecast_coverage(500, misfit=True)
+    """Three deviations of 100 draws about what the committed result has: 0.963, 0.974 and 0.984 of 160."""
+    part = study("temporal_coverage").forecast_coverage(100, misfit=True)
     for key in ("end95", "mean95", "position95"):
-        assert 0.93 <= part[key] <= 0.99, (key, part)  # 0.963, 0.974 and 0.984 of 160 where the result was committed
-    assert 0.75 <= part["end80"] <= 0.92 and 0.42 <= part["end50"] <= 0.70, part
+        assert part[key] >= 0.9, (key, part)
+    assert 0.71 <= part["end80"] <= 0.95 and 0.39 <= part["end50"] <= 0.73, part
