@@ -88,11 +88,6 @@ def _micro_batch(value: Any) -> Any:
     return value if value == "auto" else int(value)
 
 
-# It was a boolean once.
-Checkpointing = Annotated[
-    Literal["none", "selective", "full"],
-    BeforeValidator(lambda value: {False: "none", True: "full"}[value] if isinstance(value, bool) else value),
-]
 MicroBatch = Annotated[int | Literal["auto"], PlainValidator(_micro_batch, json_schema_input_type=int | str)]
 
 
@@ -148,10 +143,10 @@ class Training(Section):
         default=True,
         description="on a GPU, at zero_stage 1 in bf16 and not compiled: replay a micro-batch as one CUDA graph",
     )
-    activation_checkpointing: Checkpointing = Field(
+    activation_checkpointing: Literal["none", "selective", "full"] = Field(
         default="none",
         description="what the backward pass computes again rather than keeps: nothing; the norms and the SwiGLU's product, which "
-        "are large and cheap (selective); or each block (full; true in older files). No gradient changes",
+        "are large and cheap (selective); or each block (full). No gradient changes",
     )
     deterministic: bool = Field(
         default=False, description="on a GPU: sums in a fixed order, the same bits from the same start; slower"

@@ -1,8 +1,8 @@
 """The sections of what a run shows of itself: on the console, in trackers, as text. None of them changes what is trained."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError
 
 from emergence_train.errors import InputError
 from emergence_train.section import Section
@@ -35,26 +35,9 @@ class Logging(Section):
     wandb: Annotated[Wandb, BeforeValidator(lambda value: {"mode": value} if isinstance(value, str) else value)] = (
         Field(default=Wandb(), description="Weights & Biases: a mode, or its section")
     )
-    wandb_project: str | None = Field(default=None, description="older name of wandb.project")
     tensorboard: bool = Field(
         default=False, description="write TensorBoard's event files too, to tensorboard/ in the run"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _older_name(cls, given: Any) -> Any:
-        """wandb_project becomes wandb.project."""
-        if not isinstance(given, dict) or given.get("wandb_project") is None:
-            return given
-        older, wandb = given["wandb_project"], given.get("wandb", {})
-        wandb = {"mode": wandb} if isinstance(wandb, str) else wandb.model_dump() if isinstance(wandb, Wandb) else wandb
-        if not isinstance(wandb, dict):
-            return given
-        if wandb.get("project") not in (None, older):
-            raise ValueError(
-                "wandb_project is the older name of wandb.project, and they differ; leave wandb_project out"
-            )
-        return given | {"wandb": wandb | {"project": older}, "wandb_project": None}
 
 
 class Samples(Section):

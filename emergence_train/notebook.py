@@ -10,7 +10,7 @@ import pandas as pd
 
 from emergence_train.analysis import temporal
 from emergence_train.analysis.drawing import draw
-from emergence_train.analysis.figures import Figure, Trace, short
+from emergence_train.analysis.figures import Figure, Trace
 from emergence_train.analysis.logs import LogOptions
 from emergence_train.analysis.outlook import Ahead, parse_schedule
 from emergence_train.analysis.runs import Series, load
@@ -18,6 +18,7 @@ from emergence_train.analysis.temporal.figures import NATS, by_position, forecas
 from emergence_train.analysis.temporal.result import RunResult
 from emergence_train.analysis.temporal.tables import RunAnalysis
 from emergence_train.errors import InputError
+from emergence_train.formatting import short
 from emergence_train.recorder import tables
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ MISSING = "-"  # of a run without the key, or without a configuration
 
 def differences(runs: list[Path]) -> list[dict[str, Any]]:
     """For each run its values of the keys that differ, under names as short as tells them apart (`lr`, `model.width`). A key that
-    a run of an older version does not have is no difference: it has the default."""
+    a run does not have is no difference: it has the default."""
     return _differing([flat(read_config(run)) for run in runs])
 
 

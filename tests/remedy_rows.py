@@ -141,11 +141,6 @@ CONFIG = [
     ),
     config("has no variable {}; set it or leave", "name=a-${NOWHERE}", "name=a"),
     config("has no value {}; give a key such as", "name=a-${training.lr}", "name=a-${training.schedule.lr}"),
-    config(
-        "and they differ; leave wandb_project out",
-        "logging.wandb_project=a logging.wandb.project=b",
-        "logging.wandb.project=b",
-    ),
     config("domain {} must have exactly one of files, hub, sample and planted (has: {})", "data.sources.0.hub=x"),
     Row(
         "no source with a weight above 0 is in the iid set; leave in_iid out of one of them",

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import importlib
 import json
 import math
 import os
@@ -15,7 +16,17 @@ import torch.distributed as dist
 import forkserver
 
 ROOT = Path(__file__).parents[1]
+STUDIES = ROOT / "benchmarks" / "studies"
 PATIENCE = float(os.environ.get("EMERGENCE_TEST_PATIENCE", "1"))  # how much slower than alone on two cores this may be
+
+
+def study(name: str, folder: Path = STUDIES):
+    """A script of benchmarks/ as a module, with those beside it, as Python runs it."""
+    sys.path.insert(0, str(folder))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(folder))
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ def test_what_it_prints_is_the_same_configuration(path, tmp_path):
         pytest.skip("no configuration of a run")
     prompts = ", ".join(f"'of {number},  [a: b] #'" for number in range(12))
     over = [
-        "logging.wandb_project='yes: #1'",
+        "logging.wandb.project='yes: #1'",
         "tasks=[{task: copying}, {task: t, file: a b}]",
         f"samples.prompts=[{prompts}]",
     ]

@@ -59,7 +59,7 @@ KEYS = {
     "checkpoints": "every_tokens log_spaced_start save_state keep_last keep_every keep_best state_tokens asynchronous "
     "local_path",
     "faults": "not_finite spike spike_deviations give_up_after compare_replicas silent_seconds hang_seconds node_check",
-    "logging": "console_seconds every_rank wandb wandb_project tensorboard",
+    "logging": "console_seconds every_rank wandb tensorboard",
     "logging.wandb": "mode project entity group tags notes job_type system checkpoints",
     "samples": "prompts tokens temperature seed",
     "tasks": "task name items file shots seed include_path steps",

@@ -17,7 +17,7 @@ PACKAGES = {"emergence_train": ROOT / "emergence_train", "emergence_kernels": RO
 
 # Rooms of emergence_train, the lowest floor first; the longest name that fits a module is its room.
 FLOORS = (
-    ("errors", "section", "collector"),
+    ("errors", "formatting", "section", "collector"),
     ("files",),
     ("cluster",),
     ("recorder",),
@@ -258,3 +258,11 @@ def test_benchmarks_import_nothing_of_the_tests():
     tests = {path.stem for path in (ROOT / "tests").rglob("*.py")} | {"tests"}
     for path in (ROOT / "benchmarks").rglob("*.py"):
         assert not {name.split(".")[0] for name in _imported(path.stem, path)} & tests, path
+
+
+def test_training_knows_no_kind_of_model():
+    """Adding a model is one file: training takes models by the registry and their base class alone."""
+    for module in _framework():
+        if _short(module).startswith("training."):
+            models = {name for name in map(_short, _arrows()[module]) if name.startswith("models.")}
+            assert not models & {"models.decoder", "models.hf_model"}, module

@@ -145,7 +145,7 @@ EXEMPT = (
         "install a version that has it": "another version of transformers",
         "transformers has no model for kind {}": "names no remedy: there is none",
         "have no softcap, sinks or ALiBi": "names no remedy: there is none",
-        "has no tokenizer.json (an older version trained it)": OTHER_TESTS + "data/test_identity.py",
+        "has no tokenizer.json, and": OTHER_TESTS + "data/test_identity.py",
         "validation set {} has": "a part of `altered: delete {} and prepare again`, which has a row",
         "free some or choose another data.path": "a full disk",
         "is a hub data set: pip install": "a missing package, or the network",

@@ -184,8 +184,8 @@ def restore(folder: str, step: int | None):
 
     from emergence_train.config import Config
     from emergence_train.recorder.layout import step_of
+    from emergence_train.training.checkpoint_plan import Plan
     from emergence_train.training.observers import RunSetup
-    from emergence_train.training.plan import Plan
     from emergence_train.training.recording import RunWriter
 
     run, lines = Path(folder), []

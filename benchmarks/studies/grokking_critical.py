@@ -21,11 +21,11 @@ from scipy import stats
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
+from intervals import holds  # noqa: E402
 from temporal_coverage import provenance  # noqa: E402
 
 from emergence_train.analysis.grokking import critical, simulate  # noqa: E402
 from emergence_train.analysis.grokking.times import time_trend  # noqa: E402
-from emergence_train.analysis.results import Interval  # noqa: E402
 
 PARAMS = (1000, 3000, 9000)
 SLOPES = (0.0, -0.12, 0.12)
@@ -50,12 +50,6 @@ TIME_ERRORS = {  # none is normal
     "Student, 3": lambda rng, runs: rng.standard_t(3, runs),
     "exponential": lambda rng, runs: rng.exponential(size=runs),
 }
-
-
-def holds(interval: Interval, truth: float) -> bool:
-    low = -np.inf if interval.low95 is None else interval.low95
-    high = np.inf if interval.high95 is None else interval.high95
-    return bool(low <= truth <= high)
 
 
 def sweeps(form: str, design: str, count: int) -> dict:

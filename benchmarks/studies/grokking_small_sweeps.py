@@ -17,9 +17,9 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
 import numpy as np  # noqa: E402
 import simulated_cells  # noqa: E402
+from intervals import holds  # noqa: E402
 
 from emergence_train.analysis.grokking import critical  # noqa: E402
-from emergence_train.analysis.results import Interval  # noqa: E402
 
 FORMS = ("gompertz", "lapses", "falls again", "common luck")
 SIZES, SEEDS = (2, 3, 5), (1, 2, 5)
@@ -50,12 +50,6 @@ def group(form: str, params: int, middle: float, seeds: int, rng: np.random.Gene
             p = rng.beta(max(p, 1e-6) * strength, max(1 - p, 1e-6) * strength)
         able += list(rng.random(seeds) < p)
     return critical.Group(np.repeat(SHARES, seeds), np.array(able), params)
-
-
-def holds(interval: Interval, truth: float) -> bool:
-    low = -np.inf if interval.low95 is None else interval.low95
-    high = np.inf if interval.high95 is None else interval.high95
-    return bool(low <= truth <= high)
 
 
 def cell(form: str, sizes: int, seeds: int, count: int) -> dict:

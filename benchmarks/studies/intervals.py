@@ -3,6 +3,8 @@
 import numpy as np
 from scipy import stats
 
+from emergence_train.analysis.results import Interval
+
 
 def student(values: np.ndarray, lowest: float = -np.inf, highest: float = np.inf) -> dict:
     """Mean of independent values with Student's 95% interval, cut at `lowest` and `highest`; no interval of one value, or where
@@ -19,3 +21,10 @@ def student(values: np.ndarray, lowest: float = -np.inf, highest: float = np.inf
 def equal(values: np.ndarray) -> bool:
     """Whether values tell no spread: one alone, or all the same but for rounding."""
     return bool(np.ptp(values) <= 1e-9 * np.abs(values).max())
+
+
+def holds(interval: Interval, truth: float) -> bool:
+    """Whether an interval holds the truth; an end that is None is open."""
+    low = -np.inf if interval.low95 is None else interval.low95
+    high = np.inf if interval.high95 is None else interval.high95
+    return bool(low <= truth <= high)

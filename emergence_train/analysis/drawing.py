@@ -17,8 +17,9 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.ticker import NullLocator
 
-from emergence_train.analysis.figures import PALETTE, Figure, Ramp, Trace, ramp_colours, short, ticks
+from emergence_train.analysis.figures import PALETTE, Figure, Ramp, Trace, ramp_colours, ticks
 from emergence_train.files import atomic_path
+from emergence_train.formatting import short
 
 STYLE: Any = {
     "figure.constrained_layout.use": True,

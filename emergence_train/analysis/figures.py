@@ -162,17 +162,6 @@ def ticks(low: float, high: float, log: bool) -> list[float]:
     return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def short(value: float) -> str:
-    """Format a number for an axis: 0.5, 12, 30k, 2.5M, 400B, 3e18."""
-    value = float(value)
-    if abs(value) >= 1e15:
-        return f"{value:.3g}".replace("e+", "e")
-    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{suffix}"
-    return f"{value:.4g}"
-
-
 def ramp_colours(shade: float) -> tuple[str, str]:
     """Colours on a (light, dark) background of a shade in [0, 1]: viridis, with the end farthest from the background for 1,
     the newest, without the end that is too close to it: a contrast of 3 at least."""

@@ -61,11 +61,11 @@ def _whole(text: str) -> int | str:
     return int(value) if value.is_integer() else text
 
 
-def rates_of(schedule: Schedule, total: float, points: int = POINTS) -> np.ndarray:
+def rates_of(schedule: Schedule, total: float) -> np.ndarray:
     """(K, 2) tokens and learning rate of a whole run of `total` tokens."""
     # the corners belong to the grid, so that nothing is lost between its points
     corners = np.clip([schedule.warmup_tokens, total - schedule.decay_tokens], 0, total)
-    tokens = np.unique(np.r_[np.linspace(0, total, points), corners])
+    tokens = np.unique(np.r_[np.linspace(0, total, POINTS), corners])
     return np.c_[tokens, [learning_rate(schedule, t, total) for t in tokens]]
 
 
@@ -93,10 +93,10 @@ def planned_schedule(path: Path) -> tuple[Schedule, float] | None:
         ) from error
 
 
-def planned_rates(path: Path, points: int = POINTS) -> np.ndarray | None:
+def planned_rates(path: Path) -> np.ndarray | None:
     """(K, 2) tokens and learning rate that a run directory's config.yaml plans; None if it plans none."""
     planned = planned_schedule(path)
-    return None if planned is None else rates_of(*planned, points)
+    return None if planned is None else rates_of(*planned)
 
 
 def continued(plan: PlannedSchedule, end: float) -> tuple[PlannedSchedule, str] | None:

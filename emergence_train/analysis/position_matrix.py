@@ -149,9 +149,9 @@ def _composition(count: np.ndarray, position: np.ndarray) -> tuple[np.ndarray | 
     return share / share.sum(), f"{says}: the mean loss and its forecast are of {which}"
 
 
-def _smooth(variance: np.ndarray, count: np.ndarray, position: np.ndarray, bins: int = 16) -> np.ndarray:
+def _smooth(variance: np.ndarray, count: np.ndarray, position: np.ndarray) -> np.ndarray:
     """Average variances in bins of log position, (C, P); never zero."""
-    bin_of = position_bins(position, bins)
+    bin_of = position_bins(position, 16)
     member = (bin_of[:, None] == np.arange(bin_of.max() + 1)).astype(float)  # (P, B)
     total = count @ member
     mean = (count * variance) @ member / np.maximum(total, 1)

@@ -44,15 +44,12 @@ def check_tokenizer(run: Path, dataset: Dataset) -> dict | None:
 
 
 def check(run: Path, dataset: Dataset) -> None:
-    """Raise InputError where `run` was trained on other data or with another tokenizer than `dataset`'s.
-
-    A run of an older version has its tokenizer's fingerprint only, in the first line of its log.
-    """
+    """Raise InputError where `run` was trained on other data or with another tokenizer than `dataset`'s."""
     known = check_tokenizer(run, dataset)
     if known is None:
         return
     actual = digest(dataset.index)
-    if known.get("data", actual) != actual:
+    if known["data"] != actual:
         raise InputError(
             f"{run}: was trained on the data {known['data']}, and {dataset.root} holds {actual}; set data.path to the data it "
             f"was trained on, or train under another name"
@@ -74,22 +71,16 @@ def keep(run: Path, dataset: Dataset) -> None:
 
 
 def read(run: Path) -> dict | None:
-    """{"data", "vocabulary", "end_of_text"} of a run; of an older version what its log has; None where it has nothing."""
+    """{"data", "vocabulary", "end_of_text"} of a run; None where it has none."""
     try:
         identity = json.loads((run / FILE).read_text())
-        if isinstance(identity, dict) and isinstance(identity.get("vocabulary"), str):
+        if isinstance(identity, dict) and all(isinstance(identity.get(key), str) for key in ("data", "vocabulary")):
             return identity
-        raise ValueError("no vocabulary in it")
+        raise ValueError("no data or vocabulary in it")
     except FileNotFoundError:
-        pass
+        return None
     except (OSError, ValueError) as error:
         raise InputError(f"{run / FILE}: cannot be read ({' '.join(str(error).split())}); restore it") from None
-    try:
-        with open(run / "metrics.jsonl", encoding="utf-8") as file:
-            header = json.loads(file.readline())
-        return {"vocabulary": header["vocabulary"]} if header.get("vocabulary") else None
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def tokenizer_of(run: Path, data: Path) -> tuple[Path, int]:
@@ -105,7 +96,7 @@ def tokenizer_of(run: Path, data: Path) -> tuple[Path, int]:
         path, end = data / "tokenizer.json", load_index(data)["tokenizer"]["end_of_text"]
     else:
         raise InputError(
-            f"{run}: has no tokenizer.json (an older version trained it), and {data} is not the data set it was trained on; "
+            f"{run}: has no tokenizer.json, and {data} is not the data set it was trained on; "
             f"run this in the directory that its data.path is relative to"
         )
     if (wanted := known.get("vocabulary")) not in (None, actual := fingerprint(path)):

@@ -23,8 +23,7 @@ def parent_of(run: Path) -> dict | None:
     "skipped_samples", "same_samples"}.
 
     `first_step` is the child's number of the parent's last step: its own begin after it. `skipped_samples`: (first, last) of what
-    the parent's rewinds had left out until then. `same_samples`: whether all before were of the child's own order; older versions
-    leave it out.
+    the parent's rewinds had left out until then. `same_samples`: whether all before were of the child's own order.
     """
     try:
         return json.loads((run / FILE).read_text())

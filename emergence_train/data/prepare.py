@@ -135,7 +135,7 @@ def _recipe(data: Data) -> dict:
 
 
 def _known(recipe: Any) -> Any:
-    """The recipe without unset keys, so that keys which an older version did not have compare as equal."""
+    """The recipe without unset keys, so that keys which a later version adds compare as equal."""
     if isinstance(recipe, dict):
         return {key: _known(value) for key, value in recipe.items() if value is not None}
     return [_known(value) for value in recipe] if isinstance(recipe, list) else recipe
@@ -169,15 +169,11 @@ def _compare_finished(root: Path, recipe: dict, data: Data) -> str:
     finished = _read_recipe(root)
     if finished is None:
         raise InputError(f"{root / 'recipe.json'}: cannot be read; delete {root} and prepare again")
-    before, wanted = finished.pop("made_from", None), _known(recipe)
-    if "ood_shares" not in finished:  # an older version did not note them
-        del wanted["ood_shares"]
+    before, wanted = finished.pop("made_from"), _known(recipe)
     if finished != wanted:
         changed = next((key for key in wanted if finished.get(key) != wanted[key]), "data")
         changed = {"iid_shares": "sources (their weights)", "ood_shares": "ood (their weights)"}.get(changed, changed)
         raise InputError(f"{root}: was prepared with another data.{changed}; choose another data.path or delete it")
-    if before is None:  # an older version did not record them
-        return ""
     try:
         now = _made_from(data)
     except InputError:

@@ -63,7 +63,7 @@ class Evaluator:
 
     def table(self, scores: Scores, *, run: str, params: int, step: int, tokens: int, losses: dict) -> "pd.DataFrame":
         """The `evaluations` table of one checkpoint; `losses` are its mean losses by split, nats per token."""
-        from emergence_train.evaluation.score_tables import table  # pandas: rank 0 alone makes tables
+        from emergence_train.evaluation.evaluations_table import table  # pandas: rank 0 alone makes tables
 
         return table(
             scores.rows,

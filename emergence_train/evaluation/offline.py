@@ -13,9 +13,9 @@ from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
 from emergence_train.errors import InputError
 from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
+from emergence_train.evaluation.evaluations_table import write
 from emergence_train.evaluation.positions import validate
 from emergence_train.evaluation.saved_model import load_model
-from emergence_train.evaluation.score_tables import write
 from emergence_train.evaluation.suite import KNOWN, LM_EVAL
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.imported import Imported

@@ -20,12 +20,9 @@ def prepare(run: Path, nccl: bool) -> None:
     if not nccl:
         return
     path = str((run / STACKS / PREFIX).absolute())
-    # Each by its current name and by that of torch 2.8 and older.
     settings = {
         "TORCH_FR_BUFFER_SIZE": "2000",
-        "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
         "TORCH_FR_DUMP_TEMP_FILE": path,
-        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": path,
         "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
     }
     for name, value in settings.items():

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from emergence_train.errors import InputError, OneLine, RunError, Stopped, describe, exit_code
+from emergence_train.formatting import duration
 from emergence_train.grokking.stacked import Stack
 from emergence_train.grokking.store import Store
 from emergence_train.grokking.sweep import Plan, Run
@@ -292,11 +293,5 @@ class Progress:
         total = sum(self.work.values())
         ready = sum(self.work[number] * share for number, share in self.share.items())
         gained = ready - sum(self.work[number] * share for number, share in self.first.items())
-        eta = f", {_duration(seconds * (total - ready) / gained)} left" if gained > 0 else ""
+        eta = f", {duration(seconds * (total - ready) / gained)} left" if gained > 0 else ""
         return f"{self.done_runs} of {self.runs} runs done, {100 * ready / total:.0f}%{eta}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

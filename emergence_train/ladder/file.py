@@ -14,7 +14,7 @@ from emergence_train import config_tree
 from emergence_train.config import Config
 from emergence_train.errors import InputError
 from emergence_train.section import Section
-from emergence_train.training.plan import Plan
+from emergence_train.training.checkpoint_plan import Plan
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 PREFIXES = ((10**9, "b"), (10**6, "m"), (10**3, "k"))

@@ -19,8 +19,7 @@ from emergence_train.ladder.progress import done, process_note, read_notes, read
 
 POLL = 0.2  # seconds
 RETRIES = 3  # of a run whose process was lost
-REQUESTED = 75  # exit codes: stop requested
-LOST = 76  # another process lost
+LOST = 76  # exit code: another process lost
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 BUSY = "another process runs this ladder; wait for it, or see --status"
 

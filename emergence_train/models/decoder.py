@@ -110,18 +110,18 @@ class Shared(NamedTuple):
     group: SequenceGroup | None = None  # that shares the sequences
 
 
-class Attention(nn.Module):
-    """Causal self-attention with grouped queries.
+def main_grad_of(layer: nn.Module) -> Tensor | None:
+    """What the layer's weight gradient is added to by products, where it is (training.main_gradients)."""
+    return getattr(layer, "main_grad", None)
 
-    main_grad: of qkv's weight, where its gradient is accumulated by products (training.main_gradients). In training projection
-    and attention are one operation then.
-    """
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped queries; in training one operation with the projection where that has a `main_grad`."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.softcap = config.attention.softcap
-        self.main_grad: Tensor | None = None
         self.qkv = nn.Linear(config.width, (config.heads + 2 * config.kv_heads) * config.head_dim, bias=False)
         self.out = nn.Linear(config.width, config.width, bias=False)
         self.sinks = nn.Parameter(torch.zeros(config.heads)) if config.attention.sinks else None
@@ -137,7 +137,8 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, shared: Shared) -> Tensor:
         trains = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if self.main_grad is None or not trains or shared.group is not None:
+        main_grad = main_grad_of(self.qkv)
+        if main_grad is None or not trains or shared.group is not None:
             return self.attend(self.qkv(x_BTD), shared)
         out_BTHd = projected_attention(
             x_BTD,
@@ -150,7 +151,7 @@ class Attention(nn.Module):
             softcap=self.softcap,
             sinks=self.sinks,
             alibi=shared.slopes,
-            main_grad=self.main_grad,
+            main_grad=main_grad,
         )
         return self.out(out_BTHd.flatten(2))
 
@@ -224,19 +225,19 @@ class SwiGLU(nn.Module):
 
     as_one: whether both layers are one operation in training. Both weights must be whole then, which ZeRO-3 shows to a layer's
         own forward only, and hooks on the layers see nothing.
-    main_grads: of both weights, where their gradients are accumulated by products (training.main_gradients).
     """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.as_one = False
-        self.main_grads: tuple[Tensor, Tensor] | None = None
         self.gate_up = nn.Linear(config.width, 2 * config.ffn, bias=False)
         self.down = nn.Linear(config.ffn, config.width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         if self.as_one and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return feed_forward(x_BTD, self.gate_up.weight, self.down.weight, main_grads=self.main_grads)
+            first, second = main_grad_of(self.gate_up), main_grad_of(self.down)
+            main_grads = None if first is None or second is None else (first, second)
+            return feed_forward(x_BTD, self.gate_up.weight, self.down.weight, main_grads=main_grads)
         return self.down(swiglu(self.gate_up(x_BTD)))
 
     def project_again(self, gate_up_BTF: Tensor) -> Tensor:
@@ -335,6 +336,11 @@ class Decoder(LanguageModel):
             return residual_std if name.endswith(("attention.out.weight", "swiglu.down.weight")) else INITIAL_STD
 
         draw_weights(self, std, seed, own, lambda name: 0.0 if name.endswith("attention.sinks") else 1.0)
+
+    def whole_weights(self) -> None:
+        for module in self.blocks.modules():
+            if isinstance(module, SwiGLU):
+                module.as_one = True
 
     def compiled_parts(self) -> nn.ModuleList:
         return self.blocks

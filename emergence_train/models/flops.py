@@ -20,3 +20,8 @@ def flops_share(flops_per_token: float | None, device_name: str, devices: int) -
     """MFU of one token/s: flops_per_token over the peak of all devices; None where either is not known."""
     peak = peak_flops(device_name)
     return flops_per_token / (peak * devices) if peak and flops_per_token else None
+
+
+def mfu_of_rate(header: dict, session: dict) -> float | None:
+    """`flops_share` of a run, by its log's header and the session that ran it."""
+    return flops_share(header.get("flops_per_token"), str(session.get("device", "")), session.get("processes", 1))

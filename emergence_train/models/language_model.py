@@ -47,6 +47,9 @@ class LanguageModel(nn.Module):
         """Set what `own` has of every weight from `seed`, alike for any world size and ZeRO stage; draw_weights does that."""
         raise NotImplementedError
 
+    def whole_weights(self) -> None:
+        """Called before training in which weights are whole outside their layers too: layers may become one operation."""
+
     def compiled_parts(self) -> Iterable[nn.Module]:
         """The modules that training.compile compiles, each by itself; none unless the kind names them."""
         return ()

@@ -51,6 +51,14 @@ def runs_below(place: Path, depth: int = 2) -> list[Path]:
     return runs
 
 
+def data_digest(directory: Path) -> str | None:
+    """The digest of the data that a run directory was trained on; None where it is not known."""
+    try:
+        return json.loads((directory / "data.json").read_text(encoding="utf-8"))["data"] or None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def run_name(directory: Path) -> str:
     """What a run directory calls itself in its tables."""
     try:

@@ -17,8 +17,9 @@ from emergence_train.analysis.emergence.result import (
     SizeEffect,
     TaskResult,
 )
-from emergence_train.analysis.figures import FORECAST, INTERVALS, OBSERVED, Figure, Trace, short
+from emergence_train.analysis.figures import FORECAST, INTERVALS, OBSERVED, Figure, Trace
 from emergence_train.analysis.results import Interval
+from emergence_train.formatting import short
 from emergence_train.report.collect import ReportData, Run
 from emergence_train.report.explanation_table import survival
 from emergence_train.report.families import legend, letters, shown_name

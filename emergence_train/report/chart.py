@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from emergence_train.analysis.figures import Figure, Ramp, Trace, short
+from emergence_train.analysis.figures import Figure, Ramp, Trace
+from emergence_train.formatting import short
 from emergence_train.report.svg import figure_svg, shape, style
 
 DIGITS = 5  # of numbers that are not whole

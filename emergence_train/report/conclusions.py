@@ -1,7 +1,6 @@
 """What the page comes to: a sentence or two a run, and what differs between the runs."""
 
 import html
-import json
 import math
 from collections.abc import Sequence
 
@@ -11,9 +10,10 @@ from scipy.stats import t as student
 
 from emergence_train.analysis.emergence.figures import main_metrics
 from emergence_train.analysis.emergence.result import VERDICT_ORDER
-from emergence_train.analysis.figures import short
 from emergence_train.analysis.temporal.result import Final, RunResult
 from emergence_train.errors import listed
+from emergence_train.formatting import short
+from emergence_train.recorder.naming import data_digest
 from emergence_train.report import per_byte, seeds, what_differs
 from emergence_train.report.collect import FRACTION, ReportData, Run
 from emergence_train.report.families import legend, letters
@@ -123,7 +123,7 @@ def _beside_seeds(runs: Sequence[Run], best: Run, following: Run) -> str:
 
 
 def _other_data(runs: Sequence[Run]) -> str:
-    return OTHER_DATA if len({_prepared(run) for run in runs} - {None}) > 1 else ""
+    return OTHER_DATA if len({data_digest(run.directory) for run in runs} - {None}) > 1 else ""
 
 
 def _best_of_each(groups: list[list[Run]]) -> str:
@@ -191,14 +191,6 @@ def _apart_by(best: Run, following: Run) -> str:
     if all(key.rpartition(".")[2] == "seed" for key in keys):
         return "; the two differ in the seed alone, so no setting makes that difference"
     return f"; the two differ in {html.escape(listed(keys, FEW_KEYS))}"
-
-
-def _prepared(run: Run) -> str | None:
-    """The digest of the data that a run was trained on; None where it is not known."""
-    try:
-        return str(json.loads((run.directory / "data.json").read_text(encoding="utf-8"))["data"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _sentence(run: Run, able: str | None) -> str:

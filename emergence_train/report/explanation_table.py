@@ -3,7 +3,7 @@
 import html
 
 from emergence_train.analysis.emergence.result import EmergenceResult, Explanation, Kept, Survival
-from emergence_train.analysis.figures import short
+from emergence_train.formatting import short
 from emergence_train.report.collect import ReportData
 from emergence_train.report.families import letters, shown_name
 from emergence_train.report.parts import table

@@ -6,8 +6,9 @@ import re
 import numpy as np
 import pandas as pd
 
-from emergence_train.analysis.figures import Figure, Trace, short
+from emergence_train.analysis.figures import Figure, Trace
 from emergence_train.analysis.temporal.figures import EVERY_STEP, by_position, has_curve, last_checkpoints
+from emergence_train.formatting import short
 from emergence_train.report.collect import SPLIT_ORDER, Run
 from emergence_train.report.parts import count, folded, grid, smoothed, table
 

@@ -8,8 +8,9 @@ import pandas as pd
 from scipy.stats import t as student
 from scipy.stats import ttest_ind
 
-from emergence_train.analysis.figures import Figure, Trace, short
+from emergence_train.analysis.figures import Figure, Trace
 from emergence_train.analysis.temporal.figures import EVERY_STEP
+from emergence_train.formatting import short
 from emergence_train.report.collect import ReportData, Run
 from emergence_train.report.parts import grid, smoothed, table
 from emergence_train.run_differences import differences, seed_groups, telling

@@ -9,7 +9,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from emergence_train.analysis.figures import PALETTE, Figure, Marker, Trace, ramp_colours, short, ticks
+from emergence_train.analysis.figures import PALETTE, Figure, Marker, Trace, ramp_colours, ticks
+from emergence_train.formatting import short
 
 WIDTH, HEIGHT = 480, 340
 LEFT, RIGHT, TOP, BOTTOM = 66, 14, 14, 48

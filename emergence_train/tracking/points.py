@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
-from emergence_train.models.flops import flops_share
+from emergence_train.models.flops import mfu_of_rate
 from emergence_train.recorder import tables
 from emergence_train.recorder.layout import step_of
 from emergence_train.recorder.metrics import iter_metrics
@@ -68,7 +68,8 @@ def points(
     Args:
         steps: about so many training steps at most, at equal distances; charts: so many tables, the newest.
     """
-    rate = _mfu_of_rate(run)
+    header = next((row for _, row in iter_metrics(run) if row["kind"] == "run"), {})
+    rate = mfu_of_rate(header, (read_sessions(run) or [{}])[-1])
     every = -(-until // steps) if until and steps else 1
     for _, row in iter_metrics(run):
         step = row.get("step", 0)
@@ -82,9 +83,3 @@ def points(
     paths = [path for path in paths if until is None or step_of(path) <= until]
     for path in paths[-charts:] if charts else paths:
         yield tables.read(tables.POSITIONS, path)
-
-
-def _mfu_of_rate(run: Path) -> float | None:
-    header = next((row for _, row in iter_metrics(run) if row["kind"] == "run"), {})
-    session = (read_sessions(run) or [{}])[-1]
-    return flops_share(header.get("flops_per_token"), str(session.get("device", "")), session.get("processes", 1))

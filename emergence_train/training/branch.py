@@ -26,7 +26,7 @@ from emergence_train.faults.anomalies import SkippedBatches
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.registry import build_model
 from emergence_train.run_differences import flat
-from emergence_train.training.plan import Plan
+from emergence_train.training.checkpoint_plan import Plan
 
 
 def parse(text: str) -> tuple[Path, int | None]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from emergence_train.models.flops import flops_share
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.recorder.environment import device_name
-from emergence_train.training.plan import Plan
+from emergence_train.training.checkpoint_plan import Plan
 
 
 class Console:

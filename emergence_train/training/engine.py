@@ -7,7 +7,6 @@ import torch
 
 from emergence_train.config import Faults, Training, Zero
 from emergence_train.models.config import ModelConfig
-from emergence_train.models.decoder import SwiGLU
 from emergence_train.models.initial_values import Slice, Slices, whole
 from emergence_train.models.memory import MOST_PREFETCH, NVME_BUFFERS, NVME_GROUP, bucket_elements
 from emergence_train.models.registry import build_model
@@ -88,9 +87,7 @@ def build(model_config: ModelConfig, training: Training, seed: int, mesh: Mesh, 
     if training.linears == "fp8":
         fp8.install(model, is_rank0=mesh.is_rank0)
     elif not third:
-        for module in model.modules():
-            if isinstance(module, SwiGLU):
-                module.as_one = True
+        model.whole_weights()
     model.init_weights(seed, _own_partitions(mesh.gradients) if third else whole)
     model.activation_checkpointing = training.activation_checkpointing
     if training.compile:

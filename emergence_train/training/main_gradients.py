@@ -23,15 +23,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emergence_kernels.backends import accumulating
-from emergence_train.models.decoder import Attention, SwiGLU
 from emergence_train.training.fp8 import Fp8Linear
 
 
 class AccumulatingLinear(nn.Linear):
     """A bias-free linear layer whose weight gradient is added to `weight.main_grad`, float32 of the weight's shape."""
 
+    @property
+    def main_grad(self) -> Tensor | None:
+        return getattr(self.weight, "main_grad", None)
+
     def forward(self, x: Tensor) -> Tensor:
-        main_grad = getattr(self.weight, "main_grad", None)
+        main_grad = self.main_grad
         if main_grad is None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return F.linear(x, self.weight)
         return accumulating.linear(x, self.weight, main_grad)
@@ -52,11 +55,6 @@ def install(engine: Any) -> bool:
             module.weight.main_grad = main_grads[module.weight]
             if type(module) is nn.Linear:  # an Fp8Linear adds to it by itself
                 module.__class__ = AccumulatingLinear
-    for module in engine.module.modules():
-        if isinstance(module, SwiGLU) and type(module.gate_up) is type(module.down) is AccumulatingLinear:
-            module.main_grads = main_grads[module.gate_up.weight], main_grads[module.down.weight]
-        if isinstance(module, Attention) and type(module.qkv) is AccumulatingLinear:
-            module.main_grad = main_grads[module.qkv.weight]
     engine.enable_backward_allreduce = False  # the step reduces the gradients, in one piece
     optimizer.step = types.MethodType(step, optimizer)
     return True

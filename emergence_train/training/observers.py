@@ -14,8 +14,8 @@ from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
 from emergence_train.faults.anomalies import Event
 from emergence_train.optim.schedule import Schedule
 from emergence_train.recorder.metrics import Metrics
+from emergence_train.training.checkpoint_plan import Plan
 from emergence_train.training.console import Console
-from emergence_train.training.plan import Plan
 
 if TYPE_CHECKING:  # of the ranks that have steps rank 0 alone has tables
     import pandas as pd

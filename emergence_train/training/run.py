@@ -25,10 +25,10 @@ from emergence_train.recorder.sessions import end_session
 from emergence_train.tracking import tensorboard
 from emergence_train.training import auto_micro_batch, branch, fp8, nvme
 from emergence_train.training import engine as engines
+from emergence_train.training.checkpoint_plan import Plan
 from emergence_train.training.console import Console
 from emergence_train.training.null_writer import LineWriter, NullWriter
 from emergence_train.training.observers import RunSetup
-from emergence_train.training.plan import Plan
 from emergence_train.training.rank_log import RankLog
 from emergence_train.training.session import Session
 from emergence_train.training.startup import (

@@ -29,10 +29,10 @@ from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import all_reduce_sum, broadcast_from_rank0
 from emergence_train.recorder.position_sums import PositionAccumulator
 from emergence_train.training import branch
+from emergence_train.training.checkpoint_plan import Plan
 from emergence_train.training.console import Console
 from emergence_train.training.null_writer import NullWriter
 from emergence_train.training.observers import Step
-from emergence_train.training.plan import Plan
 from emergence_train.training.profiler import StepProfiler
 from emergence_train.training.step import Stepper
 
@@ -267,13 +267,13 @@ class Session:
             return None
         seconds = time.monotonic() - began
         try:
-            scores = self.evaluator.score(self.engine, self.mesh, lambda: self._continue("tasks", step))
+            scores = self.evaluator.score(self.engine, self.mesh, lambda: self._continue_tasks(step))
         except _StopRequested:
             return None
         return reduced({"train": self.accumulator.take()}, self.mesh.gradients) | sums, seconds, scores
 
-    def _continue(self, operation: str, step: int) -> None:
-        self.watch.at(operation, step)
+    def _continue_tasks(self, step: int) -> None:
+        self.watch.at("tasks", step)
         if self._agree():
             raise _StopRequested
 

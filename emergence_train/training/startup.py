@@ -22,7 +22,7 @@ from emergence_train.recorder.environment import device_name
 from emergence_train.run_differences import VOLATILE, within
 from emergence_train.training import auto_micro_batch
 from emergence_train.training.auto_micro_batch import Device
-from emergence_train.training.plan import Plan
+from emergence_train.training.checkpoint_plan import Plan
 
 # What a run has that has begun, and what one has besides that was refused before: it may start with another configuration.
 BEGUN = ("metrics.jsonl", "checkpoints", "positions", "parent.json")

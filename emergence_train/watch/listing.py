@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from emergence_train.analysis.figures import short
 from emergence_train.errors import InputError, printable
+from emergence_train.formatting import short
 from emergence_train.recorder.naming import names_of
 from emergence_train.run_differences import differences_by_origin, telling
 from emergence_train.watch.progress import Forecast, Progress, progress, run_directories

@@ -12,11 +12,12 @@ from pathlib import Path
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 
+from emergence_train.formatting import duration
 from emergence_train.recorder.naming import names_of
 from emergence_train.run_differences import differences_by_origin
 from emergence_train.watch.details import details
 from emergence_train.watch.listing import table
-from emergence_train.watch.progress import Progress, duration, progress, run_directories
+from emergence_train.watch.progress import Progress, progress, run_directories
 from emergence_train.watch.screen import fitting, line, screen
 
 SECONDS, LINE_SECONDS = 2.0, 30.0  # between screens; between lines of a log

@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import fmean, median
 
 from emergence_train.errors import InputError
-from emergence_train.models.flops import flops_share
+from emergence_train.formatting import duration
+from emergence_train.models.flops import mfu_of_rate
 from emergence_train.recorder.layout import step_name, step_of
 from emergence_train.recorder.log_file import LogFile, rows_of
 from emergence_train.recorder.metrics import TRAIN
@@ -119,6 +120,7 @@ def progress_of(run: Path, end: LogEnd, name: str | None = None) -> Progress:
     sessions, age = read_sessions(run), max(0.0, time.time() - end.modified)
     session = sessions[-1] if sessions else {}
     state, reason = _state(end, sessions, step, total_steps, age, step_tokens / speed if speed else 0.0)
+    share = mfu_of_rate(header, session)
     return Progress(
         name=name or run_name(run),
         path=run,
@@ -134,7 +136,7 @@ def progress_of(run: Path, end: LogEnd, name: str | None = None) -> Progress:
         lr=last.get("lr"),
         grad_norm=last.get("grad_norm"),
         tokens_per_second=speed,
-        mfu=_mfu(header, session, speed),
+        mfu=speed * share if speed and share else None,
         eta_seconds=_eta(end, total_steps, step, step_tokens, speed) if state == "running" else None,
         age_seconds=age,
         awaited=state == "stopped" and session.get("exit_code") not in FAILED,
@@ -184,11 +186,6 @@ def _eta(end: LogEnd, total: int | None, step: int, step_tokens: int, speed: flo
     return left * step_tokens / speed + left // apart * _checkpoint_seconds(end)
 
 
-def _mfu(header: dict, session: dict, speed: float | None) -> float | None:
-    share = flops_share(header.get("flops_per_token"), str(session.get("device", "")), session.get("processes", 1))
-    return speed * share if speed and share else None
-
-
 def forecast_of(row: dict | None) -> Forecast | None:
     if row is None:
         return None
@@ -207,18 +204,6 @@ def _mean(rows: list[dict], key: str) -> float | None:
 def _median(rows: list[dict], key: str) -> float | None:
     numbers = _numbers(rows, key)
     return median(numbers) if numbers else None
-
-
-def duration(seconds: float) -> str:
-    """Two units at most: 45 s, 3 min, 2 h 05 min, 4 d 3 h."""
-    minutes, hours = round(seconds / 60), seconds / 3600
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if hours < 1:
-        return f"{minutes} min"
-    if hours < 48:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{hours // 24:.0f} d {hours % 24:.0f} h"
 
 
 def table_path(run: Path, folder: str, step: int) -> Path:

@@ -10,12 +10,12 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from emergence_train.analysis.figures import short
 from emergence_train.errors import printable
+from emergence_train.formatting import duration, short
 from emergence_train.watch.details import Details
 from emergence_train.watch.listing import STYLES, end, number
 from emergence_train.watch.plot import plot
-from emergence_train.watch.progress import Progress, counted, duration
+from emergence_train.watch.progress import Progress, counted
 
 WIDE = 110  # columns from which on panels stand beside each other
 EVENTS_SHOWN, TASKS_SHOWN = 6, 12

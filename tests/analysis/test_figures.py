@@ -7,24 +7,7 @@ import numpy as np
 import pytest
 
 from emergence_train import report
-from emergence_train.analysis.figures import Figure, Ramp, Trace, envelope, even, ramp_colours, short, ticks
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.5, "0.5"),
-        (12, "12"),
-        (30_000, "30k"),
-        (2.5e6, "2.5M"),
-        (4e11, "400B"),
-        (3e12, "3T"),
-        (-2e3, "-2k"),
-        (3e18, "3e18"),
-    ],
-)
-def test_short_numbers(value, text):
-    assert short(value) == text
+from emergence_train.analysis.figures import Figure, Ramp, Trace, envelope, even, ramp_colours, ticks
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a fourth stranger brought: the same known curve as trackers, tutorials and launchers of several ranks write it."""
+"""The same known curve as trackers, tutorials and launchers of several ranks write it."""
 
 import json
 from types import SimpleNamespace

@@ -4,10 +4,12 @@ import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from emergence_train.analysis.emergence import investigate
 from emergence_train.analysis.scores import ScoreOptions, with_scores
+from emergence_train.analysis.scores.percents import numbers
 from emergence_train.errors import InputError
 from emergence_train.recorder import tables
 
@@ -227,3 +229,8 @@ def test_percents_in_json_are_read(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps(rows))
     frame, _ = read(tmp_path / "x.json")
     assert frame["value"].tolist() == [0.28, 0.31] and set(frame["stderr"]) == {0.004}
+
+
+def test_counts_in_words_and_letters_are_read():
+    cells = pd.Series(["70 million", "2G", "70M", "1,000", "35.2% ± 0.4", "soon"])
+    np.testing.assert_allclose(numbers(cells, "count"), [70e6, 2e9, 70e6, 1000, 0.352, np.nan])

@@ -1,12 +1,12 @@
 """The files of a long run are read in bounded memory: each command in a process of its own, its greatest resident set."""
 
-import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "speed" / "long_run.py"
+from support import ROOT, study
+
+SPEED = ROOT / "benchmarks" / "speed"
 
 # Largest resident set in GB of each command, for a tenth of a long run's steps; report took 1.9 before tables
 # were read in pieces, and imports alone take 0.2 (resume: 0.4).
@@ -16,10 +16,7 @@ WHOLE = {"report": 1.5, "temporal": 1.5, "emergence": 1.5, "resume": 0.7}
 
 @pytest.fixture(scope="module")
 def long_run():
-    spec = importlib.util.spec_from_file_location("long_run", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return study("long_run", SPEED)
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +68,7 @@ def test_a_long_run_is_read_in_bounded_memory(long_run, tmp_path):
 @pytest.mark.slow
 def test_a_giant_document_is_prepared_in_a_gigabyte(tmp_path):
     """A .txt of 200 MB is one document."""
-    spec = importlib.util.spec_from_file_location("prepare_benchmark", SCRIPT.with_name("prepare.py"))
-    prepare = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(prepare)
+    prepare = study("prepare", SPEED)
     from emergence_train.data import tokenizer
 
     tokenizer.train(iter(prepare.texts()), 4096).save(str(tmp_path / "tokenizer.json"))

@@ -1,7 +1,5 @@
 """The story's numbers on tables whose truth is known; the names of its ladder's runs."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +7,7 @@ import pandas as pd
 import pytest
 
 from emergence_train.ladder.file import read
+from support import study
 
 ROOT = Path(__file__).parents[2]
 STUDIES = ROOT / "benchmarks" / "studies"
@@ -17,17 +16,7 @@ SIZES = {"0.05m": 5e4, "0.1m": 1e5, "0.2m": 2e5, "0.4m": 4e5, "0.9m": 9e5}
 
 @pytest.fixture(scope="module")
 def studies():
-    """The two modules, imported as the study itself does."""
-    sys.path.insert(0, str(STUDIES))
-    try:
-        modules = []
-        for name in ("story_measures", "story"):
-            spec = importlib.util.spec_from_file_location(name, STUDIES / f"{name}.py")
-            modules.append(importlib.util.module_from_spec(spec))
-            spec.loader.exec_module(modules[-1])
-        return modules
-    finally:
-        sys.path.remove(str(STUDIES))
+    return study("story_measures"), study("story")
 
 
 def losses(bend=0.0, gain=0.1, draw=0):

@@ -1,27 +1,15 @@
 """Curves of forms that the analysis does not contain: what they are, and how many of their ends the intervals hold."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
 
-STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
+import support
 
 
 @pytest.fixture(scope="module")
 def study():
-    sys.path.insert(0, str(STUDIES))
-    try:
-        spec = importlib.util.spec_from_file_location("temporal_outside", STUDIES / "temporal_outside.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["temporal_outside"] = module  # dataclasses look their module up
-        spec.loader.exec_module(module)
-        return module
-    finally:
-        sys.path.remove(str(STUDIES))
+    return support.study("temporal_outside")
 
 
 def test_every_form_falls_and_the_rows_are_noisy(study):

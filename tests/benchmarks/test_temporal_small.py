@@ -1,27 +1,18 @@
 """What small runs lose beyond their own law, recovered from curves of which it is known."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
 
-STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
-STEPS = np.arange(16, 1001, 8)
+import support
 
 
 @pytest.fixture(scope="module")
 def study():
-    sys.path.insert(0, str(STUDIES))
-    try:
-        spec = importlib.util.spec_from_file_location("temporal_small", STUDIES / "temporal_small.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-    finally:
-        sys.path.remove(str(STUDIES))
+    return support.study("temporal_small")
+
+
+STEPS = np.arange(16, 1001, 8)
 
 
 def runs(fall) -> pd.DataFrame:

@@ -11,9 +11,7 @@ from support import run_python
 
 NAMES = (
     "TORCH_FR_BUFFER_SIZE",
-    "TORCH_NCCL_TRACE_BUFFER_SIZE",
     "TORCH_FR_DUMP_TEMP_FILE",
-    "TORCH_NCCL_DEBUG_INFO_TEMP_FILE",
     "TORCH_NCCL_DUMP_ON_TIMEOUT",
 )
 
@@ -36,7 +34,7 @@ def test_nccl_writes_into_the_run_directory_by_default(environment, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     flight_recorder.prepare(Path("runs/run"), nccl=True)
     path = str(tmp_path / "runs" / "run" / "stacks" / "flight-")
-    assert [os.environ[name] for name in NAMES] == ["9", "2000", path, path, "1"]
+    assert [os.environ[name] for name in NAMES] == ["9", path, "1"]
 
 
 def test_a_record_holds_the_collectives_and_a_failure_is_none(tmp_path):

@@ -204,12 +204,8 @@ def test_what_a_section_leaves_open_is_left_to_the_environment(tmp_path, monkeyp
     assert module.run_id(tmp_path) == "trial-7", "kept"
 
 
-def test_the_older_keys_still_mean_the_same():
-    older = Logging.model_validate({"wandb": "online", "wandb_project": "p"})
-    assert older == Logging.model_validate({"wandb": {"mode": "online", "project": "p"}})
-    assert Logging.model_validate(older.model_dump(mode="json")) == older
-    with pytest.raises(ValueError, match="they differ; leave wandb_project out"):
-        Logging.model_validate({"wandb": {"project": "a"}, "wandb_project": "b"})
+def test_a_mode_alone_stands_for_the_section():
+    assert Logging.model_validate({"wandb": "online"}) == Logging.model_validate({"wandb": {"mode": "online"}})
 
 
 def test_wandb_without_a_network_leaves_the_run_whole(config_file, tmp_path):

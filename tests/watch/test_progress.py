@@ -14,7 +14,7 @@ import pytest
 import watch.run_files as run_files
 from emergence_train.errors import InputError
 from emergence_train.recorder import Recorder, sessions
-from emergence_train.watch.progress import duration, progress, run_directories
+from emergence_train.watch.progress import progress, run_directories
 
 
 @pytest.fixture(scope="module")
@@ -120,12 +120,3 @@ def test_runs_are_looked_for_two_levels_down(tmp_path):
     assert found_in == ["a", "ladder/b", "ladder/c"]
     with pytest.raises(InputError, match="holds no run that has begun"):
         run_directories([tmp_path / "data"])
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0 s"), (99.4, "99 s"), (100, "2 min"), (3599, "60 min"), (3700, "1 h 02 min"), (200_000, "2 d 8 h")],
-    ids=str,
-)
-def test_durations_have_two_units(seconds, text):
-    assert duration(seconds) == text

@@ -5,7 +5,6 @@ Columns decide where there are any: `vocabulary` (or the Parquet metadata of tha
 that are left once sizes, token multipliers, shapes, seeds, optimizers and reruns are taken out of it.
 """
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -16,6 +15,7 @@ import pandas as pd
 
 from emergence_train.analysis.emergence.result import FamilyResult
 from emergence_train.recorder import tables
+from emergence_train.recorder.naming import data_digest
 
 DATA = "data"  # column: a name or digest of the prepared data, with the validation text that the losses are of
 COLUMNS = {tables.VOCABULARY: "vocabularies", DATA: "data", "family": "families"}
@@ -61,22 +61,17 @@ def families(frame: pd.DataFrame) -> Families:
 
 def with_data(frame: pd.DataFrame, paths: Iterable[str | Path], shown: Mapping[Path, str]) -> pd.DataFrame:
     """The rows with the column `data` where run directories state the digest of theirs and the table has no such column."""
-    digests = {shown[Path(path)]: digest for path in paths if Path(path) in shown and (digest := _digest(Path(path)))}
+    digests = {
+        shown[Path(path)]: digest for path in paths if Path(path) in shown and (digest := data_digest(Path(path)))
+    }
     if not digests or DATA in frame:
         return frame
     return frame.assign(**{DATA: frame["run"].map(digests).fillna("")})
 
 
-def _digest(run: Path) -> str:
-    try:
-        return str(json.loads((run / "data.json").read_text()).get("data") or "")
-    except (OSError, ValueError, AttributeError):
-        return ""
-
-
 def _by_columns(frame: pd.DataFrame, columns: list[str]) -> Families:
     values = {name: frame[name].fillna("").astype(str) for name in columns}
-    # Older runs have no digest: they may be of the same data as the others, so an empty one separates nothing.
+    # Runs without a digest may be of the same data as the others, so an empty one separates nothing.
     differ = [name for name in columns if values[name][(values[name] != "") | (name != DATA)].nunique() > 1]
     decided = ", ".join(differ or columns)
     if not differ:

@@ -24,6 +24,7 @@ from emergence_train.analysis.results import as_json
 from emergence_train.files import write_csv, write_json
 
 SHOWN = 60  # lines of the printed table
+NOTES = 8  # printed
 PANELS = 12  # of the first family's page (the one with most rows)
 FEWER = 8  # of other pages
 FAMILIES = 4  # drawn, one page each; the tables have the rest
@@ -195,7 +196,7 @@ def _survival_line(task: Survival) -> str:
     return f"survival, {task.task} ({task.metric}), of what {task.largest:,} parameters have: {sizes}{alone}{early}"
 
 
-def _note_lines(tasks: Iterable[TaskResult], most: int = 8) -> list[str]:
+def _note_lines(tasks: Iterable[TaskResult]) -> list[str]:
     """The commonest notes of the tasks, with the number of tasks that share one."""
     notes: Counter[str] = Counter()
     total = 0
@@ -204,7 +205,7 @@ def _note_lines(tasks: Iterable[TaskResult], most: int = 8) -> list[str]:
         if task.size_effect.reason is not None:
             notes[task.size_effect.reason] += 1
     return [
-        f"note{'' if count == total else f' ({count} of {total})'}: {note}" for note, count in notes.most_common(most)
+        f"note{'' if count == total else f' ({count} of {total})'}: {note}" for note, count in notes.most_common(NOTES)
     ]
 
 

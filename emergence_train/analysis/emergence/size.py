@@ -17,6 +17,7 @@ from emergence_train.analysis.emergence.table import TaskMetric
 
 PERMUTATIONS = 999
 SEGMENTS = 4  # a run is split into at most so many pieces for the permutation test
+PIECES = 6  # of a monotone spline, at most
 LEAST = 6  # rows where sizes overlap
 
 
@@ -130,8 +131,8 @@ def monotone_basis(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarr
     return signed[:, active]
 
 
-def _i_splines(x: np.ndarray, pieces: int = 6) -> np.ndarray:
-    count = int(np.clip(len(x) // 6, 2, pieces))
+def _i_splines(x: np.ndarray) -> np.ndarray:
+    count = int(np.clip(len(x) // 6, 2, PIECES))
     inner = np.unique(np.quantile(x, np.linspace(0, 1, count)[1:-1]))
     low, high = x.min(), x.max() + 1e-9
     knots = np.r_[[low] * 3, inner[(inner > low) & (inner < high)], [high] * 3]

@@ -5,8 +5,6 @@ import pandas as pd
 
 from emergence_train.analysis.grokking.result import APART, Outcome, RunResult
 
-GENERALISED = 0.9
-
 
 def first_at(updates: np.ndarray, accuracy: np.ndarray, level: float) -> int | None:
     """The first of `updates` (n,) whose `accuracy` (n,) reaches the level."""

@@ -20,11 +20,12 @@ from emergence_train.analysis.logs.names import (
     plain,
     unknown_units,
 )
-from emergence_train.analysis.logs.numbers import ROLES, Role, are_sizes, in_short, is_ambiguous, numbers_of, scales_of
+from emergence_train.analysis.logs.numbers import ROLES, Role, are_sizes, is_ambiguous, numbers_of, scales_of
 from emergence_train.analysis.logs.ranks import rows_of_lowest
 from emergence_train.analysis.logs.resumption import JOBS, check_runs, logged_again, resumed
 from emergence_train.analysis.logs.validation import training_rows
 from emergence_train.errors import InputError, listed
+from emergence_train.formatting import short
 
 PERPLEXITY = "ppl train_ppl perplexity train_perplexity"  # beside a loss
 WHOLE = 1e6  # tokens below which a count is of single ones; means over processes or rows may have parts of larger ones
@@ -124,7 +125,7 @@ def _by_size(log: Log, options: LogOptions) -> list[tuple[Log, LogOptions]]:
         if (of_size["min"].iloc[1:].to_numpy() > of_size["max"].cummax().iloc[:-1].to_numpy()).all():
             return [(log, options)]
     known = [float(size) for size in sorted(sizes.unique())]
-    names = [in_short(size) for size in known]
+    names = [short(size) for size in known]
     names = [f"{size:.0f}" if names.count(name) > 1 else name for name, size in zip(names, known)]
     notes = (*log.notes, f"a run for each size of {column!r}; --column run={ONE_RUN} reads all rows as one")
     own = replace(options, params=None)  # which is one size's

@@ -7,7 +7,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-SI = {"K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 LETTERS = {1e3: "K", 1e6: "M", 1e9: "B", 1e12: "T"}
 # What counts are written in, as words
 MULTIPLES = {
@@ -171,12 +170,6 @@ def _are_thousands(pointed: list[str], plain: bool) -> bool | None:
     if any(map(DECIMALS.match, pointed)):
         return False
     return True if plain or any(step % 1000 for step in steps) else None
-
-
-def in_short(count: float) -> str:
-    """70,000,000 as 70M."""
-    unit = next((name for name in "BMK" if count >= SI[name]), None)
-    return f"{count / SI[unit]:.3g}{unit}" if unit else f"{count:.0f}"
 
 
 def are_sizes(counts: pd.Series) -> bool:

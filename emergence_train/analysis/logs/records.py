@@ -42,3 +42,16 @@ def _of_columns(content: dict) -> list[dict] | None:
     if index is None or index == [str(k) for k in range(len(index))] or "step" in map(str.lower, content):
         return rows
     return [{"step": int(step)} | row for step, row in zip(index, rows)]
+
+
+def objects_of(text: str) -> list:
+    """The values of a JSON text: those of its list, itself, or those of its lines, which U+2028 does not end.
+
+    Raises:
+        ValueError, RecursionError: it is none.
+    """
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    return content if isinstance(content, list) else [content]

@@ -28,7 +28,7 @@ class Composition:
     sharpest_whole: Annotated[Share, "the same of the whole"]
 
 
-def explained_by_composition(steps_right: np.ndarray, seed: int = 0) -> Composition:
+def explained_by_composition(steps_right: np.ndarray) -> Composition:
     """Compare the whole of a task with the product of its steps' success, checkpoint by checkpoint.
 
     Args:
@@ -48,7 +48,7 @@ def explained_by_composition(steps_right: np.ndarray, seed: int = 0) -> Composit
     every = steps_right.all(2)
     if np.ptp(every.mean(1)) == 0:
         raise ValueError("the whole does not change: there is nothing to explain")
-    draws = np.random.default_rng(seed).multinomial(items, np.full(items, 1 / items), BOOTSTRAPS)
+    draws = np.random.default_rng(0).multinomial(items, np.full(items, 1 / items), BOOTSTRAPS)
     weights = np.vstack([np.ones(items), draws]) / items  # the items themselves, then items drawn again
     whole = weights @ every.T
     single = weights @ steps_right.transpose(1, 0, 2).reshape(items, -1)

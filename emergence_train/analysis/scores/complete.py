@@ -8,11 +8,12 @@ import pandas as pd
 
 from emergence_train.analysis import logs
 from emergence_train.analysis.logs import Curve, LogOptions, units
-from emergence_train.analysis.logs.numbers import are_sizes, in_short
+from emergence_train.analysis.logs.numbers import are_sizes
 from emergence_train.analysis.scores.options import ScoreOptions, Scores
 from emergence_train.analysis.scores.parts import parted
 from emergence_train.analysis.scores.percents import ROUNDING
 from emergence_train.errors import InputError, listed
+from emergence_train.formatting import short
 from emergence_train.recorder import tables
 from emergence_train.recorder.naming import is_run
 
@@ -114,7 +115,7 @@ def _part_sizes(frame: pd.DataFrame, notes: list[str]) -> None:
     for run, params in frame.groupby("run", sort=False)["params"]:
         sizes = params.dropna().unique()
         if are_sizes(params):
-            names = {size: f"{run}-{in_short(size)}" for size in sizes}
+            names = {size: f"{run}-{short(size)}" for size in sizes}
             frame.loc[params.index, "run"] = params.map(names).fillna(run)
             notes.append(f"{run!r} holds {len(sizes)} sizes, a run each: {listed(list(names.values()), 6)}")
 

@@ -1,7 +1,6 @@
 """Results of the harnesses as JSON: results_*.json of lm-eval and lighteval, metrics.json and metrics-all.jsonl of OLMES."""
 
 import functools
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from emergence_train.analysis.logs.encoded import suffix_of, text_of
+from emergence_train.analysis.logs.records import objects_of
 from emergence_train.analysis.scores.options import Format, ScoreOptions, Scores, place_of, place_of_results
 from emergence_train.analysis.scores.parts import OTHER, SHOTS
 from emergence_train.errors import InputError
@@ -25,18 +25,9 @@ def _objects(path: Path) -> tuple[dict, ...]:
     if suffix_of(path) not in (".json", ".jsonl"):
         return ()
     try:
-        text = text_of(path)
-    except (OSError, UnicodeDecodeError, InputError):
+        return tuple(entry for entry in objects_of(text_of(path)) if isinstance(entry, dict))
+    except (OSError, ValueError, RecursionError, InputError):
         return ()
-    try:
-        content = [json.loads(line) for line in text.split("\n") if line.strip()]  # U+2028 ends no line
-    except (ValueError, RecursionError):
-        try:
-            content = [json.loads(text)]
-        except (ValueError, RecursionError):
-            return ()
-    content = content[0] if len(content) == 1 and isinstance(content[0], list) else content
-    return tuple(entry for entry in content if isinstance(entry, dict))
 
 
 # ---------------------------------------------------------------------------------------------------------------- lm-eval
@@ -71,26 +62,14 @@ def _read_lm_eval(path: Path, options: ScoreOptions) -> list[Scores]:
         place["params"] = int(settings["model_num_parameters"])
     rows = []
     for task, values in content["results"].items():
-        for key, value in values.items():
-            metric, _, filtered = str(key).partition(",")
-            if metric in NO_METRIC or metric.endswith("_stderr") or not _is_number(value):
-                continue
-            error = values.get(f"{metric}_stderr,{filtered}" if filtered else f"{metric}_stderr")
-            samples = (content.get("n-samples") or {}).get(task) or {}
+        samples = (content.get("n-samples") or {}).get(task) or {}
+        shots = (content.get("n-shot") or {}).get(task, settings.get("num_fewshot"))
+        for key, scores in _scores_of(values):
+            metric, _, filtered = key.partition(",")
             better = (content.get("higher_is_better") or {}).get(task, {}).get(metric)
-            shots = (content.get("n-shot") or {}).get(task, settings.get("num_fewshot"))
-            rows.append(
-                place
-                | {
-                    "task": task,
-                    "metric": metric if filtered in ("none", "") else f"{metric}_{filtered}",
-                    "value": float(value),
-                    "stderr": float(error) if _is_number(error) else math.nan,
-                    "items": samples.get("effective"),
-                    "higher_is_better": better,
-                    OTHER + SHOTS: shots,
-                }
-            )
+            named = metric if filtered in ("none", "") else f"{metric}_{filtered}"
+            about = {"task": task, "metric": named, "items": samples.get("effective"), "higher_is_better": better}
+            rows.append(place | about | scores | {OTHER + SHOTS: shots})
     return [Scores(path, pd.DataFrame(rows), f"{path}: lm-eval, {len(content['results'])} tasks of {_named(place)}")]
 
 
@@ -116,13 +95,8 @@ def _read_lighteval(path: Path, options: ScoreOptions) -> list[Scores]:
             task, shots = match[1], match[2]
         if name == "all" or task.endswith("_average") or not isinstance(values, dict):
             continue
-        for metric, value in values.items():
-            if metric.endswith("_stderr") or not _is_number(value):
-                continue
-            error = values.get(f"{metric}_stderr")
-            stderr = error if _is_number(error) else math.nan
-            scores = {"task": task, "metric": metric, "value": float(value), "stderr": stderr, OTHER + SHOTS: shots}
-            rows.append(place | scores)
+        for metric, scores in _scores_of(values):
+            rows.append(place | {"task": task, "metric": metric} | scores | {OTHER + SHOTS: shots})
     if not rows:
         raise InputError(
             f"{path}: its results have no metrics that are numbers; give results_*.json of lighteval that has some"
@@ -160,22 +134,10 @@ def _read_olmes(path: Path, options: ScoreOptions) -> list[Scores]:
         )
         place = place_of_results(name, model.get("revision"), path.parent)
         names.add(_named(place))
-        for metric, value in (record.get("metrics") or {}).items():
-            if not _is_number(value) or metric.endswith("_stderr") or _is_another(metric, record["metrics"]):
-                continue
-            if metric in COUNTS:
-                continue
-            error = record["metrics"].get(f"{metric}_stderr")
-            rows.append(
-                place
-                | {
-                    "task": record.get("alias") or _alias(record) or record["task_name"],
-                    "metric": metric,
-                    "value": float(value),
-                    "stderr": float(error) if _is_number(error) else math.nan,
-                    "items": record.get("num_instances"),
-                }
-            )
+        task, metrics = record.get("alias") or _alias(record) or record["task_name"], record.get("metrics") or {}
+        for metric, scores in _scores_of(metrics):
+            if metric not in COUNTS and not _is_another(metric, metrics):
+                rows.append(place | {"task": task, "metric": metric} | scores | {"items": record.get("num_instances")})
     if not rows:
         raise InputError(f"{path}: its tasks have no metrics that are numbers; give oe-eval's metrics-all.jsonl")
     return [Scores(path, pd.DataFrame(rows), f"{path}: OLMES, {len(rows)} metrics of {', '.join(sorted(names))}")]
@@ -200,6 +162,15 @@ def _is_another(metric: str, metrics: dict) -> bool:
 def _named(place: dict) -> str:
     step = "" if place["step"] is None else f", step {place['step']}"
     return f"{place['run']}{step}"
+
+
+def _scores_of(values: Any) -> Iterator[tuple[str, dict[str, float]]]:
+    """Each metric of a task with its value and standard error: finite numbers that are no error themselves."""
+    for key, value in values.items():
+        metric, comma, filtered = str(key).partition(",")
+        if metric not in NO_METRIC and not metric.endswith("_stderr") and _is_number(value):
+            error = values.get(f"{metric}_stderr{comma}{filtered}")
+            yield str(key), {"value": float(value), "stderr": float(error) if _is_number(error) else math.nan}
 
 
 def _is_number(value: object) -> bool:

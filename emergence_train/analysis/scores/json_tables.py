@@ -6,7 +6,6 @@
 {"step1000": {"piqa": {"acc": 0.6}}, ...}, {"my-70m": {...}, ...}           a checkpoint or a model a key
 """
 
-import json
 import re
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pandas as pd
 
 from emergence_train.analysis.logs.encoded import suffix_of, text_of
 from emergence_train.analysis.logs.log import frame_of
-from emergence_train.analysis.logs.records import flat, records_of
+from emergence_train.analysis.logs.records import flat, objects_of, records_of
 from emergence_train.analysis.scores.options import step_of
 from emergence_train.errors import InputError
 
@@ -52,10 +51,7 @@ def _inner(name: str) -> str:
 def _rows(text: str) -> list[dict]:
     records = records_of(text)
     if records is None:
-        try:
-            records = [json.loads(text)]
-        except ValueError:
-            records = [json.loads(line) for line in text.split("\n") if line.strip()]
+        records = objects_of(text)
     if any(not isinstance(row, dict) or ITEM & row.keys() for row in records):
         return []
     return [row for record in records for row in _rows_of(record)]

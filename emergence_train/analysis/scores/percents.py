@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from emergence_train.analysis.logs.numbers import SI, Role, with_points
+from emergence_train.analysis.logs.numbers import Role, in_full, with_points
 from emergence_train.errors import InputError
 
 ERROR = re.compile(r"\s*(?:±|\+/-|\+-)")  # what stands behind it is the error of the number before it
@@ -19,18 +19,13 @@ def numbers(cells: pd.Series, role: Role = "small") -> pd.Series:
     """Cells as float64: 35.2% and 35.2% ± 0.4 as 0.352, 1,000 as 1000, 70M in full; NaN for none."""
     shown = cells.map(lambda cell: ERROR.split(cell.strip())[0].strip(" %(\u00a0") if isinstance(cell, str) else cell)
     text = with_points(shown, role)
-    text = text.map(lambda cell: _in_full(cell) if isinstance(cell, str) else cell)
-    return pd.to_numeric(text, errors="coerce").astype(float) / signed(cells).map({True: 100, False: 1})
+    known = pd.to_numeric(text, errors="coerce").astype(float)
+    return known.fillna(text.map(in_full)) / signed(cells).map({True: 100, False: 1})
 
 
 def signed(cells: pd.Series) -> pd.Series:
     """Which cells have a sign of percent, before or behind their error."""
     return cells.map(lambda cell: isinstance(cell, str) and "%" in cell).astype(bool)
-
-
-def _in_full(text: str) -> str | float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMBT])", text, re.IGNORECASE)
-    return float(match[1]) * SI[match[2].upper()] if match else text
 
 
 def in_one_unit(path: Path, rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:

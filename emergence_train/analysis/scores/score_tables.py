@@ -10,6 +10,7 @@ import pandas as pd
 from emergence_train.analysis.logs import units
 from emergence_train.analysis.logs.cells import ABSENT, header_of, read_table
 from emergence_train.analysis.logs.encoded import suffix_of
+from emergence_train.analysis.logs.names import plain
 from emergence_train.analysis.logs.numbers import PERPLEXITY, ROLES, Role, scales_of
 from emergence_train.analysis.scores import json_tables
 from emergence_train.analysis.scores.options import NAMES, Format, ScoreOptions, Scores, place_of
@@ -63,16 +64,12 @@ def _left_out(frame: pd.DataFrame, columns: Iterable[str]) -> str:
     return f"; left out, no numbers: {', '.join(parts)}" if parts else ""
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", str(name).lower()).strip("_")
-
-
 def _recognised(columns: list[str], given: Mapping[str, str], path: Path) -> dict[str, str]:
     """Our columns as the table calls them."""
-    plain = {_plain(units.without_brackets(column)): column for column in reversed(columns)}  # "Params (B)"
-    plain |= {_plain(column): column for column in reversed(columns)}
+    called = {plain(units.without_brackets(column)): column for column in reversed(columns)}  # "Params (B)"
+    called |= {plain(column): column for column in reversed(columns)}
     named = {
-        ours: next((plain[n] for n in names.split() if n in plain and _is_of(ours, plain[n])), None)
+        ours: next((called[n] for n in names.split() if n in called and _is_of(ours, called[n])), None)
         for ours, names in NAMES.items()
     }
     for ours, name in given.items():
@@ -102,7 +99,7 @@ def _wide(columns: list[str], known: Mapping[str, str]) -> dict[str, tuple[str, 
     """Columns that are a task's metric: column to (task, metric)."""
     taken = set(known.values())
     matches = {column: WIDE.match(str(column).strip()) for column in columns if column not in taken}
-    bare = {column: _plain(column) for column in columns if column not in taken and BARE.match(_plain(column))}
+    bare = {column: plain(column) for column in columns if column not in taken and BARE.match(plain(column))}
     named = {
         column: (match["task"], match["metric"])
         for column, match in matches.items()
@@ -168,7 +165,7 @@ def _typed(frame: pd.DataFrame, known: Mapping[str, str], scored: Iterable[str] 
     for ours in {"params", "step", "tokens"} & set(columns):
         columns[ours] *= scales_of(frame[known[ours]], known[ours])
     if "step" in known:
-        names = frame[known["run"]].unique() if _plain(known["step"]) in REVISIONS and "run" in known else ()
+        names = frame[known["run"]].unique() if plain(known["step"]) in REVISIONS and "run" in known else ()
         if len(names) and all(place_of(str(name))["step"] is not None for name in names):
             columns["step"] = columns["step"] * np.nan  # hashes may be of digits alone
         _fill_steps(columns, frame[known["step"]])
@@ -256,7 +253,7 @@ def _is_helm(path: Path) -> bool:
     columns = header_of(path)
     return (
         bool(columns)
-        and _plain(columns[0]) in [_plain(name) for name in HELM_MODEL]
+        and plain(columns[0]) in [plain(name) for name in HELM_MODEL]
         and any(HELM_COLUMN.match(str(column)) for column in columns[1:])
     )
 

@@ -16,11 +16,11 @@ from emergence_train.analysis.figures import (
     Trace,
     envelope,
     even,
-    short,
 )
 from emergence_train.analysis.position_matrix import PositionMatrix, position_bins
 from emergence_train.analysis.temporal.position_law import ONLY_RATIO, position_curve
 from emergence_train.analysis.temporal.tables import PositionTables, RunAnalysis
+from emergence_train.formatting import short
 
 POINTS = 1000  # points drawn of a curve at most
 CURVES = 40  # checkpoints drawn against position

@@ -13,6 +13,7 @@ from emergence_train.analysis.temporal.tables import RunAnalysis
 from emergence_train.errors import InputError
 
 FUTURE_POINTS = 40  # forecast rows of an unfinished run
+GROUPS = 100  # of rows, over each of which a forecast's error is averaged for the smooth error
 ROWS = 2000  # forecast rows in result.json at most; the CSV has all
 MORE = "give --to-tokens for a later end, or --fit-fraction to forecast rows that exist"
 LABELS = {"paper": "paper (reconstructed)"}
@@ -183,7 +184,7 @@ class FittedRun:
         return tuple(scores)
 
 
-def _smooth_error(guess: np.ndarray, actual: np.ndarray, points: int = 100) -> float:
-    """Mean squared error after averaging both in at most `points` groups of rows, so without the noise of rows."""
-    parts = np.array_split(np.arange(len(actual)), min(points, len(actual)))
+def _smooth_error(guess: np.ndarray, actual: np.ndarray) -> float:
+    """Mean squared error after averaging both in at most GROUPS groups of rows, so without the noise of rows."""
+    parts = np.array_split(np.arange(len(actual)), min(GROUPS, len(actual)))
     return float(np.mean([(guess[part].mean() - actual[part].mean()) ** 2 for part in parts]))

@@ -23,6 +23,8 @@ from emergence_train.analysis.position_matrix import PositionMatrix, observed_ro
 
 HUBER = 2.5
 FLAT_LEVEL = 0.01  # a curve whose dependence on position could be noise at this level is called flat
+LAGS = 8  # neighbouring positions whose correlation widens variances
+FOLDS, COMPARED = 5, 12  # forms are compared on so many folds of positions, and checkpoints
 ONLY_RATIO = "only a0/a1 is determined"
 BLOCK = 1 << 16  # cells that are fitted at once: the arrays of more fall out of the cache, which takes twice as long
 _GOLDEN = (np.sqrt(5) - 1) / 2
@@ -146,15 +148,15 @@ def _fit(form: Form, i: np.ndarray, y: np.ndarray, weight: np.ndarray, rounds: i
     return _Fit(u, solved, w, residual, np.maximum(scale, 1.0), dof)
 
 
-def _correlation_inflation(z: np.ndarray, lags: int = 8) -> np.ndarray:
+def _correlation_inflation(z: np.ndarray) -> np.ndarray:
     """(C,) factor >= 1 by which correlation between neighbouring positions widens variances (Bartlett weights).
 
     One standard deviation of the estimate is subtracted first: white noise would otherwise be widened half of the time.
     """
     power = np.maximum((z * z).sum(1), 1e-300)
     factor, noise = np.ones(len(z)), 0.0
-    for lag in range(1, min(lags, z.shape[1] // 8) + 1):
-        bartlett = 2 * (1 - lag / (lags + 1))
+    for lag in range(1, min(LAGS, z.shape[1] // 8) + 1):
+        bartlett = 2 * (1 - lag / (LAGS + 1))
         factor += bartlett * (z[:, lag:] * z[:, :-lag]).sum(1) / power
         noise += bartlett**2 / z.shape[1]
     return np.maximum(factor - np.sqrt(noise), 1.0)
@@ -330,36 +332,11 @@ def bin_residuals(residual: np.ndarray, weight: np.ndarray, bin_of: np.ndarray) 
     return mean, np.where(total > 0, 1 / np.sqrt(np.maximum(total, 1e-300)), 0.0)
 
 
-def residual_table(frame: pd.DataFrame, bins: int = 16) -> pd.DataFrame:
-    """Residuals (loss minus fitted law, nats) by bin of position: one row per KEY and bin.
-
-    Columns: KEY, position_low, position_high (both inclusive), residual, stderr (sampling noise only).
-    """
-    tables = []
-    for matrix in position_matrices(frame):
-        fit = _fit(FORMS["reciprocal"], matrix.position, matrix.loss, matrix.weight)
-        bin_of = position_bins(matrix.position, bins)
-        mean, stderr = bin_residuals(fit.residual, matrix.weight, bin_of)
-        count = mean.shape[1]
-        table = matrix.keys.loc[matrix.keys.index.repeat(count)].reset_index(drop=True)
-        low = [matrix.position[bin_of == b][0] for b in range(count)]
-        high = [matrix.position[bin_of == b][-1] for b in range(count)]
-        table["position_low"] = np.tile(np.asarray(low, int), len(mean))
-        table["position_high"] = np.tile(np.asarray(high, int), len(mean))
-        tables.append(table.assign(residual=mean.ravel(), stderr=stderr.ravel()))
-    return pd.concat(tables, ignore_index=True)
-
-
-def compare_forms(frame: pd.DataFrame) -> pd.DataFrame:
-    """compare_forms_of for every run and split of a `positions` frame."""
-    return pd.concat([compare_forms_of(matrix) for matrix in position_matrices(frame)], ignore_index=True)
-
-
-def compare_forms_of(matrix: PositionMatrix, folds: int = 5, checkpoints: int = 12) -> pd.DataFrame:
+def compare_forms_of(matrix: PositionMatrix) -> pd.DataFrame:
     """Error on held-out positions of reciprocal, power law and exponential, each with three free numbers.
 
-    Positions are held out in blocks of log position (20 blocks dealt to `folds` folds), so that a form has to
-    interpolate; at most `checkpoints` evenly spread checkpoints are used.
+    Positions are held out in blocks of log position (20 blocks dealt to FOLDS folds), so that a form has to
+    interpolate; at most COMPARED evenly spread checkpoints are used.
     One row per form: run, split, form, excess_mse (nats^2, held-out squared error minus sampling variance, averaged
     over positions and checkpoints; near 0 = nothing left to explain), stderr (of the excess, over blocks), wins
     (share of checkpoints at which this form has the least error) and checkpoints. No rows below 20 positions.
@@ -367,15 +344,15 @@ def compare_forms_of(matrix: PositionMatrix, folds: int = 5, checkpoints: int = 
     columns = ["run", "split", "form", "excess_mse", "stderr", "wins", "checkpoints"]
     if len(matrix.position) < 20:
         return pd.DataFrame(columns=columns)
-    keep = np.unique(np.linspace(0, len(matrix.loss) - 1, checkpoints).astype(int))
+    keep = np.unique(np.linspace(0, len(matrix.loss) - 1, COMPARED).astype(int))
     y, weight = matrix.loss[keep], matrix.weight[keep]
     noise = np.where(weight > 0, 1 / np.maximum(weight, 1e-300), 0)
     block = position_bins(matrix.position, 20)
     errors = {}
     for name, form in FORMS.items():
         squared = np.zeros_like(y)
-        for fold in range(folds):
-            held = block % folds == fold
+        for fold in range(FOLDS):
+            held = block % FOLDS == fold
             fit = _fit(form, matrix.position, y, np.where(held, 0.0, weight), rounds=2)
             guess = fit.solved.linear[:, None] * form.basis(matrix.position, np.exp(fit.u)[:, None])
             squared[:, held] = (y - guess - fit.solved.offset[:, None])[:, held] ** 2

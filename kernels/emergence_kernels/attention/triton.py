@@ -118,16 +118,10 @@ def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, 
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(a.B, a.H, a.T, dtype=torch.float32, device=q.device)
     config = a.config("forward")
-    keys, values = a.k, a.v
-    if config.descriptors:
-        from triton.tools.tensor_descriptor import TensorDescriptor
-
-        tile = [1, config.block_k, 1, a.block_d]
-        keys, values = (TensorDescriptor.from_tensor(t, tile) for t in (a.k, a.v))
     with on_device(q):
         _forward_kernel[(triton.cdiv(a.T, config.block_q) * a.B * a.H,)](
-            a.q, keys, values, out, lse, *a.ranges(_ranges_of_queries(config)), a.sinks, a.bias, *a.strides,
-            a.T, a.H, a.window, *a.scales, DESCRIPTORS=config.descriptors, **a.options(config),
+            a.q, a.k, a.v, out, lse, *a.ranges(_ranges_of_queries(config)), a.sinks, a.bias, *a.strides,
+            a.T, a.H, a.window, *a.scales, **a.options(config),
         )  # fmt: skip
     return out, lse
 

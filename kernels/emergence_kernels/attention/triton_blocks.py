@@ -109,15 +109,6 @@ def _query_range(
 
 
 @triton.jit
-def _load_tile(descriptor, b, k0, g, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows k0... of head g of sequence b by Hopper's TMA, 0 outside: no masks and no pointers in registers."""
-    x = tl.reshape(descriptor.load([b.to(tl.int32), k0, g.to(tl.int32), 0]), (BLOCK_K, BLOCK_D))
-    if WIDEN:
-        x = x.to(tl.float32)
-    return x
-
-
-@triton.jit
 def _place(T, heads, BLOCK: tl.constexpr):
     """(blocks of a head, this program's block, sequence and head). All in the first dimension, which alone may be longer than
     65,535, with a head's blocks in a row, since they share keys and values in the L2 cache."""

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from ..backends.triton_common import LOG2E
-from .triton_blocks import _key_range, _load, _load_tile, _narrow, _place, _store, _visible
+from .triton_blocks import _key_range, _load, _narrow, _place, _store, _visible
 from .triton_scores import _parameter, _scores
 
 HIDDEN = tl.constexpr(-1.0e30)  # finite: a row masked in a whole block is corrected by the block with its own key
@@ -12,18 +12,15 @@ HIDDEN = tl.constexpr(-1.0e30)  # finite: a row masked in a whole block is corre
 
 @triton.jit
 def _forward_step(
-    acc, m, l, q, k_ptr, v_ptr, stride_k, stride_v, b, g, ids_ptr, ids_q, offs_q, offs_d,
+    acc, m, l, q, k_ptr, v_ptr, stride_k, stride_v, ids_ptr, ids_q, offs_q, offs_d,
     start, stop, T, window, scale2, cap2, parameter,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_T: tl.constexpr, PRECISION: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, DOCUMENTS: tl.constexpr, MASKED: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, SOFTCAP: tl.constexpr, BIAS: tl.constexpr,
+    SOFTCAP: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     for k0 in range(start, stop, BLOCK_K):
         offs_k = k0 + tl.arange(0, BLOCK_K)
-        if DESCRIPTORS:
-            k = _load_tile(k_ptr, b, k0, g, BLOCK_K, BLOCK_D)
-        else:
-            k = _load(k_ptr, stride_k, offs_k, offs_d, T, D, BLOCK_D, EVEN_T or not MASKED)
+        k = _load(k_ptr, stride_k, offs_k, offs_d, T, D, BLOCK_D, EVEN_T or not MASKED)
         product = tl.dot(q, k.T, input_precision=PRECISION)
         s, _ = _scores(product, offs_q[:, None], offs_k[None, :], scale2, cap2, parameter, SOFTCAP, BIAS)
         if MASKED:
@@ -35,10 +32,7 @@ def _forward_step(
         p = tl.exp2(s - m_new[:, None])
         alpha = tl.exp2(m - m_new)
         l = l * alpha + tl.sum(p, 1)
-        if DESCRIPTORS:
-            v = _load_tile(v_ptr, b, k0, g, BLOCK_K, BLOCK_D)
-        else:
-            v = _load(v_ptr, stride_v, offs_k, offs_d, T, D, BLOCK_D, EVEN_T or not MASKED)
+        v = _load(v_ptr, stride_v, offs_k, offs_d, T, D, BLOCK_D, EVEN_T or not MASKED)
         acc = tl.dot(_narrow(p, v), v, acc * alpha[:, None], input_precision=PRECISION)
         m = m_new
     return acc, m, l
@@ -51,7 +45,7 @@ def _forward_kernel(
     T, H, window, scale2, cap2, GROUP: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_T: tl.constexpr,
     PRECISION: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, DOCUMENTS: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, SOFTCAP: tl.constexpr, BIAS: tl.constexpr,
+    SOFTCAP: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     blocks, block, b, h = _place(T, H, BLOCK_Q)
     if CAUSAL:
@@ -61,9 +55,8 @@ def _forward_kernel(
     offs_d = tl.arange(0, BLOCK_D)
     q = _load(q_ptr + b * stride_qb + h * stride_qh, stride_qt, offs_q, offs_d, T, D, BLOCK_D, EVEN_T)
     g = h // GROUP
-    if not DESCRIPTORS:
-        k_ptr += b * stride_kb + g * stride_kh
-        v_ptr += b * stride_vb + g * stride_vh
+    k_ptr += b * stride_kb + g * stride_kh
+    v_ptr += b * stride_vb + g * stride_vh
     ids_ptr += b * T
     ids_q = offs_q
     if DOCUMENTS:
@@ -80,14 +73,14 @@ def _forward_kernel(
     )
     if not (WINDOW or DOCUMENTS):
         acc, m, l = _forward_step(
-            acc, m, l, q, k_ptr, v_ptr, stride_kt, stride_vt, b, g, ids_ptr, ids_q, offs_q, offs_d,
+            acc, m, l, q, k_ptr, v_ptr, stride_kt, stride_vt, ids_ptr, ids_q, offs_q, offs_d,
             low, free, T, window, scale2, cap2, parameter, D, BLOCK_D, BLOCK_K, EVEN_T, PRECISION,
-            CAUSAL, WINDOW, DOCUMENTS, False, DESCRIPTORS, SOFTCAP, BIAS,
+            CAUSAL, WINDOW, DOCUMENTS, False, SOFTCAP, BIAS,
         )  # fmt: skip
     acc, m, l = _forward_step(
-        acc, m, l, q, k_ptr, v_ptr, stride_kt, stride_vt, b, g, ids_ptr, ids_q, offs_q, offs_d,
+        acc, m, l, q, k_ptr, v_ptr, stride_kt, stride_vt, ids_ptr, ids_q, offs_q, offs_d,
         free, high, T, window, scale2, cap2, parameter, D, BLOCK_D, BLOCK_K, EVEN_T, PRECISION,
-        CAUSAL, WINDOW, DOCUMENTS, True, DESCRIPTORS, SOFTCAP, BIAS,
+        CAUSAL, WINDOW, DOCUMENTS, True, SOFTCAP, BIAS,
     )  # fmt: skip
     o_row = H * D
     _store(o_ptr + b * T * o_row + h * D, o_row, acc / l[:, None], offs_q, offs_d, T, D)

@@ -1,7 +1,7 @@
 """Tile shapes of every kernel by architecture: a table instead of autotuning at the start of a job.
 
 Chosen from registers, shared memory and spills read out of the compiled code (tests/kernels/backends/test_kernel_compile.py
-compiles every entry). benchmarks/kernels.py times them and their variants.
+compiles every entry). benchmarks/kernels.py times them.
 """
 
 from dataclasses import dataclass, replace
@@ -30,11 +30,9 @@ class Gemm:
     num_stages: int
     split: bool = False  # finish the tile in two halves, which spares registers
     descriptors: bool = False  # read operands by tensor descriptors (Hopper's TMA)
-    maxnreg: int | None = None  # registers a thread may have: 128 of 256 threads let a multiprocessor hold two tiles
 
     def launch(self) -> dict[str, int]:
-        limit = {} if self.maxnreg is None else {"maxnreg": self.maxnreg}
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages} | limit
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
 @dataclass(frozen=True)
@@ -57,16 +55,14 @@ class Attention:
     block_k: int
     num_warps: int
     num_stages: int
-    descriptors: bool = False  # forward only: read keys and values by tensor descriptors (Hopper's TMA)
 
 
 # The linear losses where nothing but statistics is wanted, by (architecture, bytes of an input element, softcapped).
-# Two tiles a multiprocessor. In one piece it spills: 38 instructions.
-_HOPPER = Gemm(128, 128, 64, 8, num_warps=8, num_stages=3, split=True, descriptors=True, maxnreg=128)
 LOGITS = {
     ("sm_80", 2, False): Gemm(128, 128, 32, 8, num_warps=8, num_stages=4),
     ("sm_80", 2, True): Gemm(128, 128, 32, 8, num_warps=8, num_stages=4),
-    ("sm_90", 2, False): _HOPPER,
+    # 11% faster in evaluation than two tiles of 128 x 128 a multiprocessor (H100, 8,192 x 2,048 x 50,304)
+    ("sm_90", 2, False): Gemm(128, 256, 64, 8, num_warps=8, num_stages=4, split=True, descriptors=True),
     ("sm_90", 2, True): Gemm(128, 128, 64, 8, num_warps=8, num_stages=4),
 } | {(arch, 4, softcap): Gemm(64, 64, 32, 8, 8, 3) for arch in ("sm_80", "sm_90") for softcap in (False, True)}
 LOGITS |= {("interpreter", size, cap): Gemm(16, 64, 32, 2, 1, 1, split=cap) for size in (2, 4) for cap in (False, True)}
@@ -77,19 +73,6 @@ LOGITS_BY_POINTERS = {
     ("sm_90", 2, True): Gemm(128, 128, 64, 8, num_warps=8, num_stages=4),
 }
 
-# Not chosen by "auto": candidates that a benchmark can put in the place of an entry above.
-LOGITS_VARIANTS = {
-    ("sm_90", 2, False): {
-        "pointers": Gemm(128, 128, 64, 8, num_warps=8, num_stages=4),
-        "one tile": Gemm(128, 128, 64, 8, num_warps=8, num_stages=4, descriptors=True),
-        # One of its kernels spills a little (12 instructions).
-        "wide descriptors": Gemm(128, 256, 64, 8, num_warps=8, num_stages=4, split=True, descriptors=True),
-        # No spills with Triton 3.6; two instructions with 3.7.
-        "wide": Gemm(128, 256, 64, 8, num_warps=8, num_stages=4, split=True),
-    },
-    ("sm_80", 2, False): {"deep": Gemm(128, 128, 64, 8, num_warps=8, num_stages=3)},
-}
-
 # Logits of a chunk where they are not stored: their partial sums and packed rows take a hundredth of as many bytes.
 CHUNK_LOGITS = {"sm_80": 1 << 29, "sm_90": 1 << 29, "interpreter": 1 << 20}
 
@@ -98,12 +81,10 @@ CHUNK_LOGITS = {"sm_80": 1 << 29, "sm_90": 1 << 29, "interpreter": 1 << 20}
 # read. bfloat16 moves 10, and rounds z: by up to 2^-9 of it, so that at z = 20 p is wrong by up to 4%, and ties make top-1
 # too kind.
 LOGITS_DTYPE = {"sm_80": torch.float32, "sm_90": torch.float32, "interpreter": torch.float32}
-LOGITS_DTYPE_VARIANTS = {"bf16 logits": torch.bfloat16}
 
 # Two programs of 1024 threads (32 registers each) fill a multiprocessor: the rows of all, 200 KB each at 50304 words, are about
 # as large as the L2 cache, from which they are read again. Four of 512 threads overlap better, and lose the cache.
 LOSS_ROWS = {"sm_80": LossRows(1024, 8), "sm_90": LossRows(1024, 8), "interpreter": LossRows(8, 8)}
-LOSS_ROWS_VARIANTS = {"four rows": LossRows(512, 16), "eight rows": LossRows(256, 16)}
 
 # Attention, by (architecture, bytes of an element, head dim padded to a power of two). Windows, documents and lengths
 # that the blocks do not divide put a mask on every block, which takes registers: "careful" entries are for them, where
@@ -139,17 +120,6 @@ ATTENTION = {
         "dkdv": Attention(64, 128, num_warps=8, num_stages=2),
         "dkdv careful": Attention(64, 128, num_warps=8, num_stages=1),
         "dq": Attention(128, 64, num_warps=8, num_stages=2),
-    },
-}
-# Not chosen by "auto": as LOGITS_VARIANTS, for the forward kernel.
-ATTENTION_VARIANTS = {
-    ("sm_90", 2, 64): {
-        "descriptors": Attention(128, 128, num_warps=8, num_stages=3, descriptors=True),
-        "descriptors, small": Attention(128, 64, num_warps=4, num_stages=4, descriptors=True),
-    },
-    ("sm_90", 2, 128): {
-        "descriptors": Attention(128, 128, num_warps=8, num_stages=2, descriptors=True),
-        "descriptors, small": Attention(128, 64, num_warps=8, num_stages=3, descriptors=True),
     },
 }
 

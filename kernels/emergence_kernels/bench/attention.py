@@ -169,13 +169,6 @@ def cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[s
                 runs += _varlen(q, k, v)
         runs.sort(key=peers_first)
         candidates: list[Callable[[], Candidate]] = [partial(Candidate, name, run, (q, k, v)) for name, run in runs]
-        if kind in ("causal", "full"):
-            ours = partial(attention, q, k, v, backend="triton", **options)
-            usual = Candidate("emergence triton", ours, (q, k, v))
-            entries = variants.of_attention(device, dtype, D)
-            candidates = [
-                partial(variants.in_place, usual, name, *where) for name, where in entries.items()
-            ] + candidates
         if "cuda" in backends and device.type == "cuda" and attention_hopper.unsupported_reason(q) is None:
             usual = Candidate("emergence cuda", partial(attention, q, k, v, backend="cuda", **options), (q, k, v))
             of_sm_80 = (compiled_attention.KERNELS, "sm_90"), compiled_attention.KERNELS["sm_80"]

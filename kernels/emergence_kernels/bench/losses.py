@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..cross_entropy.linear import linear_cross_entropy
 from ..cross_entropy.position_loss import position_loss
-from . import variants
 from .candidate import Candidate, Case, Forward, constant, relative
 
 # (tokens, features, vocabulary)
@@ -140,14 +139,10 @@ def cases(op: str, suite: str, device: torch.device, dtype: torch.dtype, backend
 
             return Candidate(f"emergence {backend}", forward, leaves)
 
-        def variant(name, key, entry, ours=ours):
-            return variants.in_place(ours("triton"), name, key, entry)
-
         def plain(name, run, hidden=hidden, weight=weight, targets=targets, leaves=leaves):
             return Candidate(name, lambda: run(hidden, weight, targets, reduction), leaves)
 
         candidates: list[Callable[[], Candidate]] = [partial(ours, backend) for backend in backends]
-        candidates += [partial(variant, name, *where) for name, where in variants.of_losses(device, dtype).items()]
         candidates.append(partial(plain, "torch eager", _eager))
         if suite != "tiny":
             candidates.append(partial(plain, "torch.compile", torch.compile(_eager, dynamic=False)))

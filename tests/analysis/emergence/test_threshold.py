@@ -1,8 +1,5 @@
 """The interval of a threshold: its least width by hand, and its coverage where rises and guesses are not of the fitted forms."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,15 +8,7 @@ from emergence_train.analysis.emergence import table as emergence_table
 from emergence_train.analysis.emergence.analyze import find
 from emergence_train.analysis.emergence.shapes import COARSE, JUMPS, Rows, _Basis, _jump, _jumps, posterior
 from emergence_train.analysis.emergence.threshold import OF_FOOT, SHAPE, threshold
-
-STUDY = Path(__file__).parents[3] / "benchmarks" / "studies" / "emergence_thresholds.py"
-
-
-def study():
-    spec = importlib.util.spec_from_file_location("emergence_thresholds", STUDY)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from support import study
 
 
 def test_a_threshold_is_no_better_known_than_the_rows_allow():
@@ -89,7 +78,9 @@ def test_jumps_lie_between_neighbouring_rows():
 
 def test_intervals_cover_thresholds_of_simulated_items():
     """A small part of the study; the whole is committed."""
-    rows = [row for items in (500, 14_000) for row in study().thresholds(items, "sparse", "sharp", 12)]
+    rows = [
+        row for items in (500, 14_000) for row in study("emergence_thresholds").thresholds(items, "sparse", "sharp", 12)
+    ]
     inside = [row["inside"] for row in rows if row["verdict"] == "emergent"]
     assert len(inside) >= 16 and np.mean(inside) >= 0.85
     assert all(row["width"] >= row["gap"] for row in rows if row["verdict"] == "emergent")

@@ -1,6 +1,5 @@
 """Untrained checkpoints in tables without unigram_loss: which rows go, and that no verdict and no threshold follows them."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +10,7 @@ from emergence_train.analysis.emergence import simulate
 from emergence_train.analysis.emergence import table as emergence_table
 from emergence_train.analysis.emergence.analyze import find
 from emergence_train.analysis.emergence.untrained import trained
-
-ITEMS = Path(__file__).parents[3] / "benchmarks" / "studies" / "emergence_items.py"
-
-
-def items():
-    spec = importlib.util.spec_from_file_location("emergence_items", ITEMS)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from support import study
 
 
 def curve(losses, tokens=None, run="a") -> pd.DataFrame:
@@ -87,10 +78,10 @@ def test_an_untrained_checkpoint_turns_no_verdict(kind, tmp_path):
 
 
 def test_untrained_checkpoints_of_every_run_turn_no_verdict(tmp_path):
-    study = items()
+    script = study("emergence_items")
     for seed in range(6):
         rng = np.random.default_rng([seed, 4])
-        frame, _ = study.table(rng, items=1000, rows="sparse")
+        frame, _ = script.table(rng, items=1000, rows="sparse")
         first = frame.sort_values("step").groupby("run").head(1)
         chance = frame["chance"].iloc[0]
         untrained = first.assign(step=0, tokens=0, loss=rng.uniform(9, 11, len(first)), value=chance)

@@ -161,29 +161,6 @@ def test_lse_is_kept(fused, device):
     assert torch.allclose(lse.double() * base, exact, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", ["prime length", "head dim 80", "GQA", "window and documents", "one projection"])
-def test_tensor_descriptors(case, triton_only, device, monkeypatch):
-    """The candidate that reads keys and values by descriptors gives the same."""
-    import dataclasses
-
-    from emergence_kernels.backends import triton_configs as configs
-
-    if configs.architecture(device) == "sm_80":
-        pytest.skip("tensor descriptors need sm_90")
-    shape, causal, kind, window, layout = CASES[case]
-    q, k, v = make(shape, layout, torch.bfloat16, device)
-    options = dict(causal=causal, document_ids=documents(kind, *shape[:2], device), window=window)
-    usual = ek.attention(q, k, v, backend="triton", **options)
-    original = configs.attention
-
-    def with_descriptors(*arguments):
-        return dataclasses.replace(original(*arguments), descriptors=True)
-
-    monkeypatch.setattr(configs, "attention", with_descriptors)
-    other = ek.attention(q, k, v, backend="triton", **options)
-    assert (other - usual).norm() <= 2e-3 * usual.norm()
-
-
 def test_ranges_of_many_sequences_are_launched(triton_only, monkeypatch):
     """A grid's second and third axes end at 65,535."""
     from emergence_kernels.attention import triton_document_ranges

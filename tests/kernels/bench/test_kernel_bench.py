@@ -190,25 +190,28 @@ def test_our_own_failure_is_an_error(tmp_path, monkeypatch):
     assert main([*TINY, "--op", "position_loss", "--out", str(tmp_path)]) == 1
 
 
-def test_a_variant_takes_its_place_and_leaves_it(triton_only, device, monkeypatch):
-    """The benchmark's candidates run with their own entry in the tile table, which is restored."""
-    import dataclasses
+def test_a_variant_takes_its_place_and_leaves_it():
+    """Forward and backward run with the entry in its place in the table, which is restored."""
+    from emergence_kernels.bench import variants
+    from emergence_kernels.bench.candidate import Candidate
 
-    from emergence_kernels.backends import triton_configs as configs
-    from emergence_kernels.bench import losses, variants
+    table, x = {"sm_90": 2.0, "sm_80": 3.0}, torch.ones(1, requires_grad=True)
 
-    key = configs.architecture(device), 4, False
-    usual = configs.LOGITS[key]
-    candidate = dataclasses.replace(usual, block_m=32)
-    monkeypatch.setattr(variants, "of_losses", lambda *_: {"tall": ((configs.LOGITS, key), candidate)})
-    seen = []
-    original = configs.architecture
-    monkeypatch.setattr(configs, "architecture", lambda d: seen.append(configs.LOGITS[key].block_m) or original(d))
-    (case,) = losses.cases("linear_cross_entropy", "tiny", device, torch.float32, [])
-    candidate = case.candidates[0]()
-    assert candidate.name == "emergence triton, tall"
-    candidate.both(case.upstream())
-    assert seen == [32, 32] and configs.LOGITS[key] == usual  # forward and backward
+    class Scaled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * table["sm_90"]
+
+        @staticmethod
+        def backward(ctx, dy):
+            return dy * table["sm_90"]
+
+    usual = Candidate("ours", lambda: Scaled.apply(x), (x,))
+    other = variants.in_place(usual, "sm_80's", (table, "sm_90"), table["sm_80"])
+    assert other.name == "ours, sm_80's"
+    for candidate, factor in ((other, 3.0), (usual, 2.0)):
+        assert [t.item() for t in candidate.both(torch.ones(1))] == [factor, factor]
+    assert other.forward().item() == 3.0 and table["sm_90"] == 2.0
 
 
 def test_wrong_use(tmp_path, capsys):

@@ -178,6 +178,26 @@ def test_tensor_descriptors(split, triton_only, device, monkeypatch):
         assert (a - b).norm() <= 2e-3 * a.norm()
 
 
+def test_logits_in_bfloat16(triton_only, device, monkeypatch):
+    """The error is that of rounding z to 8 bits: 2^-9 of a logit in the loss, as much of p in the gradients."""
+    from emergence_kernels.backends import triton_configs as configs
+
+    monkeypatch.setitem(configs.LOGITS_DTYPE, configs.architecture(device), torch.bfloat16)
+    hidden, weight = torch.randn(1, 6, 24, device=device).bfloat16(), torch.randn(9001, 24, device=device).bfloat16()
+    targets = torch.tensor([[0, 9000, -100, 4711, 8192, 17]], device=device)
+    x, w = leaves(hidden, weight, dtype=torch.float64)
+    z = x @ w.t()
+    tokens = torch.nn.functional.cross_entropy(z[0], targets[0], reduction="none")
+    exact = torch.autograd.grad(tokens.sum() / 5, (x, w))
+    x, w = leaves(hidden, weight)
+    out = ek.position_loss(x, w, targets, backend="triton")
+    bound = 2.0**-9 * z.abs().max().item()
+    error = (out.token_loss[0].double() - tokens).abs().max()
+    assert 0.01 * bound < error <= 2 * bound  # below: not taken
+    for a, b in zip(torch.autograd.grad(out.loss, (x, w)), exact):
+        assert (a.double() - b).norm() <= (2 * bound + 0.01) * b.norm()
+
+
 def test_bits_repeat(backend, device):
     inputs = ordinary().to(narrow(backend), device)
 

@@ -42,12 +42,11 @@ TRITON = {
     "rotary_attention": "composition and plain or every_rotation and partial",
     "swiglu": "float64 and (prime or packs or odd or expanded) or extreme",
     "position_loss": "float64 and (bfloat16 and (edges or off or blocks) or float16 and (confident or strided)) or descriptors "
-    "or bits_repeat",
+    "or logits or bits_repeat",
     "linear_cross_entropy": "float64 and bfloat16 and (edges or confident or transposed or off) or tf32",
     "attention": "float64 and bfloat16 and (several and GQA or exact and 128 or window and documents and not windows) "
-    "or float64 and prime or descriptors or deterministic",
+    "or float64 and prime or deterministic",
     "attention_scores": "float64 and bfloat16 and (softcap and not tiny and not huge or sinks and not extreme or alibi)",
-    "variants": "wide or deep or rows or logits",
 }
 NVCC_KERNELS = {
     "80": {

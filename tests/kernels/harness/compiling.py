@@ -196,8 +196,6 @@ def attention(dtype: str, arch: str, group: int = 1, even: bool = True, scores: 
                 ) | {name: value for name, value in of_scores.items() if name in kernel.arg_names}
                 named = {name: POINTER[dtype] for name in kernel.arg_names if name.endswith("_ptr")}
                 named |= {name: "i32:16" for name in kernel.arg_names if name.startswith("stride_")}
-                if part == "forward":
-                    constants["DESCRIPTORS"] = False
                 launch = dict(num_warps=config.num_warps, num_stages=config.num_stages)
                 yield f"{part} D={D} {case}", kernel, named | types, constants, launch
 
@@ -270,40 +268,6 @@ def fp8_linear(dtype: str, arch: str):
     yield "columns any", module._fp8_columns_kernel, types, constants, dict(num_warps=4, num_stages=3)
 
 
-def variants(dtype: str, arch: str):
-    """Each explicit variant, in the place of the table's entry."""
-    from emergence_kernels.backends import triton_configs as configs
-
-    short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[dtype]
-    for (where, size, block_d), named in configs.ATTENTION_VARIANTS.items():
-        if where != arch or size != BYTES[dtype]:
-            continue
-        for variant, config in named.items():
-            configs.ATTENTION[where, size, block_d]["forward"] = config
-            for name, kernel, types, constants, launch in attention(dtype, arch):
-                plain = name.endswith((" causal", " full"))  # masked ones take the careful entry, not the variant
-                if not name.startswith(f"forward D={block_d} ") or not plain:
-                    continue
-                tile = f"tensordesc<{short}[1, {config.block_k}, 1, {block_d}]>"
-                types = types | {"k_ptr": tile, "v_ptr": tile}
-                yield f"{variant}: {name}", kernel, types, constants | dict(DESCRIPTORS=True), launch
-    usual = configs.LOSS_ROWS[arch]
-    for variant, config in configs.LOSS_ROWS_VARIANTS.items():
-        configs.LOSS_ROWS[arch] = config
-        for name, *case in loss_rows(dtype, arch):
-            yield f"{variant}: {name}", *case
-    configs.LOSS_ROWS[arch] = usual
-    for (where, size, softcap), named in configs.LOGITS_VARIANTS.items():
-        if where != arch or size != BYTES[dtype]:
-            continue
-        for variant, config in named.items():
-            configs.LOGITS[where, size, softcap] = config
-            for name, kernel, types, constants, launch in cross_entropy(dtype, arch):
-                if "softcap=False" not in name:
-                    continue
-                yield f"{variant}: {name}", kernel, types, constants, launch
-
-
 SUITES = {
     "cross_entropy": cross_entropy,
     "rms_norm": rms_norm,
@@ -316,7 +280,6 @@ SUITES = {
     "attention_uneven": attention_uneven,
     "cross_entropy_uneven": cross_entropy_uneven,
     "loss_rows": loss_rows,
-    "variants": variants,
 }
 
 
