@@ -45,11 +45,8 @@ class Traffic(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         read, written = _tensors((*args, *(kwargs or {}).values())), _tensors(out)
-        views = (
-            all(t.untyped_storage().data_ptr() == read[0].untyped_storage().data_ptr() for t in written)
-            if read
-            else False
-        )
+        place = read[0].untyped_storage().data_ptr() if read else None
+        views = bool(written) and all(t.untyped_storage().data_ptr() == place for t in written)
         if not (views and not name.endswith("_")) and not name.startswith(("empty", "new_empty", *PRODUCTS)):
             self.add("PyTorch", name, read + written)
         return out
@@ -160,3 +157,40 @@ def test_traffic_of_the_composed_layer(triton_only, device, monkeypatch):
     assert forward["PyTorch"] == (2, pytest.approx(5 * R, abs=SLACK))
     # silu's 3r, the product's 6r and the halves' 4r; the two concatenations' 4 and 6.
     assert backward["PyTorch"] == (4 + 2, pytest.approx(13 * R + 10, abs=SLACK))
+
+
+def beside(traffic: Traffic, *products: torch.Tensor) -> float:
+    """Bytes of the operations counted but for tensors that a product by itself would read and write."""
+    return traffic.parts["PyTorch"][1] - sum(t.numel() * t.element_size() for t in products)
+
+
+@pytest.mark.usefixtures("hopper")
+def test_traffic_of_products_on_hopper(device, monkeypatch):
+    """SwiGLU and rotary are in products and in attention's backward pass: nothing else runs, and what is written once more than
+    products write is the activation; backward reads gate and up, and writes their gradients."""
+    from emergence_kernels.attention import compiled, hopper
+    from emergence_kernels.attention.options import Options
+    from emergence_kernels.attention.projected_attention import _Projected
+    from emergence_kernels.feed_forward.op import _FeedForward
+
+    x, w, down = (torch.randn(*s, device=device).bfloat16().requires_grad_() for s in ((128, 64), (256, 64), (64, 128)))
+    with Traffic() as forward:
+        y = _FeedForward.apply(x, w, down, None, "cuda", True)
+    upstream, one = torch.randn_like(y), 128 * 128 * 2  # bytes of the activation
+    with Traffic() as backward:
+        torch.autograd.grad(y, (x, w, down), upstream)
+    assert forward.names == ["linear_swiglu"] and backward.names == ["linear_swiglu_backward"]
+    assert beside(forward, x, w, x.new_empty(128, 256)) == one
+    assert beside(backward, upstream, down) == 4 * one
+
+    monkeypatch.setattr(compiled, "_kernels", lambda q: hopper)
+    x, w = (torch.randn(*s, device=device).bfloat16().requires_grad_() for s in ((1, 128, 64), (6 * 64, 64)))
+    angles = torch.rand(128, 32, device=device), torch.rand(128, 32, device=device)
+    options = Options(deterministic=True).arguments("cuda")
+    with Traffic() as forward:
+        y = _Projected.apply(x, w, *angles, None, 2, 2, *options)
+    upstream = torch.randn_like(y)
+    with Traffic() as backward:
+        torch.autograd.grad(y, (x, w), upstream)
+    assert forward.names == ["linear_rotary", "zeros", "attention_hopper"]  # a count of blocks
+    assert backward.names == ["attention_hopper_backward"]
