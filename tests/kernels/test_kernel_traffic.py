@@ -176,12 +176,12 @@ def test_traffic_of_products_on_hopper(device, monkeypatch):
     x, w, down = (torch.randn(*s, device=device).bfloat16().requires_grad_() for s in ((128, 64), (256, 64), (64, 128)))
     with Traffic() as forward:
         y = _FeedForward.apply(x, w, down, None, "cuda", True)
-    upstream, one = torch.randn_like(y), 128 * 128 * 2  # bytes of the activation
+    upstream, activation = torch.randn_like(y), 128 * 128 * 2  # bytes of the activation
     with Traffic() as backward:
         torch.autograd.grad(y, (x, w, down), upstream)
     assert forward.names == ["linear_swiglu"] and backward.names == ["linear_swiglu_backward"]
-    assert beside(forward, x, w, x.new_empty(128, 256)) == one
-    assert beside(backward, upstream, down) == 4 * one
+    assert beside(forward, x, w, x.new_empty(128, 256)) == activation
+    assert beside(backward, upstream, down) == 4 * activation
 
     monkeypatch.setattr(compiled, "_kernels", lambda q: hopper)
     x, w = (torch.randn(*s, device=device).bfloat16().requires_grad_() for s in ((1, 128, 64), (6 * 64, 64)))
