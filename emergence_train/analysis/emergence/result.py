@@ -222,6 +222,7 @@ class Kept:
 
     share: Interval
     verdict: KeptVerdict
+    reason: Annotated[str | None, "why the share is null"] = absent()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +237,8 @@ class SizeSurvival:
 
 @dataclass(frozen=True, kw_only=True)
 class Survival(TaskKey):
-    """Whether an ability holds as the model shrinks, at the most tokens and the lowest loss that every run reached."""
+    """Whether an ability holds as the model shrinks, at the most tokens and the lowest loss that every run reached which has
+    any in common with the largest size."""
 
     largest: Parameters
     tokens: Tokens
@@ -257,7 +259,9 @@ class Crossing:
     run: str
     params: Parameters
     status: Status
-    tokens: Annotated[Interval, Unit("tokens"), "null: beyond what was forecast"]
+    tokens: Annotated[
+        Interval, Unit("tokens"), "null: beyond what was forecast; low95 0: at or before the run's first row"
+    ]
     probability: Annotated[Probability, "that it happens by until_tokens"]
     reached_now: Probability
     until_tokens: Annotated[float, Unit("tokens")]
