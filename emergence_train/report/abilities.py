@@ -144,6 +144,8 @@ def _sizes(tasks: Sequence[TaskResult], groups: dict[str, str]) -> str:
         "sizes among pieces of runs. R² is what one curve for all sizes explains, of loss or of compute. The last column "
         "predicts each size from the others: 1 is noise alone.</p>"
     )
+    if any(task.size_effect.details is not None and task.size_effect.details.interval_of == "items" for task in tasks):
+        text += "<p>Of few runs luck is not known: interval and p are of items alone, and other runs may differ by more.</p>"
     return (text + table(head, rows, "Size at equal loss") if rows else "") + unknown
 
 

@@ -99,7 +99,12 @@ class SizeDetails:
     unit: str
     p_least: Annotated[Probability, "the least p that so few runs can give"]
     over_observed_sizes: Annotated[MetricUnits, "from the smallest to the largest size"]
-    matters: Annotated[bool, "the interval excludes 0 and the effect is worth naming"]
+    interval_of: Annotated[
+        IntervalOf, "what interval and p are of. Of items: of so few runs, another may differ by more"
+    ]
+    matters: Annotated[
+        bool, "of items and runs: the interval excludes 0, p is below 0.05 and the effect is worth naming"
+    ]
     rows_in_overlap: int
     r2_loss: Share
     r2_loss_and_size: Share
