@@ -15,6 +15,7 @@ from emergence_train.analysis.outlook import planned_rates
 from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.results import Interval
 from emergence_train.analysis.temporal.forecast import forecast
+from emergence_train.analysis.temporal.mean_law import below
 from emergence_train.errors import InputError
 
 DRAWS = 1000
@@ -73,7 +74,7 @@ def draw_losses(
     z = rng.standard_normal(DRAWS)[:, None]
     # An unknown future rate may stay as it is, as likely as not, or decay: then between the forecast and its lower bound.
     decay = np.maximum(rng.uniform(-1, 1, (DRAWS, 1)), 0) * ahead.shift_low
-    curves = ahead.mean + z * ahead.sd - decay
+    curves = below(ahead.mean, decay - z * ahead.sd)
     return LossDraws(run, params, tokens, loss, planned, future, curves, "; ".join(ahead.notes))
 
 
