@@ -53,7 +53,6 @@ EXEMPT = (
         "holds no event file": "needs the extra tensorboard",
         "its event files hold no scalars": "needs the extra tensorboard",
         "learning rate: must be finite, not negative": "Python's planned_lr alone reaches it",
-        "positions table: column {} is missing": "Python's own frames alone reach it",
         "counts no token; drop it": OTHER_TESTS + "analysis/temporal/test_position_law.py",
         "holds {}; choose with run= one of": OTHER_TESTS + "test_notebook.py",
         "has no positions of split {}; it has": OTHER_TESTS + "test_notebook.py",

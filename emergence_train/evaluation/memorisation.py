@@ -103,7 +103,7 @@ def probe_run(
         enough_texts(seen, probe.least, f"{run}: step {step}")
     log(f"{config.name}, step {step}: {(seen > 0).sum()} trained sequences, {(seen == 0).sum()} controls")
     model = on_every_rank(lambda: load_model(config.model, folder).to(mesh.device))
-    return pd.DataFrame(
+    items = pd.DataFrame(
         {
             "run": config.name,
             "params": config.model.non_embedding_parameters(),
@@ -116,6 +116,7 @@ def probe_run(
             "continuation": probe.continuation,
         }
     )
+    return items.drop_duplicates("item", ignore_index=True)  # texts may begin alike
 
 
 def sequences(stretches: list[Stretch], probe: Probe) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
