@@ -81,6 +81,7 @@ SWEEPS_EXEMPT = {  # of a message: why it has no row
     "cannot be read back; run the same command again": "a disk that loses what was written",
     "curves: no column {}; give {}": "Python's own frames alone reach it: analysis/grokking/test_run_outcomes.py",
     "curves: no rows; give those of a run": "Python's own frames alone reach it: analysis/grokking/test_run_outcomes.py",
+    "is empty or NaN; give every row of a run its setting": "Python's own frames alone: analysis/grokking/test_run_outcomes.py",
     "has update {} twice; keep each once": "Python's own frames alone reach it: analysis/grokking/test_run_outcomes.py",
     "give each run a name of its own": "Python's own frames alone reach it: analysis/grokking/test_run_outcomes.py",
     "run, whose training data are unknown; probe a run": "an imported run: names another run",
@@ -92,6 +93,9 @@ SWEEPS_EXEMPT = {  # of a message: why it has no row
     "has no rows; give the texts to ask about": "evaluation/test_memorisation_probe.py",
     "never, which are the controls; give at least {} of each": "evaluation/test_memorisation_probe.py",
     "items: no column {}; give {}": "Python's own frames alone reach it: analysis/memorisation/test_memorisation.py",
+    "has item {} twice; keep each once": "Python's own frames alone reach it: analysis/memorisation/test_memorisation.py",
+    "analyse probes of each length by themselves": "Python's own frames alone: analysis/memorisation/test_memorisation.py",
+    "is neither true nor false; give scores of each step": "Python alone: analysis/memorisation/test_memorisation.py",
     "trained sequences and {} controls; probe at least 2": "analysis/memorisation/test_memorisation.py",
     "form {} is unknown; choose from {}": "Python alone: simulations",
 }

@@ -30,6 +30,8 @@ EXEMPT = (
     {  # of a message: why it has no row
         "and none surely was; give a later --step": OTHER_TESTS + "evaluation/test_memorisation_probe.py",
         "nothing that it was trained on is known; give a later": OTHER_TESTS + "evaluation/test_memorised_branches.py",
+        "which are the controls; give texts of your own with --texts": OTHER_TESTS
+        + "evaluation/test_memorisation_probe.py",
         "and its samples up to there are unknown; restore it": OTHER_TESTS + "evaluation/test_memorised_branches.py",
         "install them (libaio-dev), or give cpu": OTHER_TESTS + "training/test_nvme.py",
         "make room, or set training.zero.nvme_path to another": OTHER_TESTS + "training/test_nvme.py",
@@ -51,7 +53,6 @@ EXEMPT = (
         "holds no event file": "needs the extra tensorboard",
         "its event files hold no scalars": "needs the extra tensorboard",
         "learning rate: must be finite, not negative": "Python's planned_lr alone reaches it",
-        "positions table: column {} is missing": "Python's own frames alone reach it",
         "counts no token; drop it": OTHER_TESTS + "analysis/temporal/test_position_law.py",
         "holds {}; choose with run= one of": OTHER_TESTS + "test_notebook.py",
         "has no positions of split {}; it has": OTHER_TESTS + "test_notebook.py",

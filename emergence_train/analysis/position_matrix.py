@@ -39,12 +39,9 @@ class PositionMatrix:
 
 
 def position_matrices(frame: pd.DataFrame) -> list[PositionMatrix]:
-    """Pivot a `positions` frame (tables.read) into one matrix per run and split, sorted by step."""
-    needed = [*KEY, "position", *SUMS]
-    missing = [column for column in needed if column not in frame]
-    if missing:
-        raise InputError(f"positions table: column {missing[0]!r} is missing; it needs {', '.join(needed)}")
-    return _matrices([frame])
+    """Pivot a `positions` frame into one matrix per run and split, sorted by step. Raises InputError as tables.read does."""
+    table = tables.Frame(Path("positions table"), frame)
+    return _matrices(tables.stream(tables.POSITIONS, table, mixed_vocabularies=True))
 
 
 def read_matrices(paths: str | Path | Iterable[str | Path]) -> list[PositionMatrix]:

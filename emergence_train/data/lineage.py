@@ -60,18 +60,19 @@ class Stretch:
         first, last = (np.array(self.dataset.sampler.epochs(at)) for at in (self.begin, self.end))
         return last - first
 
-    def left_out(self) -> np.ndarray:
-        """(domains,) share of each that no sample has: every pass has an order of its own, taken to be independent."""
-        ends = zip(*(self.dataset.sampler.epochs(at) for at in (self.begin, self.end)))
-        return np.array([_left_out(first, last) for first, last in ends])
-
-
-def _left_out(begin: float, end: float) -> float:
-    """Share of a domain's places that are not drawn from pass `begin` to pass `end`."""
-    complete = math.floor(end) - math.ceil(begin)
-    if complete < 0:  # within a pass
-        return 1 - (end - begin)
-    return 0.0 if complete else (1 - (math.ceil(begin) - begin)) * (1 - (end - math.floor(end)))
+    def unseen(self, domain: int, place: np.ndarray, length: int) -> np.ndarray:
+        """(n,) chance that none of the samples has the `length` tokens from `place` (n,) of a domain's stream: a pass draws its
+        windows in an order of its own, taken to be independent, and leaves out what lies before and behind them."""
+        sampler = self.dataset.sampler
+        begin, end = (sampler.epochs(at)[domain] for at in (self.begin, self.end))
+        chance = np.ones(len(place))
+        for epoch in range(math.floor(begin), math.ceil(end)):
+            first, last = sampler.span(domain, epoch)
+            held = (place >= first) & (place + length <= last)
+            chance[held] *= 1 - (min(end, epoch + 1) - max(begin, epoch))
+            if not chance.any():
+                break
+        return chance
 
 
 def trained_samples(run: Path, dataset: Dataset, samples: int, log: Callable[[str], None]) -> list[Stretch]:

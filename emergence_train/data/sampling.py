@@ -131,9 +131,14 @@ class Sampler:
         ordinal = block * self.quotas[domain] + int(before[place])
         epoch, turn = divmod(ordinal, self.windows[domain])
         window = permute(turn, self.windows[domain], mix(self.seed, 2, domain, epoch))
-        room = self.tokens[domain] - 1 - self.windows[domain] * self.sequence
+        return Window(domain, window * self.sequence + self.span(domain, epoch)[0], epoch)
+
+    def span(self, domain: int, epoch: int) -> tuple[int, int]:
+        """(begin, end) of the tokens of a domain's stream that an epoch's windows hold."""
+        length = self.windows[domain] * self.sequence
+        room = self.tokens[domain] - 1 - length
         offset = mix(self.seed, 3, domain, epoch) % (min(room, self.sequence - 1) + 1)
-        return Window(domain, window * self.sequence + offset, epoch)
+        return offset, offset + length + 1
 
     def epochs(self, samples: int) -> list[float]:
         """Epochs of each domain after `samples` samples."""

@@ -40,6 +40,7 @@ PIECE = 1 << 22  # tokens hashed at once
 HEAD = 256  # characters a token that are read of a long text
 SURROGATE = re.compile("[\ud800-\udfff]")
 ROWS = 16  # sequences in a forward pass
+LEAST_CONTROLS = 0.25  # of the controls that there are, which domains of few may cost
 UNSEEN = 0.01  # greatest chance of not having been drawn yet of a text that counts as trained
 
 
@@ -102,7 +103,7 @@ def probe_run(
         enough_texts(seen, probe.least, f"{run}: step {step}")
     log(f"{config.name}, step {step}: {(seen > 0).sum()} trained sequences, {(seen == 0).sum()} controls")
     model = on_every_rank(lambda: load_model(config.model, folder).to(mesh.device))
-    return pd.DataFrame(
+    items = pd.DataFrame(
         {
             "run": config.name,
             "params": config.model.non_embedding_parameters(),
@@ -115,44 +116,88 @@ def probe_run(
             "continuation": probe.continuation,
         }
     )
+    return items.drop_duplicates("item", ignore_index=True)  # texts may begin alike
 
 
 def sequences(stretches: list[Stretch], probe: Probe) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(trained [n, L], controls [m, L], times that each trained one was seen [n]): distinct, drawn by the probe's seed.
 
-    Controls are of the validation windows of the last of `stretches`.
+    Controls are of the validation windows of all `stretches`, of each domain in proportion to its trained sequences; those of a
+    domain without windows are left out.
+
+    Raises:
+        InputError: no domain that was trained on has windows.
     """
     ends = np.cumsum([stretch.samples for stretch in stretches])
     rng = np.random.default_rng([probe.seed, ends[-1]])
+    windows: dict[str, list[np.ndarray]] = {}
+    for held_out in {str(stretch.dataset.root): stretch.dataset.windows for stretch in stretches}.values():
+        for domain, part in held_out.items():
+            windows.setdefault(domain, []).extend(np.asarray(part).astype(np.int64))
     drawn: dict[bytes, np.ndarray] = {}
+    domains = []
     for index in rng.integers(0, ends[-1], 4 * probe.items):
         number = int(np.searchsorted(ends, index, side="right"))
-        sample = stretches[number].dataset.sample(int(stretches[number].end - ends[number] + index))
-        begin = int(rng.integers(0, len(sample) - probe.length + 1))
-        part = sample[begin : begin + probe.length]
-        drawn.setdefault(part.tobytes(), part)
+        dataset, own = stretches[number].dataset, int(stretches[number].end - ends[number] + index)
+        domain = dataset.domains[dataset.sampler[own].domain]
+        part = _part(dataset.sample(own), probe, rng)
+        if part.tobytes() not in drawn and domain in windows:
+            drawn[part.tobytes()] = part
+            domains.append(domain)
         if len(drawn) == probe.items:
             break
+    if not drawn:
+        raise InputError(
+            f"{stretches[-1].dataset.root}: holds no validation windows of a domain that was trained on, which are the controls; "
+            f"give texts of your own with --texts"
+        )
     trained = np.stack(list(drawn.values()))
-    windows = stretches[-1].dataset.windows.values()
-    heldout = [row for part in windows for row in np.asarray(part).astype(np.int64)]
-    chosen = rng.permutation(len(heldout))[: 2 * probe.items]
-    controls = np.stack([heldout[k][: probe.length] for k in chosen])
-    controls = np.unique(controls, axis=0)
-    times, _ = _times(stretches, np.concatenate([trained, controls]))
-    seen = np.maximum(times[: len(trained)], 1.0)  # in a sample of the run, so at least once
-    controls = controls[times[len(trained) :] == 0]
-    return trained, rng.permutation(controls)[: probe.items], seen
+    heldout = {}
+    for name in dict.fromkeys(domains):
+        chosen = rng.permutation(len(windows[name]))[: 2 * probe.items]
+        heldout[name] = np.unique([_part(windows[name][k], probe, rng) for k in chosen], axis=0)
+    times, _ = _times(stretches, np.concatenate([trained, *heldout.values()]))
+    often, *in_data = np.split(times, np.cumsum([len(trained), *map(len, heldout.values())])[:-1])
+    free = {name: rng.permutation(rows[stands == 0]) for (name, rows), stands in zip(heldout.items(), in_data)}
+    kept, controls = _in_proportion(np.array(domains), free)
+    return trained[kept], controls, np.maximum(often[kept], 1.0)  # in a sample of the run, so at least once
+
+
+def _in_proportion(domains: np.ndarray, free: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(which trained sequences, of `domains` (n,), are kept, controls among those that are `free` in each domain).
+
+    Every domain has as many controls for a trained sequence, or their loss would differ by what the domains are. Of domains that
+    have few, trained sequences are left out, so that the others keep a part of theirs.
+    """
+    counts = {name: int((domains == name).sum()) for name in free}
+    available = {name: min(len(rows), counts[name]) for name, rows in free.items()}
+    least = min(available[name] / counts[name] for name in free)
+    ratio = max(least, LEAST_CONTROLS * sum(available.values()) / len(domains))
+    kept, controls = [], []
+    for name, rows in free.items():
+        most = min(counts[name], int(len(rows) / ratio + 1e-9)) if ratio else counts[name]
+        kept.append(np.flatnonzero(domains == name)[:most])
+        controls.append(rows[: round(ratio * most)])
+    return np.concatenate(kept), np.concatenate(controls)
+
+
+def _part(sample: np.ndarray, probe: Probe, rng: np.random.Generator) -> np.ndarray:
+    begin = int(rng.integers(0, len(sample) - probe.length + 1))
+    return sample[begin : begin + probe.length]
 
 
 def _times(stretches: list[Stretch], tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(n,) times that `tokens` [n, L] were trained on: occurrences in a domain times its passes; and (n,) the chance at most that
     they were not, the occurrences of a stretch independent of each other. What two stretches leave out may be the same."""
     times, unseen = np.zeros(len(tokens)), np.ones(len(tokens))
+    distinct, original = np.unique(tokens, axis=0, return_inverse=True)
     for stretch in stretches:
-        places = np.stack([occurrences(stream, tokens) for stream in stretch.dataset.streams])
-        times += stretch.passes() @ places
-        unseen = np.minimum(unseen, np.prod(stretch.left_out()[:, None] ** places, axis=0))
+        chance = np.ones(len(distinct))
+        for domain, (stream, passes) in enumerate(zip(stretch.dataset.streams, stretch.passes())):
+            which, place = occurrences(stream, distinct)
+            times += passes * np.bincount(which, minlength=len(distinct))[original]
+            np.multiply.at(chance, which, stretch.unseen(domain, place, tokens.shape[1]))
+        unseen = np.minimum(unseen, chance[original])
     return times, unseen
 
 
@@ -219,18 +264,23 @@ def first_tokens(texts: list[str], tokenizer: Tokenizer, probe: Probe) -> np.nda
     return np.array(ids, dtype=np.int64)
 
 
-def occurrences(stream: TokenStream, sequences: np.ndarray) -> np.ndarray:
-    """(n,) how often each of `sequences` [n, L] occurs in a stream, by a rolling hash modulo 2^64."""
+def occurrences(stream: TokenStream, sequences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(which of the distinct `sequences` [n, L], its place in a stream), (m,) each, of all that occur, by a rolling hash modulo
+    2^64."""
     length = sequences.shape[1]
-    wanted, place = np.unique(_hashes(sequences), return_inverse=True)
-    counts = np.zeros(len(wanted), dtype=np.int64)
+    hashes = _hashes(sequences)
+    order = np.argsort(hashes)
+    wanted = hashes[order]
+    which, place = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for begin in range(0, len(stream) - length + 1, PIECE):
         part = stream.read(begin, min(PIECE + length - 1, len(stream) - begin)).astype(np.uint64)
-        hashes = _rolling(part, length)
-        at = np.searchsorted(wanted, hashes)
+        rolling = _rolling(part, length)
+        at = np.searchsorted(wanted, rolling)
         at[at == len(wanted)] = 0
-        counts += np.bincount(at[wanted[at] == hashes], minlength=len(wanted))
-    return counts[place]
+        here = np.flatnonzero(wanted[at] == rolling)
+        which.append(order[at[here]])
+        place.append(begin + here)
+    return np.concatenate(which), np.concatenate(place)
 
 
 def _hashes(sequences: np.ndarray) -> np.ndarray:

@@ -144,6 +144,8 @@ def _sizes(tasks: Sequence[TaskResult], groups: dict[str, str]) -> str:
         "sizes among pieces of runs. R² is what one curve for all sizes explains, of loss or of compute. The last column "
         "predicts each size from the others: 1 is noise alone.</p>"
     )
+    if any(task.size_effect.details is not None and task.size_effect.details.interval_of == "items" for task in tasks):
+        text += "<p>Of few runs luck is not known: interval and p are of items alone, and other runs may differ by more.</p>"
     return (text + table(head, rows, "Size at equal loss") if rows else "") + unknown
 
 
@@ -261,7 +263,7 @@ def _fan(ahead: LossForecast, run: Run, marked: list[Marked]) -> Figure:
 
 def _reached(at: Interval, eta: float, end: float, label: str, colour: int) -> list[Trace]:
     """The interval of when a threshold is reached, with an arrow at the forecast's `end` where it is open, and its value."""
-    bar = np.array([at.low95, end if at.high95 is None else at.high95], float)
+    bar = np.array([at.low95 or at.value, end if at.high95 is None else at.high95], float)
     traces = [Trace(bar, bar * 0 + eta, "", colour)]
     if at.high95 is None:
         edge = np.array([end])
@@ -288,6 +290,7 @@ def _history(run: Run) -> Figure | None:
             np.array([end if value[f"{name}/{key}"] is None else value[f"{name}/{key}"] for _, value in known], float)
             for key in ("low95", "tokens", "high95")
         )
+        low = np.where(low > 0, low, middle)  # on a logarithmic axis; 0: from its first checkpoint on
         traces.append(Trace(x, middle, name, number, points=True, low=low, high=high))
     if not any(len(trace.x) for trace in traces):
         return None

@@ -89,11 +89,14 @@ def survival(tasks: tuple[Survival, ...], groups: dict[str, str]) -> str:
     head = ["task, metric", "parameters", "keeps at equal tokens", "tokens", "keeps at equal loss", "loss (nats)"]
     return (
         "<h3>Does it hold in a smaller model?</h3><p>Of what the largest size has above chance, the share that a smaller one "
-        "keeps [95%], at the most tokens and at the lowest loss that all runs have reached. More than half is kept, less is "
+        "keeps [95%], at the most tokens and at the lowest loss that all runs have reached which have any in common with it; "
+        "unknown: no run of the size has checkpoints on both sides. More than half is kept, less is "
         f"lost; open: the interval reaches over one half.{alone}</p>" + table(head, rows, "What smaller sizes keep")
     )
 
 
 def _kept(kept: Kept) -> str:
     share = kept.share
+    if share.value is None:
+        return "unknown"
     return f"{share.value:.0%} [{share.low95:.0%}, {share.high95:.0%}] ({kept.verdict})"

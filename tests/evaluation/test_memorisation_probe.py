@@ -21,6 +21,7 @@ from emergence_train.evaluation.memorisation import (
     first_tokens,
     occurrences,
     read_texts,
+    sequences,
     trained_or_not,
 )
 from emergence_train.parallel.mesh import data_parallel
@@ -47,8 +48,9 @@ def test_occurrences_are_those_of_a_plain_search(monkeypatch, piece):
     tokens = rng.integers(0, 3, 400)
     chosen = np.stack([tokens[k : k + 5] for k in rng.integers(0, 395, 30)] + [np.array([9, 9, 9, 9, 9])])
     windows = np.lib.stride_tricks.sliding_window_view(tokens, 5)
-    expected = [(windows == row).all(1).sum() for row in chosen]
-    assert occurrences(Stream(tokens), chosen).tolist() == expected
+    chosen = np.unique(chosen, axis=0)
+    expected = [(k, place) for k, row in enumerate(chosen) for place in np.flatnonzero((windows == row).all(1))]
+    assert sorted(zip(*occurrences(Stream(tokens), chosen))) == expected
 
 
 class Table(torch.nn.Module):
@@ -256,3 +258,59 @@ def test_runs_of_one_name_are_told_apart(tmp_path, monkeypatch, capsys):
     assert [row["run"] for row in result["runs"]] == ["a", "b"]
     assert result["counterfactual"][0]["models"] == 2
     assert result["counterfactual"][0]["nats"]["value"] == pytest.approx(2.0)
+
+
+def mixture(windows: dict[str, int], weights: list[float]) -> SimpleNamespace:
+    """Domains a, b, ... of which number k has tokens from k million on, none twice, and so many validation windows, of others."""
+    rng = np.random.default_rng(3)
+    domains = [name for name in "abc"[: len(weights)]]
+    streams = [Stream(k * 1_000_000 + np.arange(6401)) for k in range(len(weights))]
+    sampler = Sampler([len(stream) for stream in streams], weights, 32, 1)
+    held = {
+        name: 1_000_000 * "abcdef".index(name) + rng.integers(10_000, 900_000, (count, 33))
+        for name, count in windows.items()
+    }
+
+    def sample(index: int) -> np.ndarray:
+        return streams[sampler[index].domain].read(sampler[index].start, 33)
+
+    return SimpleNamespace(
+        domains=domains, streams=streams, sampler=sampler, windows=held, sample=sample, sequence=32, root="data"
+    )
+
+
+@pytest.mark.parametrize(
+    "windows",
+    [{"a": 100, "b": 100, "f": 300}, {"a": 400, "b": 30}, {"a": 40, "b": 400, "c": 9}, {"b": 60}],
+    ids=["out of distribution", "few of one", "many of one", "one has none"],
+)
+def test_controls_are_of_the_domains_that_were_trained_on(windows):
+    """Of each domain as large a share as of the trained ones, within what rounding does, whatever the windows are."""
+    probe = Probe(prefix=8, continuation=4, items=120)
+    trained, controls, _ = sequences([Stretch(mixture(windows, [3.0, 1.0]), 0, 400)], probe)
+    of_trained, of_controls = (np.bincount(part[:, 0] // 1_000_000, minlength=6) for part in (trained, controls))
+    assert of_controls[2:].sum() == of_trained[2:].sum() == 0 and len(controls) >= 30
+    shares = of_trained / len(trained) - of_controls / len(controls)
+    assert np.abs(shares).max() <= 1 / len(controls), (of_trained, of_controls)
+
+
+def test_a_mixture_without_held_out_text_has_no_controls():
+    with pytest.raises(InputError, match="data: holds no validation windows of a domain that was trained on"):
+        sequences([Stretch(mixture({"f": 50}, [1.0]), 0, 200)], Probe(8, 4))
+
+
+def test_texts_beyond_the_windows_are_not_taken_for_trained():
+    """20 passes over a stream of three windows: its first and last tokens are in a sample of some passes alone, or of none. What
+    counts as trained is in a sample or cut by windows that lie next to each other; the rest is neither trained nor a control."""
+    for seed in range(8):
+        stream = Stream(np.arange(3 * 32 + 40))
+        sampler = Sampler([len(stream)], [1.0], 32, seed)
+        samples = sampler.windows[0] * 20
+        ends = [(sampler.span(0, epoch)) for epoch in range(20)]
+        drawn = sorted({sampler[index].start for index in range(samples)})
+        assert (min(drawn), max(drawn) + 33) == (min(begin for begin, _ in ends), max(end for _, end in ends))
+        tokens = np.lib.stride_tricks.sliding_window_view(stream.tokens, 8)
+        held = [any(begin <= row[0] and row[-1] < end for begin, end in ends) for row in tokens]
+        dataset = SimpleNamespace(streams=[stream], sampler=sampler)
+        kept, seen = trained_or_not([Stretch(dataset, 0, samples)], tokens, "run: step 5", lambda line: None)
+        assert kept.tolist() == tokens[held].tolist() and (seen > 0).all() and not all(held)

@@ -36,6 +36,13 @@ def test_survival_has_both_shares_of_each_size():
     assert "Sizes of one run are taken to differ by luck as the others do" in some and "One run a size" not in some
 
 
+def test_an_unknown_share_is_shown_as_unknown():
+    unknown = Kept(Interval(None, None, None), "open", "no rows")
+    sizes = (SizeSurvival(params=1000, runs=1, at_equal_tokens=kept(0.2, "lost"), at_equal_loss=unknown),)
+    task = Survival(**KEY, largest=9_000_000, tokens=80_000, loss=3.25, interval_of="items and runs", sizes=sizes)
+    assert "<td>unknown</td>" in explanation_table.survival((task,), {})
+
+
 def test_survival_of_continuous_metrics_alone_is_nothing():
     brier = Survival(**KEY | {"metric": "brier"}, largest=9, tokens=8, loss=3.0, interval_of="items", sizes=())
     assert explanation_table.survival((brier,), {}) == "" == explanation_table.survival((), {})

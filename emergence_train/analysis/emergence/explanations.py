@@ -180,6 +180,8 @@ def _curves(task: TaskResult, finding: Finding) -> list[Explanation]:
         evidence = about
         if name == "loss" and effect.value is not None:
             evidence += f"; at equal loss ten times the size changes it by {effect.value:+.3f}, p = {effect.p:.2g}"
+            if effect.details is not None and effect.details.interval_of == "items":
+                evidence += " of items alone: other runs may differ by more"
         if task.runs < LEAST_RUNS:
             evidence += f"; an interval needs {LEAST_RUNS} runs"
         entries.append(_entry(task, name, interval, verdict_of(interval), evidence))

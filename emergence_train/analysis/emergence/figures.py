@@ -158,7 +158,7 @@ def timeline(abilities: Sequence[Ability], continuous: Mapping[tuple[str, str, s
         at, reached = run.tokens, run.status == "reached"
         high = at.high95 if at.high95 is not None else run.until_tokens
         label, colour = ("reached", FORECAST) if reached else ("forecast (dashed: open end)", HELD_OUT)
-        traces += interval(at.low95, at.value, high, place, label, colour, dashed=at.high95 is None)
+        traces += interval(at.low95 or at.value, at.value, high, place, label, colour, dashed=at.high95 is None)
     return Figure(
         "When runs gain abilities",
         "tokens trained when the loss reaches η, with 95% interval",

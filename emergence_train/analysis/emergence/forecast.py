@@ -15,6 +15,7 @@ from emergence_train.analysis.outlook import planned_rates
 from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.results import Interval
 from emergence_train.analysis.temporal.forecast import forecast
+from emergence_train.analysis.temporal.mean_law import below
 from emergence_train.errors import InputError
 
 DRAWS = 1000
@@ -73,7 +74,7 @@ def draw_losses(
     z = rng.standard_normal(DRAWS)[:, None]
     # An unknown future rate may stay as it is, as likely as not, or decay: then between the forecast and its lower bound.
     decay = np.maximum(rng.uniform(-1, 1, (DRAWS, 1)), 0) * ahead.shift_low
-    curves = ahead.mean + z * ahead.sd - decay
+    curves = below(ahead.mean, decay - z * ahead.sd)
     return LossDraws(run, params, tokens, loss, planned, future, curves, "; ".join(ahead.notes))
 
 
@@ -112,7 +113,7 @@ def crossing(draws: LossDraws, eta: np.ndarray, rng: np.random.Generator) -> Cro
     """The tokens at which the run's loss falls to the threshold, from draws `eta` (nats) of it."""
     threshold = rng.choice(eta, DRAWS)
     reached, tokens = np.zeros(DRAWS, bool), np.full(DRAWS, np.inf)
-    until = float(draws.tokens[-1]) if len(draws.tokens) else 0.0
+    first, until = (float(draws.tokens[0]), float(draws.tokens[-1])) if len(draws.tokens) else (0.0, 0.0)
     if len(draws.loss):
         best = np.minimum.accumulate(draws.loss)
         reached = threshold >= best[-1]
@@ -132,12 +133,15 @@ def crossing(draws: LossDraws, eta: np.ndarray, rng: np.random.Generator) -> Cro
         status = "open" if not draws.planned else "not-before-the-end"
     else:
         status = "expected" if probability >= 0.5 else "not-before-the-end"
-    low, middle, high = (_finite(np.quantile(tokens, q, method="higher")) for q in (0.025, 0.5, 0.975))
+    low, middle, high = np.quantile(tokens, [0.025, 0.5, 0.975], method="higher")
+    middle, high = (
+        max(end, first) for end in (middle, high)
+    )  # of what came before it, the first row is all that is known
     return Crossing(
         run=draws.run,
         params=draws.params,
         status=status,
-        tokens=Interval(middle, low, high),
+        tokens=Interval(_finite(middle), _finite(low), _finite(high)),
         probability=probability,
         reached_now=now,
         until_tokens=until,
@@ -148,17 +152,16 @@ def crossing(draws: LossDraws, eta: np.ndarray, rng: np.random.Generator) -> Cro
 
 def _first(threshold: np.ndarray, tokens: np.ndarray, falling: np.ndarray) -> np.ndarray:
     """Tokens at which each falling curve, (S, m), first is at or below its threshold (S,), straight in log tokens; inf
-    where it never is."""
+    where it never is, and 0 where it is from its first row on."""
     below = falling <= threshold[:, None]
     place = below.argmax(1)
     row = np.arange(len(threshold))
     before = np.maximum(place - 1, 0)
     gap = falling[row, before] - falling[row, place]
-    share = np.clip((falling[row, before] - threshold) / np.where(gap > 0, gap, 1), 0, 1)
-    share = np.where(gap > 0, share, 1.0)
+    share = (falling[row, before] - threshold) / np.where(gap > 0, gap, 1)
     crossed = np.exp(np.log(tokens[before]) + share * (np.log(tokens[place]) - np.log(tokens[before])))
-    return np.where(below.any(1), crossed, np.inf)
+    return np.where(below[:, 0], 0.0, np.where(below.any(1), crossed, np.inf))
 
 
 def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+    return float(round(value)) if np.isfinite(value) else None

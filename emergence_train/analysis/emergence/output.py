@@ -16,6 +16,7 @@ from emergence_train.analysis.emergence.result import (
     Ability,
     Crossing,
     EmergenceResult,
+    Kept,
     SizeSurvival,
     Survival,
     TaskResult,
@@ -181,8 +182,7 @@ def _task_line(task: TaskResult, width: int) -> str:
 
 def _survival_line(task: Survival) -> str:
     sizes = "; ".join(
-        f"{size.params:,} parameters {size.at_equal_tokens.share.value:.0%} ({size.at_equal_tokens.verdict}) at equal tokens, "
-        f"{size.at_equal_loss.share.value:.0%} ({size.at_equal_loss.verdict}) at equal loss"
+        f"{size.params:,} parameters {_kept(size.at_equal_tokens)} at equal tokens, {_kept(size.at_equal_loss)} at equal loss"
         for size in task.sizes
     )
     alone = {
@@ -190,10 +190,15 @@ def _survival_line(task: Survival) -> str:
         "items and runs of some sizes": "; sizes of one run are taken to differ by luck as the others do",
         "items and runs": "",
     }[task.interval_of]
+    unknown = "; unknown: no checkpoints on both sides" if "unknown" in sizes else ""
     early = (
         f"; without {', '.join(task.left_out)}, which ended before half of their size's tokens" if task.left_out else ""
     )
-    return f"survival, {task.task} ({task.metric}), of what {task.largest:,} parameters have: {sizes}{alone}{early}"
+    return f"survival, {task.task} ({task.metric}), of what {task.largest:,} parameters have: {sizes}{alone}{unknown}{early}"
+
+
+def _kept(kept: Kept) -> str:
+    return "unknown" if kept.share.value is None else f"{kept.share.value:.0%} ({kept.verdict})"
 
 
 def _note_lines(tasks: Iterable[TaskResult]) -> list[str]:

@@ -99,7 +99,12 @@ class SizeDetails:
     unit: str
     p_least: Annotated[Probability, "the least p that so few runs can give"]
     over_observed_sizes: Annotated[MetricUnits, "from the smallest to the largest size"]
-    matters: Annotated[bool, "the interval excludes 0 and the effect is worth naming"]
+    interval_of: Annotated[
+        IntervalOf, "what interval and p are of. Of items: of so few runs, another may differ by more"
+    ]
+    matters: Annotated[
+        bool, "of items and runs: the interval excludes 0, p is below 0.05 and the effect is worth naming"
+    ]
     rows_in_overlap: int
     r2_loss: Share
     r2_loss_and_size: Share
@@ -222,6 +227,7 @@ class Kept:
 
     share: Interval
     verdict: KeptVerdict
+    reason: Annotated[str | None, "why the share is null"] = absent()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +242,8 @@ class SizeSurvival:
 
 @dataclass(frozen=True, kw_only=True)
 class Survival(TaskKey):
-    """Whether an ability holds as the model shrinks, at the most tokens and the lowest loss that every run reached."""
+    """Whether an ability holds as the model shrinks, at the most tokens and the lowest loss that every run reached which has
+    any in common with the largest size."""
 
     largest: Parameters
     tokens: Tokens
@@ -257,7 +264,9 @@ class Crossing:
     run: str
     params: Parameters
     status: Status
-    tokens: Annotated[Interval, Unit("tokens"), "null: beyond what was forecast"]
+    tokens: Annotated[
+        Interval, Unit("tokens"), "null: beyond what was forecast; low95 0: at or before the run's first row"
+    ]
     probability: Annotated[Probability, "that it happens by until_tokens"]
     reached_now: Probability
     until_tokens: Annotated[float, Unit("tokens")]

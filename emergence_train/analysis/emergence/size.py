@@ -1,15 +1,14 @@
 """The effect of size at equal loss: a monotone smooth curve of loss against the same plus the logarithm of size.
 
 The effect is the change of performance for ten times the parameters at the same loss. Its interval and its test account for the
-correlation of checkpoints within a run: between neighbours, and by an offset of the whole run. Residuals of a few dozen rows show
+correlation of checkpoints within a run: between neighbours, and by an offset of the whole run, which takes four runs or more to
+be known: the result says whether it is. Residuals of a few dozen rows show
 less of the correlation than there is, so it is taken half a standard error higher.
 """
 
 import numpy as np
 from scipy.interpolate import BSpline
 from scipy.optimize import lsq_linear
-from scipy.stats import f as f_distribution
-from scipy.stats import t as t_distribution
 
 from emergence_train.analysis.emergence.result import Collapse, ExplanationName, HeldOutSize, SizeDetails, SizeEffect
 from emergence_train.analysis.emergence.shapes import PRIOR_DISPERSION, neighbour_correlation
@@ -19,6 +18,11 @@ PERMUTATIONS = 999
 SEGMENTS = 4  # a run is split into at most so many pieces for the permutation test
 PIECES = 6  # of a monotone spline, at most
 LEAST = 6  # rows where sizes overlap
+LEAST_LUCK = 1.5  # degrees of freedom of the runs' offsets, below which they are not known
+DRAWS = 4000
+FEW_RUNS = (
+    "too few runs to tell an effect of size from luck of a run: the size effect's interval and p are of items alone"
+)
 
 
 def size_effect(task: TaskMetric, rng: np.random.Generator) -> SizeEffect:
@@ -62,17 +66,17 @@ def size_effect(task: TaskMetric, rng: np.random.Generator) -> SizeEffect:
     noise = (float(weight @ residual**2) + PRIOR_DISPERSION * typical) / (degrees + PRIOR_DISPERSION)
     correlation = neighbour_correlation(residual * np.sqrt(weight), run, order, errors=0.5)
     inflation = (1 + correlation) / (1 - correlation)
-    between, strange = _between_runs(residual, weight, run, noise * inflation)
+    own = noise * inflation / information
+    luck, known = _luck(np.column_stack([basis, z]), residual, weight, run, noise * inflation, rng)
     lever = np.bincount(run, weight * rest)
-    own, shared = noise * inflation / information, between * float(lever @ lever) / information**2
-    part = shared / (own + shared)
-    runs = len(np.unique(run))
-    freedom = 1 / (part**2 / max(runs - 2, 1) + (1 - part) ** 2 / max(degrees / inflation, 1))
-    error = np.sqrt(own + shared)
-    half = float(t_distribution.ppf(0.975, freedom)) * error
-    p, least = _permutation(without, rest, weight, x, run, inflation, strange, rng)
-    # pieces of one run are not quite independent, Student's t knows that and assumes more else: the larger p holds for both
-    p = max(p, 2 * float(t_distribution.sf(abs(beta) / error, freedom)))
+    drawn = np.sqrt(own + luck * float(lever @ lever) / information**2)
+    drawn *= np.abs(rng.standard_t(max(degrees / inflation, 1), DRAWS))
+    half = float(np.quantile(drawn, 0.95))
+    p, least = _permutation(without, rest, weight, x, run, inflation, rng)
+    # pieces of one run are not quite independent, the draws know that and assume more else: the larger p holds for both
+    p = max(p, float(np.mean(drawn >= abs(beta))))
+    if not known:
+        task.notes.append(FEW_RUNS)
     explained = 1 - float(weight @ without**2) / max(_scatter(y, weight), 1e-300)
     both = 1 - float(weight @ residual**2) / max(_scatter(y, weight), 1e-300)
     decades = float(np.log10(sizes[-1] / sizes[0]))
@@ -80,7 +84,8 @@ def size_effect(task: TaskMetric, rng: np.random.Generator) -> SizeEffect:
         unit="change of performance for ten times the parameters at the same loss",
         p_least=least,
         over_observed_sizes=beta * decades,
-        matters=bool((beta - half > 0 or beta + half < 0) and abs(beta) * decades >= task.smallest),
+        interval_of="items and runs" if known else "items",
+        matters=known and half < abs(beta) and p < 0.05 and abs(beta) * decades >= task.smallest,
         rows_in_overlap=int(inside.sum()),
         r2_loss=explained,
         r2_loss_and_size=both,
@@ -150,19 +155,31 @@ def _scatter(y: np.ndarray, weight: np.ndarray) -> float:
     return float(weight @ (y - np.average(y, weights=weight)) ** 2)
 
 
-def _between_runs(residual: np.ndarray, weight: np.ndarray, run: np.ndarray, noise: float) -> tuple[float, bool]:
-    """Variance of the runs' own offsets (moments), and whether it is significant."""
+def _luck(
+    columns: np.ndarray,
+    residual: np.ndarray,
+    weight: np.ndarray,
+    run: np.ndarray,
+    noise: float,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, bool]:
+    """(DRAWS,) of the variance of the runs' own offsets, and whether it is known.
+
+    A generalized confidence distribution (Weerahandi 1993): the runs' sum of squares over draws of chi squared, less the noise.
+    What the fit of `columns` (n, k) takes of offsets is left out of the degrees. Zeros where those are too few.
+    """
+    _, run = np.unique(run, return_inverse=True)
     total = np.bincount(run, weight)
-    has_weight = total > 0
-    mean = np.bincount(run, weight * residual)[has_weight] / total[has_weight]
-    total = total[has_weight]
-    degrees = len(mean) - 2
-    if degrees < 1 or noise <= 0:
-        return 0.0, False
-    excess = float(total @ mean**2) - degrees * noise
-    scale = float(total.sum() - (total**2).sum() / total.sum()) * degrees / max(len(mean) - 1, 1)
-    strange = f_distribution.sf(float(total @ mean**2) / degrees / noise, degrees, len(residual)) < 0.05
-    return max(excess / max(scale, 1e-12), 0.0), bool(strange)
+    member = np.eye(len(total))[run] / np.sqrt(total)  # (n, runs)
+    root = np.sqrt(weight)[:, None]
+    taken, *_ = np.linalg.lstsq(columns * root, member * root, rcond=None)
+    left = (member * root).T @ (member * root - columns * root @ taken)  # (runs, runs), of unit offsets
+    degrees = float(np.trace(left))
+    if degrees < LEAST_LUCK or noise <= 0:
+        return np.zeros(DRAWS), False
+    squares = float(((member.T @ (weight * residual)) ** 2).sum())
+    offsets = float((left**2 * total).sum()) / degrees
+    return np.maximum(squares / rng.chisquare(degrees, DRAWS) - noise, 0) / offsets, True
 
 
 def _permutation(
@@ -172,15 +189,14 @@ def _permutation(
     x: np.ndarray,
     run: np.ndarray,
     inflation: float,
-    strange: bool,
     rng: np.random.Generator,
 ) -> tuple[float, float]:
     """p of the size effect when sizes are permuted among pieces of runs at like loss, and the least p possible.
 
-    Pieces are longer than the correlation; where runs have offsets, whole runs are permuted.
+    Pieces are longer than the correlation.
     """
     longest = max(np.bincount(run).max(), 1)
-    pieces = 1 if strange else int(np.clip(longest / inflation, 1, SEGMENTS))
+    pieces = int(np.clip(longest / inflation, 1, SEGMENTS))
     edges = np.quantile(x, np.linspace(0, 1, pieces + 1)[1:-1])
     group = np.searchsorted(edges, x)
     observed, drawn, ways = 0.0, np.zeros(PERMUTATIONS), 1.0

@@ -9,7 +9,7 @@ much runs differ is not known. The result says which it is. The place is the fur
 before half of its size's longest is left out, by convention, and listed.
 """
 
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ HALF = 0.5  # of the largest size's performance: more is kept, less is lost
 EARLY = 0.5  # of the tokens of a size's longest run
 CLEAR = 3.0  # standard errors that the largest size must be above chance
 DRAWS = 4000
+SAME = 1e-12  # nats or log tokens: places that differ by rounding
 SHOWN_BY = ("emergent", "gradual")  # verdicts of which there is an ability to keep
 
 
@@ -44,26 +45,24 @@ def survival(finding: Finding, rng: np.random.Generator) -> Survival | None:
     runs = {name: rows.sort_values("tokens") for name, rows in task.frame.assign(_v=task.rows.variance).groupby("run")}
     early = _early(runs)
     runs = {name: rows for name, rows in runs.items() if name not in early}
-    tokens = min(int(rows["tokens"].max()) for rows in runs.values())
-    loss = max(float(rows["loss"].min()) for rows in runs.values())
-    at_tokens = _points(task, runs, lambda rows: _at(np.log(rows["tokens"].to_numpy(float)), np.log(tokens)))
-    at_loss = _points(task, runs, lambda rows: _at(-rows["loss"].to_numpy(float), -loss))
     largest = task.sizes[-1]
-    if any(_unclear(points.get(largest)) for points in (at_tokens, at_loss)):
+    at_tokens, log_tokens = _points(
+        task, runs, {name: np.log(rows["tokens"].to_numpy(float)) for name, rows in runs.items()}
+    )
+    at_loss, minus_loss = _points(task, runs, {name: -rows["loss"].to_numpy(float) for name, rows in runs.items()})
+    if any(_unclear(points[largest]) for points in (at_tokens, at_loss)):
         return None
+    tokens, loss = round(np.exp(log_tokens)), -minus_loss
+    counts = Counter(int(rows["params"].iloc[0]) for rows in runs.values())
     sizes = tuple(
         SizeSurvival(
             params=size,
-            runs=at_tokens[size].runs,
-            at_equal_tokens=_kept(at_tokens[size], at_tokens[largest], rng),
-            at_equal_loss=_kept(at_loss[size], at_loss[largest], rng),
+            runs=counts[size],
+            at_equal_tokens=_kept(at_tokens.get(size), at_tokens[largest], f"{tokens:,} tokens", rng),
+            at_equal_loss=_kept(at_loss.get(size), at_loss[largest], f"{loss:.3f} nats", rng),
         )
         for size in task.sizes[:-1]
-        if size in at_tokens and size in at_loss
     )
-    if not sizes:
-        return None
-    compared = [*(size.params for size in sizes), largest]
     return Survival(
         family=task.family,
         task=task.task,
@@ -71,7 +70,7 @@ def survival(finding: Finding, rng: np.random.Generator) -> Survival | None:
         largest=largest,
         tokens=tokens,
         loss=loss,
-        interval_of=_interval_of([at[size] for at in (at_tokens, at_loss) for size in compared]),
+        interval_of=_interval_of([*at_tokens.values(), *at_loss.values()]),
         left_out=early,
         sizes=sizes,
     )
@@ -86,20 +85,23 @@ def _early(runs: dict) -> tuple[str, ...]:
     return tuple(str(name) for name, (size, tokens) in ends.items() if tokens < EARLY * longest[size])
 
 
-def _points(task: TaskMetric, runs: dict, place: Callable) -> dict[int, Point]:
-    """Each size's point at a place of its runs; a run that has no checkpoint on both sides of it is left out."""
+def _points(task: TaskMetric, runs: dict, axes: dict) -> tuple[dict[int, Point], float]:
+    """(each size's point, the place) on `axes` (n,) of its runs; without runs that have no checkpoint on both sides of it."""
+    sizes = {name: int(rows["params"].iloc[0]) for name, rows in runs.items()}
+    begin = min(axes[name][0] for name, size in sizes.items() if size == task.sizes[-1])
+    place = min(end for axis in axes.values() if (end := float(axis.max())) >= begin)
     by_size: dict[int, list[tuple[float, float]]] = {}
-    for rows in runs.values():
-        between = place(rows)
+    for name, rows in runs.items():
+        between = _at(axes[name], place)
         if between is not None:
             first, second, weight = between
             y, variance = rows["y"].to_numpy(float), rows["_v"].to_numpy(float)
             value = (1 - weight) * y[first] + weight * y[second]
             spread = (1 - weight) ** 2 * variance[first] + weight**2 * variance[second]
-            by_size.setdefault(int(rows["params"].iloc[0]), []).append((value - task.chance, spread))
+            by_size.setdefault(sizes[name], []).append((value - task.chance, spread))
     freedom = sum(len(values) - 1 for values in by_size.values())
     squares = sum(float(np.var([above for above, _ in values])) * len(values) for values in by_size.values())
-    return {size: _point(values, squares / max(freedom, 1), freedom) for size, values in by_size.items()}
+    return {size: _point(values, squares / max(freedom, 1), freedom) for size, values in by_size.items()}, place
 
 
 def _point(values: list[tuple[float, float]], between_runs: float, freedom: int) -> Point:
@@ -112,9 +114,10 @@ def _point(values: list[tuple[float, float]], between_runs: float, freedom: int)
 
 
 def _at(axis: np.ndarray, place: float) -> tuple[int, int, float] | None:
-    """(checkpoint before, checkpoint after, weight of the latter) where `axis` (n,), in order of time, first reaches `place`."""
-    reached = np.flatnonzero(axis >= place - 1e-12)
-    if not len(reached):
+    """(checkpoint before, checkpoint after, weight of the latter) where `axis` (n,), in order of time, first reaches `place`;
+    None where it begins beyond it or ends before."""
+    reached = np.flatnonzero(axis >= place - SAME)
+    if not len(reached) or axis[0] > place + SAME:
         return None
     second = int(reached[0])
     first = max(second - 1, 0)
@@ -129,17 +132,19 @@ def _interval_of(points: list[Point]) -> IntervalOf:
     return "items and runs of some sizes" if any(np.isfinite(point.freedom) for point in points) else "items"
 
 
-def _unclear(point: Point | None) -> bool:
-    return point is None or point.above < CLEAR * np.sqrt(point.variance)
+def _unclear(point: Point) -> bool:
+    return point.above < CLEAR * np.sqrt(point.variance)
 
 
-def _kept(size: Point, largest: Point, rng: np.random.Generator) -> Kept:
-    """The share that `size` keeps of `largest`, both drawn around their estimates."""
+def _kept(size: Point | None, largest: Point, place: str, rng: np.random.Generator) -> Kept:
+    """The share that `size` keeps of `largest`, both drawn around their estimates; null where it has no point at the place."""
+    if size is None:
+        return Kept(Interval(None, None, None), "open", f"no run has checkpoints on both sides of {place}")
     draws = _drawn(size, rng)
     draws /= _drawn(largest, rng)
     low, high = (float(bound) for bound in np.quantile(draws, [0.025, 0.975]))
     verdict: KeptVerdict = "kept" if low > HALF else "lost" if high < HALF else "open"
-    return Kept(share=Interval(size.above / largest.above, low, high), verdict=verdict)
+    return Kept(Interval(size.above / largest.above, low, high), verdict)
 
 
 def _drawn(point: Point, rng: np.random.Generator) -> np.ndarray:

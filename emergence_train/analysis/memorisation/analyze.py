@@ -5,10 +5,10 @@ import pandas as pd
 from scipy import stats
 
 from emergence_train.analysis.memorisation.counterfactual import counterfactual
+from emergence_train.analysis.memorisation.items import checked
 from emergence_train.analysis.memorisation.result import MemorisationResult, MemorisedShare, RunMemorisation
 from emergence_train.errors import InputError
 
-COLUMNS = ("run", "params", "step", "seen", "extracted", "loss", "prefix", "continuation")
 # Bins of how often a sequence was seen: from, to (exclusive)
 BINS: tuple[tuple[float, float, str], ...] = (
     (0.0, 0.0, "0"),
@@ -32,11 +32,9 @@ def analyze(items: pd.DataFrame) -> MemorisationResult:
             differ in their texts are compared.
 
     Raises:
-        InputError: a column is missing; a run has no trained sequence, or no control.
+        InputError: the rows are not as items.py has them; a run has no trained sequence, or no control.
     """
-    missing = [name for name in COLUMNS if name not in items]
-    if missing:
-        raise InputError(f"items: no column {missing[0]!r}; give {', '.join(COLUMNS)}")
+    items = checked(items)
     shares, runs = [], []
     for _, rows in items.sort_values(["params", "run", "step"], kind="stable").groupby(["params", "run", "step"]):
         shares += _shares(rows)

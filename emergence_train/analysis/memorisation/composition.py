@@ -7,6 +7,7 @@ import numpy as np
 
 from emergence_train.analysis.composition_share import share_by_product
 from emergence_train.analysis.results import Interval, Share
+from emergence_train.errors import InputError
 
 BOOTSTRAPS = 1000
 
@@ -39,9 +40,16 @@ def explained_by_composition(steps_right: np.ndarray) -> Composition:
         out, and the interval is of items drawn again. Null where the whole changes no more than sampling may make it.
 
     Raises:
+        InputError: a step is neither true nor false.
         ValueError: fewer than 3 checkpoints, or a whole that does not change.
     """
-    steps_right = np.asarray(steps_right, bool)
+    given = np.asarray(steps_right)
+    steps_right = given == 1
+    if (neither := np.argwhere(~steps_right & (given != 0))).size:
+        where = ", ".join(f"{name} {at}" for name, at in zip(("checkpoint", "item", "step"), neither[0].tolist()))
+        raise InputError(
+            f"steps_right: {where}: {given[tuple(neither[0])]} is neither true nor false; give scores of each step"
+        )
     if steps_right.ndim != 3 or len(steps_right) < 3:
         raise ValueError("steps_right is (checkpoints, items, steps) with 3 checkpoints at least")
     checkpoints, items, steps = steps_right.shape

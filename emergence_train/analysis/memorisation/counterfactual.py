@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from emergence_train.analysis.memorisation.items import checked
 from emergence_train.analysis.memorisation.result import CounterfactualMemorisation
 from emergence_train.analysis.results import Interval
 
@@ -37,8 +38,11 @@ def counterfactual(items: pd.DataFrame) -> tuple[CounterfactualMemorisation, ...
     Returns:
         For each size and step: over all texts, then by the times seen. Nothing where no text was seen by some models and not by
         others.
+
+    Raises:
+        InputError: the rows are not as items.py has them.
     """
-    rows = []
+    items, rows = checked(items), []
     for (params, step), group in items.groupby(["params", "step"]):
         if group["run"].nunique() < 2:
             continue

@@ -10,7 +10,7 @@ from emergence_train.analysis.position_matrix import PositionMatrix, observed_ro
 from emergence_train.analysis.results import as_json
 from emergence_train.analysis.runs import Series
 from emergence_train.analysis.temporal.forecast import Forecast
-from emergence_train.analysis.temporal.mean_law import Z
+from emergence_train.analysis.temporal.mean_law import Z, below
 from emergence_train.analysis.temporal.parameter_laws import ParameterLaw
 from emergence_train.analysis.temporal.position_forecast import JointFit, PositionForecast, forecast_positions, joint
 from emergence_train.analysis.temporal.position_law import bin_residuals, compare_forms_of, fit_matrix, position_curve
@@ -126,7 +126,8 @@ class FittedPositions:
             }
         )
         for level in LEVELS:
-            frame[f"low{level}"], frame[f"high{level}"] = (loss - Z[level] * sd).ravel(), (loss + Z[level] * sd).ravel()
+            low, high = below(loss, Z[level] * sd), loss + Z[level] * sd
+            frame[f"low{level}"], frame[f"high{level}"] = low.ravel(), high.ravel()
         if self.held_out:
             counted = self.whole.count[~self.seen][rows] > 0
             with np.errstate(invalid="ignore"):  # a bin that counts nothing has no loss

@@ -12,7 +12,17 @@ import numpy as np
 
 from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.temporal import priors
-from emergence_train.analysis.temporal.mean_law import KNOTS, LAWS, MINIMUM, SCHEDULE_AWARE, Fit, Z, fit, observed_part
+from emergence_train.analysis.temporal.mean_law import (
+    KNOTS,
+    LAWS,
+    MINIMUM,
+    SCHEDULE_AWARE,
+    Fit,
+    Z,
+    below,
+    fit,
+    observed_part,
+)
 from emergence_train.errors import InputError
 
 ORIGINS = (0.5, 0.7)  # shares of the observed part from which the backtest forecasts the rest of it
@@ -45,7 +55,7 @@ class Forecast:
     def interval(self, level: int, *, noisy: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """(low, high) at 50, 80 or 95 percent, for one logged row (`noisy`) or for the curve without its noise."""
         width = Z[level] * np.hypot(self.sd, self.noise if noisy else 0.0)
-        return self.mean - width - self.shift_low, self.mean + width
+        return below(self.mean, width + self.shift_low), self.mean + width
 
 
 def forecast(

@@ -22,7 +22,7 @@ from emergence_train.analysis.planned_schedule import INTRINSIC, Kernel, Planned
 from emergence_train.analysis.position_matrix import PositionMatrix, position_bins
 from emergence_train.analysis.temporal import priors
 from emergence_train.analysis.temporal.forecast import Forecast, forecast
-from emergence_train.analysis.temporal.mean_law import WINDOW, Z
+from emergence_train.analysis.temporal.mean_law import WINDOW, Z, below
 from emergence_train.analysis.temporal.parameter_laws import ParameterLaw, _basis, constant_law, fit_parameter
 from emergence_train.analysis.temporal.position_law import (
     ONLY_RATIO,
@@ -70,7 +70,7 @@ class PositionForecast:
     def interval(self, level: int) -> tuple[np.ndarray, np.ndarray]:
         """(low, high), both (m, P), at 50, 80 or 95 percent."""
         width = Z[level] * self.sd
-        return self.loss - width - self.level.shift_low[:, None], self.loss + width
+        return below(self.loss, width + self.level.shift_low[:, None]), self.loss + width
 
 
 def forecast_positions(

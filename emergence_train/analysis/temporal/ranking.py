@@ -3,6 +3,7 @@
 import numpy as np
 from scipy.special import ndtr
 
+from emergence_train.analysis.temporal.mean_law import below
 from emergence_train.analysis.temporal.result import Place, Ranking
 
 DRAWS = 20000
@@ -17,7 +18,7 @@ def rank(names: list[str], mean: np.ndarray, sd: np.ndarray, split: str | None =
     mean, sd = np.asarray(mean, float), np.maximum(np.asarray(sd, float), 1e-12)
     order = np.argsort(mean, kind="stable")
     rng = np.random.default_rng(0)
-    draws = mean[order] + sd[order] * rng.normal(size=(DRAWS, len(order)))
+    draws = below(mean[order], -sd[order] * rng.normal(size=(DRAWS, len(order))))
     best = np.bincount(draws.argmin(1), minlength=len(order)) / DRAWS
     whole = float(np.mean(np.all(np.diff(draws, axis=1) > 0, axis=1))) if len(order) > 1 else 1.0
     rows = []

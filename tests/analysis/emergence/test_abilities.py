@@ -5,6 +5,7 @@ import pandas as pd
 import yaml
 
 from emergence_train.analysis.emergence import analyze_emergence
+from emergence_train.analysis.emergence.forecast import LossDraws, crossing
 from emergence_train.analysis.results import as_json
 from emergence_train.recorder import tables
 
@@ -47,3 +48,21 @@ def test_an_unfinished_run_has_an_ability_forecast(tmp_path):
     for name in ("m", "l", "xl"):
         assert runs[name]["tokens"]["low95"] < truth[name] < runs[name]["tokens"]["high95"], (name, runs[name], truth)
     assert truth["s"] > 2e9 and runs["s"]["probability"] < 0.5 and runs["xl"]["planned_end_known"]
+
+
+def test_a_crossing_before_the_first_row_has_no_lower_end():
+    """A run first saved below the threshold crossed it at or before that row; one saved above, between its rows."""
+    tokens, rng = np.array([1e9, 2e9, 3e9]), np.random.default_rng(0)
+    below = crossing(LossDraws("r", 1, tokens, np.array([2.8, 2.6, 2.5]), True), np.array([4.0]), rng)
+    assert below.status == "reached"
+    assert (below.tokens.value, below.tokens.low95, below.tokens.high95) == (1e9, 0.0, 1e9)
+    above = crossing(LossDraws("r", 1, tokens, np.array([4.5, 3.5, 2.5]), True), np.array([4.0]), rng).tokens
+    assert above.low95 == above.value == above.high95 == round(1e9 * np.sqrt(2))
+
+
+def test_a_partly_censored_crossing_has_an_open_lower_end():
+    """A tenth of the thresholds lie above the first row's loss."""
+    eta = np.r_[np.full(100, 4.6), np.linspace(3.6, 4.4, 900)]
+    draws = LossDraws("r", 1, np.array([1e9, 2e9]), np.array([4.5, 3.5]), True)
+    tokens = crossing(draws, eta, np.random.default_rng(0)).tokens
+    assert tokens.low95 == 0.0 and 1e9 < tokens.value < tokens.high95 < 2e9

@@ -143,6 +143,37 @@ def test_a_shorter_size_is_not_an_early_end():
     assert result.left_out == () and TOKENS[-1] / 5 < result.tokens <= TOKENS[-1] / 3
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_what_the_loss_decides_is_all_kept_or_unknown(seed):
+    """Each size is saved over a part of its way alone, and scores have no noise: a first row below the place stood for it."""
+    rng, whole = np.random.default_rng(seed), table(np.random.default_rng(1), 1)
+    whole["value"], whole["items"] = ability(whole["loss"]), 100_000
+    starts = dict(zip(SIZES, rng.integers(0, 23, len(SIZES))))
+    result = kept(whole[whole["step"] > whole["params"].map(starts)])
+    for size in result.sizes if result else ():
+        at_tokens, at_loss = size.at_equal_tokens, size.at_equal_loss
+        expected = ability(loss_of(size.params))[-1] - CHANCE, ability(loss_of(SIZES[-1]))[-1] - CHANCE
+        assert at_tokens.share.value == pytest.approx(expected[0] / expected[1], abs=1e-9)
+        overlap = loss_of(size.params)[-1] <= loss_of(SIZES[-1])[starts[SIZES[-1]]]
+        assert at_loss.share.value == pytest.approx(1, abs=0.02) if at_loss.share.value is not None else at_loss.reason
+        assert overlap or (at_loss.share.low95, at_loss.verdict) == (None, "open")
+
+
+def test_tables_of_last_checkpoints_have_nothing_at_equal_loss():
+    last = table(np.random.default_rng(1), 4000)
+    sizes = kept(last[last["tokens"] == TOKENS[-1]]).sizes
+    assert [size.at_equal_loss.share.value for size in sizes] == [None, None]
+    assert all(size.at_equal_tokens.share.value is not None for size in sizes)
+
+
+def test_a_size_first_seen_below_leaves_the_others_compared():
+    """The smallest ended where the largest has no rows yet; the middle one overlaps, and is compared at its own last loss."""
+    whole = table(np.random.default_rng(1), 4000)
+    late = (whole["params"] == SIZES[-1]) & (whole["loss"] > loss_of(SIZES[0])[-1] - 0.1)
+    smallest, middle = kept(whole[~late]).sizes
+    assert smallest.at_equal_loss.share.value is None and middle.at_equal_loss.verdict == "kept"
+
+
 def test_one_run_of_each_size_is_said_to_be_of_items():
     assert kept(table(np.random.default_rng(5), 600)).interval_of == "items"
 

@@ -138,6 +138,7 @@ def test_efficiency_compares_norms_at_equal_loss():
         (lambda frame: frame.iloc[:0], "no rows"),
         (lambda frame: pd.concat([frame, frame.iloc[-1:]]), "has update 1000 twice"),
         (lambda frame: frame.assign(seed=[1, 1, 2]), "a name of its own"),
+        (lambda frame: frame.assign(params=[1, np.nan, 1]), "curves: row 2, column 'params': is empty or NaN"),
     ],
 )
 def test_wrong_curves_are_refused(change, says):

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from emergence_train.analysis.memorisation import analyze, composed, explained_by_composition
+from emergence_train.analysis.memorisation import analyze, composed, counterfactual, explained_by_composition
 from emergence_train.analysis.memorisation.analyze import difference, wilson
 from emergence_train.errors import InputError
 
@@ -60,6 +60,50 @@ def test_nothing_to_compare_is_one_line():
         analyze(items(1, 4, 0, 0))
     with pytest.raises(InputError, match="no column 'seen'"):
         analyze(items(1, 4, 0, 3).drop(columns="seen"))
+
+
+def changed(name: str, value: object) -> pd.DataFrame:
+    """Eight rows with an item each, one cell of the sixth another."""
+    frame = items(2, 4, 0, 4).assign(item=[f"t{k}" for k in range(8)]).astype({name: object})
+    frame.loc[5, name] = value
+    return frame
+
+
+@pytest.mark.parametrize(
+    ("frame", "says"),
+    [
+        (changed("loss", np.nan), "items: row 6, column 'loss': nan is empty or NaN"),
+        (changed("seen", np.nan), "items: row 6, column 'seen': nan is empty or NaN"),
+        (changed("params", None), "items: row 6, column 'params': None is empty or NaN"),
+        (changed("seen", -1.0), "items: row 6, column 'seen': -1.0 is negative"),
+        (changed("extracted", None), "items: row 6, column 'extracted': None is empty or NaN"),
+        (changed("extracted", 0.5), "items: row 6, column 'extracted': 0.5 is neither true nor false"),
+        (changed("prefix", 64), "items: row 6, column 'prefix': 64 beside 8; analyse probes"),
+        (changed("item", "t1"), "items: row 6: run r has item t1 twice; keep each once"),
+        (changed("seen", 0.0).iloc[:0], "items: the items table has no rows"),
+    ],
+)
+@pytest.mark.parametrize("measure", [analyze, counterfactual])
+def test_bad_rows_of_a_frame_are_one_line(measure, frame, says):
+    with pytest.raises(InputError) as error:
+        measure(frame)
+    assert str(error.value).startswith(says)
+
+
+def test_words_and_numbers_are_true_and_false():
+    frame = items(2, 4, 0, 4)
+    for form in (frame["extracted"].map({True: "True", False: "false"}), frame["extracted"].astype(np.int8)):
+        assert analyze(frame.assign(extracted=form)) == analyze(frame)
+
+
+@pytest.mark.parametrize("value", [np.nan, 0.3])
+def test_a_step_is_right_or_wrong(value):
+    right = (np.random.default_rng(0).random((3, 4, 2)) < 0.5).astype(float)
+    right[1, 2, 0] = value
+    with pytest.raises(
+        InputError, match=f"steps_right: checkpoint 1, item 2, step 0: {value} is neither true nor false"
+    ):
+        explained_by_composition(right)
 
 
 CHANCES = 1 / (1 + np.exp(-np.linspace(-2, 4, 9)))  # a step's success by checkpoint, smooth

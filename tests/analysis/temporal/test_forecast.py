@@ -12,7 +12,7 @@ from emergence_train.analysis.position_matrix import observed_rows, position_mat
 from emergence_train.analysis.temporal import mean_law, priors, simulate
 from emergence_train.analysis.temporal.analyze import forecast_final
 from emergence_train.analysis.temporal.forecast import forecast
-from emergence_train.analysis.temporal.mean_law import CLASSICAL, LAWS, Curve, fit, observed_part
+from emergence_train.analysis.temporal.mean_law import CLASSICAL, LAWS, Curve, below, fit, observed_part
 from emergence_train.analysis.temporal.parameter_laws import fit_family, fit_parameter
 from emergence_train.analysis.temporal.position_forecast import forecast_positions, joint
 from emergence_train.analysis.temporal.ranking import rank
@@ -155,6 +155,28 @@ def test_intervals_are_nested():
     ends = [ahead.interval(level) for level in (95, 80, 50)]
     for (low, high), (inner_low, inner_high) in zip(ends, ends[1:]):
         assert np.all(low <= inner_low) and np.all(inner_high <= high)
+
+
+def test_lower_ends_bend_before_zero():
+    """Straight down to a quarter of the mean; beyond, an exponential of the same slope; in the order of the widths."""
+    mean, width = np.full(400, 2.0), np.linspace(-1, 8, 400)
+    low = below(mean, width)
+    straight = width <= 1.5
+    assert np.array_equal(low[straight], 2.0 - width[straight]) and np.all(np.diff(low) < 0) and low[-1] > 0
+    assert np.allclose(low[~straight], 0.5 * np.exp(3 - width[~straight] / 0.5))
+    assert below(np.array([-1.0]), np.array([2.0])) == [-3.0]  # no loss of words: as it is
+
+
+def test_no_interval_of_a_young_run_is_below_zero():
+    """128 steps and a horizon of two million: the lower ends were down to -0.97 nats."""
+    x = np.arange(8.0, 129, 8)
+    y = 6.2 - 0.55 * np.log(x)
+    ahead = forecast(
+        x, y, np.geomspace(200, 2e6, 40), PlannedSchedule(np.array([0.0, 2, 2e6]), np.array([0, 1e-2, 1e-2]))
+    )
+    lows = [ahead.interval(level)[0] for level in (95, 80, 50)]
+    assert (ahead.mean - 1.96 * ahead.sd).min() < 0 < min(low.min() for low in lows)
+    assert np.all(lows[0] < lows[1]) and np.all(lows[1] < lows[2])
 
 
 def test_forecast_final_is_quick_and_never_raises():

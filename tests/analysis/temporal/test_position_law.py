@@ -191,3 +191,22 @@ def test_400_checkpoints_of_1024_positions_in_two_seconds():
     fit = law.fit_positions(frame)
     assert time.process_time() - begin < 2
     assert len(fit) == 400
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"loss_sum": np.nan}, "positions table: row 3, column 'loss_sum': nan is empty or NaN"),
+        ({"loss_sum": -5.0}, "positions table: row 3, column 'loss_sum': -5.0 is negative"),
+        ({"position": 0}, "positions table: row 3, column 'position': 0 is below 1"),
+        ({"position": 1}, "the key (run=r, step=10, split=iid, position=1) is listed twice"),
+    ],
+)
+def test_bad_rows_of_a_frame_are_one_line(change, says):
+    """As the reader of files has it: a frame built by hand gave a0 = nan with the status ok."""
+    frame = frame_of(np.linspace(5, 4, 8))
+    for name, value in change.items():
+        frame.loc[2, name] = value
+    with pytest.raises(InputError) as error:
+        law.fit_positions(frame)
+    assert str(error.value).startswith(says)
