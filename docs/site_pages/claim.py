@@ -22,6 +22,7 @@ def note(name: str, text: str = "finding") -> str:
     return f"[{text}](notebook/{name}.md)"
 
 
-def interval(value: dict) -> str:
-    """A value with its 95% interval."""
-    return f"{value['value']:+.3f} [{value['low95']:+.3f}, {value['high95']:+.3f}]"
+def interval(value: dict, form: str = "+.3f") -> str:
+    """A value with its 95% interval, `?` for an end that is open."""
+    low, high = ("?" if value[end] is None else format(value[end], form) for end in ("low95", "high95"))
+    return f"{value['value']:{form}} [{low}, {high}]"

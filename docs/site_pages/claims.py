@@ -366,8 +366,7 @@ def remembered() -> Claim:
 def _percent(row: dict) -> str:
     if row["value"] is None:
         return "not between the shares tried"
-    low, high = ("?" if row[end] is None else f"{row[end]:.1%}" for end in ("low95", "high95"))
-    return f"{row['value']:.1%} [{low}, {high}]"
+    return interval(row, ".1%")
 
 
 def shrinking() -> Claim:

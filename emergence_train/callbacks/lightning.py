@@ -35,6 +35,8 @@ class PositionCallback(Callback):
     ) -> None:
         self.options = {"run": run, "params": params, "sequence": sequence, "vocabulary": vocabulary}
         self.path, self.splits = path, [split] if isinstance(split, str) else list(split)
+        if "train" in self.splits or len(set(self.splits)) < len(self.splits):
+            raise InputError(f"PositionCallback: split={split!r}; give each a name of its own, other than train")
         self.recorder: Recorder | None = None
         self._state: dict[str, Any] | None = None  # of the recorder, from the checkpoint that training resumes from
         self.tokens = 0  # trained on by all ranks
@@ -43,6 +45,7 @@ class PositionCallback(Callback):
         self._losses: list[Any] = []  # of the micro-batches since then
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._check_named(trainer)
         self.recorder = Recorder(self.path, **self.options, step=trainer.global_step)  # type: ignore[arg-type]
         self._written = self._step = trainer.global_step
         if self._state is not None:
@@ -63,12 +66,8 @@ class PositionCallback(Callback):
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if dataloader_idx >= len(self.splits):
-            raise InputError(
-                f"PositionCallback: data loader {dataloader_idx} of validation has no name; give split a name for each, such as "
-                f'split=["iid", "books"]'
-            )
         if self.recorder is not None and not trainer.sanity_checking:
+            self._check_named(trainer)  # some are known from here on only
             self._add(outputs, self.splits[dataloader_idx])
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
@@ -86,6 +85,14 @@ class PositionCallback(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.tokens, self._state = state_dict["tokens"], state_dict.get("recorder")
+
+    def _check_named(self, trainer: Any) -> None:
+        loaders = len(trainer.num_val_batches)
+        if loaders > len(self.splits):
+            raise InputError(
+                f"PositionCallback: {loaders} data loaders of validation and {len(self.splits)} splits; give a name for each, "
+                f'such as split=["iid", "books"]'
+            )
 
     def _add(self, outputs: Any, split: str) -> Any:
         if not isinstance(outputs, dict) or "token_losses" not in outputs:

@@ -27,7 +27,7 @@ class PositionCallback(TrainerCallback):
         path, run, sequence, vocabulary: as Recorder's. Labels with -100 are not counted, and a token's position is its place in
             the row, so that rows padded on the left shift it.
         params: non-embedding parameters; by default as the model counts them.
-        split: what Trainer evaluates on. Of a dictionary of data sets each is the split of its key.
+        split: what Trainer evaluates on. Of a dictionary of data sets each is the split of its key, but "train" eval_train.
     """
 
     def __init__(
@@ -142,7 +142,8 @@ class PositionCallback(TrainerCallback):
     def _split_of(self, metrics: dict[str, float]) -> str:
         """The split that Trainer has evaluated on, by the prefix of its metrics."""
         prefix = next((name.removesuffix("_runtime") for name in metrics if name.endswith("_runtime")), "eval")
-        return self.split if prefix == "eval" else prefix.removeprefix("eval_")
+        name = self.split if prefix == "eval" else prefix.removeprefix("eval_")
+        return "eval_train" if name == "train" else name
 
     def _all_tokens(self) -> int:
         """Of all ranks, which have batches of one size, since the start of the run."""

@@ -247,10 +247,17 @@ class Recorder:
         return means
 
     def move(self, split: str, to: str | None) -> None:
-        """Let the sums that `split` has since the last checkpoint be those of `to`, or forget them where that is None."""
-        sums = self._sums.pop(split, None)
-        if sums is not None and to is not None:
-            self._sums[text("move", "to", to)] = sums
+        """Let the sums that `split` has since the last checkpoint be those of `to`, or forget them where that is None.
+
+        Raises InputError where `to` has sums: the mean of both would be of neither.
+        """
+        if to is not None and text("move", "to", to) in {*self._sums, *self._carried}:
+            raise InputError(f"{self.path}: the split {to} has losses already; move those of {split} to another name")
+        both: tuple[dict[str, Any], ...] = self._sums, self._carried
+        for of_split in both:
+            sums = of_split.pop(split, None)
+            if sums is not None and to is not None:
+                of_split[to] = sums
 
     def state_dict(self) -> dict[str, Any]:
         """What was added since the last checkpoint, over all ranks, for a state of yours that is saved at a step without tables.

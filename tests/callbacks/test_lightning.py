@@ -101,8 +101,12 @@ def test_each_data_loader_is_a_split(tmp_path):
     frame = tables.read(tables.POSITIONS, tmp_path / "mine")
     counts = frame[frame["step"] == 4].groupby("split")["count"].first().to_dict()
     assert counts == {"train": 16, "iid": 4, "books": 6}
-    with pytest.raises(InputError, match="data loader 1 of validation has no name"):
-        fit(tmp_path / "other", 4, Module(), loaders=2)
+    with pytest.raises(InputError, match="2 data loaders of validation and 1 splits"):
+        fit(tmp_path / "other", 4, module := Module(), loaders=2)
+    assert not module.seen, "before the first step"
+    for split in ("train", ["iid", "iid"]):
+        with pytest.raises(InputError, match="give each a name of its own, other than train"):
+            fit(tmp_path / "other", 4, Module(), split=split)
 
 
 @pytest.mark.filterwarnings("ignore")

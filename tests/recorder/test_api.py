@@ -397,4 +397,12 @@ def test_sums_move_to_another_split(tmp_path):
             if split != "absent":
                 recorder.add(torch.ones(1, SEQUENCE), split=split)
             recorder.move(split, to)
+        with pytest.raises(InputError, match="the split iid has losses already"):
+            recorder.move("books", "iid")
         assert recorder.checkpoint(1, 6) == {"books": 1.0, "iid": 1.0}
+        recorder.add(torch.full((1, SEQUENCE), 3.0))
+        state = recorder.state_dict()
+        recorder.load_state_dict(state)
+        recorder.add(torch.full((1, SEQUENCE), 6.0))
+        recorder.move("train", "other")
+        assert recorder.checkpoint(2, 12) == {"other": 4.0}
