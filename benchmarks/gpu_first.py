@@ -4,8 +4,9 @@
 
 Each stage is a process with its own limit, the most informative first; a stage writes its measurements as it goes, before it
 is killed. OUT/<device>/gpu-first.json has the outcome of each, with what it left out or did not reach; the next call continues
-with what is not done at this commit (--again: all of it), and gives a stage that was cut off twice the time. Limits are shares of
---minutes, by what the stages took on an H100.
+with what is not done at this commit (--again: all of it). A stage that was cut off gets twice the time, at the end of this call
+where any is left, or in the next, after those that no call has reached. Limits are shares of --minutes, by what the stages took
+on an H100.
 """
 
 import argparse
@@ -23,7 +24,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 HERE = Path(__file__).resolve().parent
 CUT = 75  # exit status of a stage that ended at its limit, with everything written
-REPORTED = re.compile("left out|not reached|.* failed: ")  # lines of a stage's log that its outcome is shown with
+REPORTED = re.compile(
+    "left out|not reached|FAILED |.* failed: "
+)  # lines of a stage's log that its outcome is shown with
+MARGIN = 10.0  # seconds that a stage has to end by itself
 SHORTEST = 10.0  # seconds; a stage that has less left is for the next call
 
 
@@ -66,7 +70,7 @@ def stages(out: Path, began: str = "") -> list[Stage]:
         Stage("environment", 0.02, (python, "-m", "emergence_train", "doctor"), "versions, driver, backends"),
         check("first", 0.10, "kernels most likely to hang, GPU-only tests"),
         check("rest", 0.09, "every other test of the kernels"),
-        # In one process with a peer, in turns: 80 GB hold two contestants, at 1.2B of small micro-batches.
+        # In one process with a peer, in turns: 80 GB hold two with micro-batches of 32, or at 1.2B of 8.
         train("train-468m", 0.06, "468m", f"liger;{plain};ours", "a training step beside its peers"),
         train("train-468m-32", 0.05, "468m", "liger;ours", "with larger micro-batches", 32),
         train("train-468m-32-plain", 0.04, "468m", f"{plain};ours", "the same beside torch.compile", 32),
@@ -98,7 +102,7 @@ def descendants(pid: int) -> list[int]:
 
 def run(stage: Stage, limit: float, log: Path) -> tuple[int | None, float]:
     """-> (exit status, None where it was killed at its limit or ended before it was done; seconds)."""
-    command = [part.replace("{limit}", f"{max(5.0, limit - 10):.0f}") for part in stage.command]
+    command = [part.replace("{limit}", f"{max(5.0, limit - MARGIN):.0f}") for part in stage.command]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
     began = time.monotonic()
     with log.open("w") as file:
@@ -108,15 +112,21 @@ def run(stage: Stage, limit: float, log: Path) -> tuple[int | None, float]:
             env=os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"},
             stdout=file,
             stderr=subprocess.STDOUT,
+            start_new_session=True,  # also reaches those whose parents have ended
         )
+        status: int | None = None
         try:
-            status: int | None = process.wait(limit)
-        except subprocess.TimeoutExpired:
-            for each in [process.pid, *descendants(process.pid)]:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                status = process.wait(limit)
+        finally:
+            if status is None:
+                others = descendants(process.pid)
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(each, signal.SIGKILL)
-            process.wait()
-            status = None
+                    os.killpg(process.pid, signal.SIGKILL)
+                for each in others:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(each, signal.SIGKILL)
+                process.wait()
     return None if status == CUT else status, round(time.monotonic() - began, 1)
 
 
@@ -145,41 +155,47 @@ def main(argv: list[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     path, now = folder / "gpu-first.json", commit()
     record = json.loads(path.read_text()) if path.exists() else {}
-    if record.get("commit") != now or arguments.again:
+    if "stages" not in record or now is None or record["commit"] != now or arguments.again:
         record = {"commit": now, "versions": versions(), "device": torch.cuda.get_device_name(), "stages": {}}
         record["utc"] = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     end, failed = time.monotonic() + arguments.minutes * 60, []
-    for stage in (each for each in stages(arguments.out, record["utc"]) if each.name in wanted):
-        before = record["stages"].get(stage.name, {})
-        if before.get("status") == 0:
-            print(f"{stage.name:22s} done before, in {before['seconds']} s", flush=True)
-            continue
-        cuts = before.get("cuts", 0)  # each time it was cut off gives it twice the time
-        limit = min(stage.share * arguments.minutes * 60 * 2**cuts, end - time.monotonic())
-        if limit < SHORTEST:
-            record["stages"].setdefault(stage.name, {"status": "not reached"})
-            continue
-        log = folder / f"gpu-first-{stage.name}.log"
-        status, seconds = run(stage, limit, log)
-        reported = [line for line in log.read_text(errors="replace").splitlines() if REPORTED.match(line)]
-        record["stages"][stage.name] = {
-            "status": "cut off" if status is None else status,
-            "seconds": seconds,
-            "limit": round(limit),
-            "cuts": cuts + (status is None),
-            "reported": reported,
-            "command": " ".join(stage.command),
-        }
-        path.write_text(json.dumps(record, indent=1) + "\n")
-        if status != 0:
-            failed.append(stage.name)
-        outcome = {None: "cut off at its limit", 0: "done"}.get(status, f"exit {status}, see {log}")
-        print(f"{stage.name:22s} {seconds:6.1f} s  {outcome}", *reported, sep="\n    ", flush=True)
+
+    def before(stage: Stage) -> dict:
+        return record["stages"].get(stage.name, {})
+
+    left = [stage for stage in stages(arguments.out, record["utc"]) if stage.name in wanted]
+    for stage in left:
+        if before(stage).get("status") == 0:
+            print(f"{stage.name:22s} done before, in {before(stage)['seconds']} s", flush=True)
+    for repeated in (False, True):
+        left = [stage for stage in left if before(stage).get("status") != 0 and not (repeated and stage.name in failed)]
+        for stage in sorted(left, key=lambda stage: before(stage).get("cuts", 0)):
+            cuts = before(stage).get("cuts", 0)
+            limit = min(stage.share * arguments.minutes * 60 * 2 ** min(cuts, 2), end - time.monotonic())
+            if limit < SHORTEST:
+                record["stages"].setdefault(stage.name, {"status": "not reached"})
+                continue
+            log = folder / f"gpu-first-{stage.name}.log"
+            status, seconds = run(stage, limit, log)
+            reported = [line for line in log.read_text(errors="replace").splitlines() if REPORTED.match(line)]
+            record["stages"][stage.name] = {
+                "status": "cut off" if status is None else status,
+                "seconds": seconds,
+                "limit": round(limit),
+                "cuts": cuts + (status != 0 and seconds >= limit - MARGIN - 1),
+                "reported": reported,
+                "command": " ".join(stage.command),
+            }
+            path.write_text(json.dumps(record, indent=1) + "\n")
+            if status not in (None, 0):
+                failed.append(stage.name)
+            outcome = {None: "cut off at its limit", 0: "done"}.get(status, f"exit {status}, see {log}")
+            print(f"{stage.name:22s} {seconds:6.1f} s  {outcome}", *reported, sep="\n    ", flush=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
-    left = [name for name, of in record["stages"].items() if of["status"] != 0]
-    if left:
-        print(f"for the next call: {', '.join(left)}")
-    return 1 if failed else 0
+    names = [name for name, of in record["stages"].items() if of["status"] != 0]
+    if names:
+        print(f"for the next call: {', '.join(names)}")
+    return 1 if names else 0
 
 
 if __name__ == "__main__":

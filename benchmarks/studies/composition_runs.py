@@ -3,8 +3,8 @@
     emergence-train ladder configs/ladders/steps.yaml
     python benchmarks/studies/composition_runs.py --runs runs/steps
 
-Twelve runs of three sizes and four seeds, half of whose text are two planted tasks of several steps. For each such task the whole,
-the mean step and the product of the steps at each checkpoint of each run, and the explanations of the analysis.
+Twelve runs of three sizes and four seeds, half of whose text are two planted tasks of several steps. For each such task the
+whole, the mean step and the product of the steps at each checkpoint of each run, and the explanations of the analysis.
 tests/analysis/emergence/test_explanations.py has the simulation. Writes benchmarks/results/composition_runs.json.
 """
 

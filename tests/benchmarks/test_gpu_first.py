@@ -67,7 +67,7 @@ def test_a_stage_that_is_cut_off_leaves_no_process(pretended, tmp_path):
 
 
 def test_what_a_stage_did_not_reach_is_for_the_next_call(pretended, tmp_path, capsys):
-    """A benchmark cut short by its budget resumes with its next shape, in twice the time; then it is done."""
+    """A benchmark cut short by its budget resumes with its next shape, once in the same call; then it is done."""
     bench = [sys.executable, "-m", "emergence_kernels.bench", "--device", "cpu", "--suite", "tiny", "--op", "rms_norm"]
     bench += ["--only", "torch eager", "--out", str(tmp_path / "rows"), "--budget"]
     pretended()
@@ -75,12 +75,12 @@ def test_what_a_stage_did_not_reach_is_for_the_next_call(pretended, tmp_path, ca
 
     def stages(out, began=""):
         seen.append(began)
-        return [gpu_first.Stage("rms_norm", 1.0, (*bench, "0" if len(seen) < 3 else "60", "--since", began), "")]
+        return [gpu_first.Stage("rms_norm", 1.0, (*bench, "0", "--since", began), "")]
 
     gpu_first.stages = stages  # undone by the fixture
-    assert call(tmp_path, 2) == 1
-    assert "not reached: rms_norm rows=32 features=48 residual=False" in capsys.readouterr().out
     assert call(tmp_path, 2) == 0
+    out = capsys.readouterr().out
+    assert "not reached: rms_norm rows=32 features=48 residual=False" in out and "cut off" in out and "done" in out
     shapes = [json.loads(path.read_text())["finished"] for path in sorted((tmp_path / "rows").rglob("*.json"))]
     assert [[each["shape"]["residual"] for each in of] for of in shapes] == [[True], [False]]
     assert len(set(filter(None, seen))) == 1
@@ -109,6 +109,27 @@ def test_the_checks_that_are_cut_off_are_not_failures(monkeypatch, tmp_path, cap
         monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--stage", "first", "--limit", "100", "--out", str(tmp_path)])
         assert gpu_check.main() == wanted, status
     assert all(0 < limit <= 80 for limit in limits)
+
+
+def test_stages_that_were_cut_off_come_after_the_others(pretended, tmp_path, capsys):
+    """Once more in the same call where there is time, and not before what no call has reached."""
+    path = pretended(slow="import time; time.sleep(60)", good="pass")
+    assert call(tmp_path, 1) == 1
+    assert json.loads(path.read_text())["stages"]["slow"]["cuts"] == 2
+    capsys.readouterr()
+    pretended(slow="pass", new="pass", good="raise SystemExit(9)")
+    assert call(tmp_path, 1) == 0
+    lines = capsys.readouterr().out.split()
+    assert lines.index("new") < lines.index("slow")
+
+
+def test_a_copy_without_git_starts_over(pretended, tmp_path, monkeypatch):
+    """Nothing says that its code is the same."""
+    path = pretended(only="pass")
+    monkeypatch.setattr("emergence_kernels.bench.run.commit", lambda: None)
+    assert call(tmp_path, 1) == 0
+    pretended(only="raise SystemExit(4)")
+    assert call(tmp_path, 1) == 1 and json.loads(path.read_text())["stages"]["only"]["status"] == 4
 
 
 def test_another_commit_starts_over(pretended, tmp_path, monkeypatch):

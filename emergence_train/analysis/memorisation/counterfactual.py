@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from emergence_train.analysis.memorisation.items import checked
+from emergence_train.analysis.memorisation.items import OF_ANY_LENGTH, checked
 from emergence_train.analysis.memorisation.result import CounterfactualMemorisation
 from emergence_train.analysis.results import Interval
 
@@ -42,7 +42,7 @@ def counterfactual(items: pd.DataFrame) -> tuple[CounterfactualMemorisation, ...
     Raises:
         InputError: the rows are not as items.py has them.
     """
-    items, rows = checked(items), []
+    items, rows = checked(items, OF_ANY_LENGTH), []
     for (params, step), group in items.groupby(["params", "step"]):
         if group["run"].nunique() < 2:
             continue

@@ -85,11 +85,12 @@ def dense_attention(
         distance: from a query to a key in positions, of either sign, (T, S) or (B, T, S).
         scale, softcap, sinks, alibi: as for op.attention.
     """
-    H, D = q_BTHD.shape[2:]
+    D = q_BTHD.shape[3]
     dtype = torch.float64 if q_BTHD.dtype == torch.float64 else torch.float32
     with without_autocast(q_BTHD.device.type):  # which rounds the factors of float32 products
-        k_BSHD, v_BSHD = (t.to(dtype).repeat_interleave(H // t.shape[2], 2) for t in (k_BSGD, v_BSGD))
-        scores_BHTS = torch.einsum("bthd,bshd->bhts", q_BTHD.to(dtype), k_BSHD) * (D**-0.5 if scale is None else scale)
+        q_BTGRD = q_BTHD.to(dtype).unflatten(2, (k_BSGD.shape[2], -1))  # R query heads of each key head
+        scores_BHTS = torch.einsum("btgrd,bsgd->bgrts", q_BTGRD, k_BSGD.to(dtype)).flatten(1, 2)
+        scores_BHTS = scores_BHTS * (D**-0.5 if scale is None else scale)
         if softcap is not None:
             scores_BHTS = softcap * torch.tanh(scores_BHTS / softcap)
         if alibi is not None:
@@ -101,4 +102,5 @@ def dense_attention(
             sinks_BHT1 = sinks.to(dtype)[:, None, None].expand(*scores_BHTS.shape[:3], 1)
             scores_BHTS = torch.cat([scores_BHTS, sinks_BHT1], -1)
         p_BHTS = torch.softmax(scores_BHTS, -1)[..., : k_BSGD.shape[1]]
-        return torch.einsum("bhts,bshd->bthd", p_BHTS, v_BSHD).to(v_BSGD.dtype)
+        p_BGRTS = p_BHTS.unflatten(1, (v_BSGD.shape[2], -1))
+        return torch.einsum("bgrts,bsgd->btgrd", p_BGRTS, v_BSGD.to(dtype)).flatten(2, 3).to(v_BSGD.dtype)

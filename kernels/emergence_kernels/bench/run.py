@@ -260,10 +260,15 @@ def _shapes(
             yield case.shape, measure_case(case, device, limits, failed, args, keep)
 
 
-def _measured(folder: Path, suite: str, dtype: str, since: str) -> list[tuple[str, dict]]:
-    """(operation, shape) that runs since then have finished."""
+def _measured(folder: Path, suite: str, dtype: str, since: str, only: str) -> list[tuple[str, dict]]:
+    """(operation, shape) that runs of the same candidates since then have finished."""
     runs = [json.loads(path.read_text()) for path in sorted(folder.glob(f"*-{dtype}.json")) if path.name >= since]
-    return [(row["op"], row["shape"]) for run in runs if run.get("suite") == suite for row in run["finished"]]
+    alike = [run for run in runs if run.get("suite") == suite and run.get("only", "") == only]
+    return [(row["op"], row["shape"]) for run in alike for row in run.get("finished", [])]
+
+
+def _now() -> str:
+    return time.strftime("%Y%m%d-%H%M%S", time.gmtime())
 
 
 class Results:
@@ -304,8 +309,8 @@ def _line(row: dict) -> str:
 
 def apart(args: argparse.Namespace, ops: list[str], suite: str, dtype: str) -> int:
     """Each operation in a process of its own, as a GPU's error ends all that its process does afterwards, and a kernel that
-    hangs can only be killed with it. -> the highest exit status."""
-    begin, status = time.monotonic(), 0
+    hangs can only be killed with it. -> main's exit status of all."""
+    begin, codes = time.monotonic(), set()
     packages = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in packages if path)}
     fixed = [
@@ -325,6 +330,8 @@ def apart(args: argparse.Namespace, ops: list[str], suite: str, dtype: str) -> i
         args.only,
         "--where",
         args.where,
+        "--since",
+        args.since,
         *(["--seconds", str(args.seconds)] if args.seconds else []),
         *["--json"] * args.json,
     ]
@@ -343,14 +350,14 @@ def apart(args: argparse.Namespace, ops: list[str], suite: str, dtype: str) -> i
                     f"bench: {op} was killed {PATIENCE} seconds after its time; its rows so far are kept",
                     file=sys.stderr,
                 )
-            status = max(status, abs(code))
+            codes.add(code)
             if code in (0, CUT) or library.unsupported_reason("cuda", torch.device(args.device)) is not None:
                 break
             print(
                 f"bench: {op} did not go well{'' if without else '; once more without the CUDA kernels'}",
                 file=sys.stderr,
             )
-    return status
+    return 1 if codes - {0, CUT} else max(codes, default=0)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -371,10 +378,12 @@ def main(argv: list[str] | None = None) -> int:
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     begin = time.monotonic()
     limits = ceilings(device, dtype)
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    what = f"{ops[0]}-{suite}" if len(ops) == 1 else suite
-    path = args.out / device_name(device) / f"{stamp}-{what}-{name}.json"
+    what, folder = f"{ops[0]}-{suite}" if len(ops) == 1 else suite, args.out / device_name(device)
+    measured = _measured(folder, suite, name, args.since, args.only) if args.since else []
+    while (path := folder / f"{(stamp := _now())}-{what}-{name}.json").exists():
+        time.sleep(0.1)  # another run began in this second
     header = {"device": device_name(device), "dtype": name, "suite": suite, "utc": stamp, "versions": versions()}
+    header |= {"only": args.only}
     header |= {"commit": commit(), "command": " ".join(["bench", *(sys.argv[1:] if argv is None else argv)])}
     header |= {"architecture": _architecture(device), "python": platform.python_version()}
     header |= {"compiled": {name: library.describe(name) for name in library.VARIABLES}}
@@ -386,7 +395,6 @@ def main(argv: list[str] | None = None) -> int:
     results = Results(path, header | {"ceilings": limits})
     cut: list[str] = []
     not_reached: list[dict] = []
-    measured = _measured(path.parent, suite, name, args.since) if args.since else []
     print(f"bench: {', '.join(ops)} with {suite} shapes on {device_name(device)}, {name}", file=sys.stderr, flush=True)
     stop = begin + args.budget if args.budget is not None else None
 
@@ -414,6 +422,9 @@ def main(argv: list[str] | None = None) -> int:
         if device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def ours_failed() -> int:
+        return sum(row["contender"].startswith("emergence") for row in results.data["failures"])
+
     for index, op in enumerate(ops):
         # Each operation gets an equal share of the time that is left, so that a short budget starves none.
         now, begun = time.monotonic(), False
@@ -426,10 +437,11 @@ def main(argv: list[str] | None = None) -> int:
                     cut.append(op)
                     not_reached.append({"op": op, "shape": shape})
                     continue
-                begun = True
+                begun, before = True, ours_failed()
                 for row in rows:
                     report(row)
-                results.add({"op": op, "shape": shape}, "finished")
+                if ours_failed() == before:
+                    results.add({"op": op, "shape": shape}, "finished")
         except Exception as error:  # noqa: BLE001
             failed(op, {}, "emergence", error)
     results.data |= {"cut_short": list(dict.fromkeys(cut)), "not_reached": not_reached}
@@ -440,5 +452,4 @@ def main(argv: list[str] | None = None) -> int:
     results.write()
     note = "".join(f"not reached: {each['op']} {_spelled(each['shape'])}\n" for each in not_reached)
     print(f"{note}{len(results.data['rows'])} rows in {path}", file=sys.stderr)
-    failures = any(row["contender"].startswith("emergence") for row in results.data["failures"])
-    return 1 if failures else CUT if cut else 0
+    return 1 if ours_failed() else CUT if cut else 0
