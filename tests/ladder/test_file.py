@@ -128,7 +128,7 @@ def planned(path: Path):
         yield row, config, plan_run(config.training, config.model, config.data, row.gpus or 1, "h100-80gb")
 
 
-RUNS = {"loss-paper": 28, "loss-paper-large": 3, "temporal-paper": 2, "tiny": 12, "muon": 24, "steps": 6, "story": 42}
+RUNS = {"loss-paper": 28, "loss-paper-large": 3, "temporal-paper": 2, "tiny": 12, "muon": 24, "steps": 12, "story": 42}
 
 
 @pytest.mark.parametrize("path", sorted(LADDERS.glob("*.yaml")), ids=lambda path: path.stem)
