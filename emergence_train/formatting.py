@@ -16,11 +16,11 @@ def short(value: float) -> str:
 
 def duration(seconds: float) -> str:
     """Two units at most: 45 s, 3 min, 2 h 05 min, 4 d 3 h."""
-    minutes, hours = round(seconds / 60), seconds / 3600
-    if seconds < 100:
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if round(seconds) < 100:
         return f"{seconds:.0f} s"
-    if hours < 1:
+    if minutes < 60:
         return f"{minutes} min"
-    if hours < 48:
+    if minutes < 48 * 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{hours // 24:.0f} d {hours % 24:.0f} h"
+    return f"{hours // 24} d {hours % 24} h"

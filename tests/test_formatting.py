@@ -29,7 +29,7 @@ def test_short_numbers(value, text):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0 s"), (99.4, "99 s"), (100, "2 min"), (3599, "60 min"), (3700, "1 h 02 min"), (200_000, "2 d 8 h")],
+    [(0, "0 s"), (99.4, "99 s"), (99.6, "2 min"), (3599, "1 h 00 min"), (3700, "1 h 02 min"), (431_999, "5 d 0 h")],
     ids=str,
 )
 def test_durations_have_two_units(seconds, text):

@@ -167,7 +167,7 @@ def _read_recipe(root: Path) -> dict | None:
 def _compare_finished(root: Path, recipe: dict, data: Data) -> str:
     """Raise InputError where the finished data set has another recipe or other files; return a note for the log."""
     finished = _read_recipe(root)
-    if finished is None:
+    if finished is None or "made_from" not in finished:
         raise InputError(f"{root / 'recipe.json'}: cannot be read; delete {root} and prepare again")
     before, wanted = finished.pop("made_from"), _known(recipe)
     if finished != wanted:

@@ -167,17 +167,24 @@ def _in_proportion(domains: np.ndarray, free: dict[str, np.ndarray]) -> tuple[np
     """(which trained sequences, of `domains` (n,), are kept, controls among those that are `free` in each domain).
 
     Every domain has as many controls for a trained sequence, or their loss would differ by what the domains are. Of domains that
-    have few, trained sequences are left out, so that the others keep a part of theirs.
+    have few, trained sequences are left out, so that the others keep a part of theirs; domains without any are left out.
     """
+    free = {name: rows for name, rows in free.items() if len(rows)} or free
     counts = {name: int((domains == name).sum()) for name in free}
     available = {name: min(len(rows), counts[name]) for name, rows in free.items()}
-    least = min(available[name] / counts[name] for name in free)
-    ratio = max(least, LEAST_CONTROLS * sum(available.values()) / len(domains))
+
+    def part(ratio: float, name: str) -> tuple[int, int]:  # trained sequences, controls
+        most = min(counts[name], int(len(free[name]) / ratio + 1e-9)) if ratio else counts[name]
+        return most, round(ratio * most)
+
+    wanted = LEAST_CONTROLS * sum(available.values())
+    ratios = sorted(available[name] / counts[name] for name in free)
+    ratio = next(ratio for ratio in ratios if sum(part(ratio, name)[1] for name in free) >= wanted)  # the last has all
     kept, controls = [], []
     for name, rows in free.items():
-        most = min(counts[name], int(len(rows) / ratio + 1e-9)) if ratio else counts[name]
+        most, of_these = part(ratio, name)
         kept.append(np.flatnonzero(domains == name)[:most])
-        controls.append(rows[: round(ratio * most)])
+        controls.append(rows[:of_these])
     return np.concatenate(kept), np.concatenate(controls)
 
 

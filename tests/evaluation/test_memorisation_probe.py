@@ -15,6 +15,7 @@ from emergence_train.data.sampling import Sampler
 from emergence_train.errors import InputError
 from emergence_train.evaluation.memorisation import (
     Probe,
+    _in_proportion,
     continuation_loss,
     enough_texts,
     extracted,
@@ -314,3 +315,15 @@ def test_texts_beyond_the_windows_are_not_taken_for_trained():
         dataset = SimpleNamespace(streams=[stream], sampler=sampler)
         kept, seen = trained_or_not([Stretch(dataset, 0, samples)], tokens, "run: step 5", lambda line: None)
         assert kept.tolist() == tokens[held].tolist() and (seen > 0).all() and not all(held)
+
+
+@pytest.mark.parametrize(
+    ("trained", "windows", "kept"),
+    [((180, 20), (0, 40), 20), ((180, 20), (1, 40), 21), ((150, 50), (10, 100), 60), ((30, 10), (60, 20), 40)],
+)
+def test_few_windows_of_a_domain_cost_no_controls(trained, windows, kept):
+    """Kept are the controls that a domain of few, or none, would else cost; each domain has one for a trained sequence."""
+    domains = np.repeat(["a", "b"], trained)
+    free = {name: np.zeros((count, 4), np.int64) for name, count in zip("ab", windows)}
+    which, controls = _in_proportion(domains, free)
+    assert len(controls) == len(which) == kept

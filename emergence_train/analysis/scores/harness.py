@@ -168,8 +168,12 @@ def _scores_of(values: Any) -> Iterator[tuple[str, dict[str, float]]]:
     """Each metric of a task with its value and standard error: finite numbers that are no error themselves."""
     for key, value in values.items():
         metric, comma, filtered = str(key).partition(",")
-        if metric not in NO_METRIC and not metric.endswith("_stderr") and _is_number(value):
-            error = values.get(f"{metric}_stderr{comma}{filtered}")
+        if (
+            metric not in NO_METRIC
+            and not (metric.endswith("_stderr") or str(key).endswith("_stderr"))
+            and _is_number(value)
+        ):
+            error = values.get(f"{metric}_stderr{comma}{filtered}", values.get(f"{key}_stderr"))
             yield str(key), {"value": float(value), "stderr": float(error) if _is_number(error) else math.nan}
 
 

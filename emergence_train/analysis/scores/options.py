@@ -15,7 +15,7 @@ from emergence_train.errors import InputError
 NAMES = {
     "run": "run model model_name model_path model_id run_name",
     "params": "params n_params num_params parameters non_embedding_params model_num_parameters model_size size",
-    "step": "step model_step global_step train_step iteration checkpoint_step revision checkpoint ckpt",
+    "step": "step _step model_step global_step train_step iteration checkpoint_step revision checkpoint ckpt",
     "tokens": "tokens tokens_seen trained_tokens n_tokens total_tokens tokens_trained",
     "loss": "loss eval_loss val_loss validation_loss c4_loss iid_loss lm_loss",
     "task": "task tasks task_name benchmark dataset eval eval_name scenario",
