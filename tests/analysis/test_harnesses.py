@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from emergence_train.analysis.scores import ScoreOptions, with_scores
+from emergence_train.analysis.scores.harness import _scores_of
 from emergence_train.errors import InputError
 from emergence_train.recorder import tables
 
@@ -105,3 +106,10 @@ def test_what_lighteval_writes_is_read(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps(empty))
     with pytest.raises(InputError, match="its results have no metrics that are numbers; give results_"):
         with_scores([tmp_path / "x.json"], ScoreOptions())
+
+
+def test_an_error_is_found_by_its_metrics_whole_name():
+    """lm-eval writes a filter behind a comma and the error before it; a name of lighteval may have a comma of its own."""
+    values = {"pass@k:k=1,n=8": 0.5, "pass@k:k=1,n=8_stderr": 0.05, "acc,none": 0.4, "acc_stderr,none": 0.01}
+    expected = {"pass@k:k=1,n=8": {"value": 0.5, "stderr": 0.05}, "acc,none": {"value": 0.4, "stderr": 0.01}}
+    assert dict(_scores_of(values)) == expected
