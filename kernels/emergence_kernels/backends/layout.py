@@ -18,13 +18,3 @@ def rows_for_copies(t: Tensor) -> Tensor:
     stride = t.stride(0) * t.element_size()
     fits = t.data_ptr() % 16 == 0 and (t.shape[0] == 1 or (stride > 0 and stride % 16 == 0))
     return t if fits else t.clone(memory_format=torch.contiguous_format)
-
-
-def rows_apart(like: Tensor, N: int, D: int) -> Tensor:
-    """An empty (N, D) of like's type, as a product's result that another product reads by columns (dz^T x).
-
-    On a CPU rows of a multiple of 1 KiB would begin in few sets of its cache, and columns drive each other out: 512 x 512 x 96
-    took 316 microseconds so, and takes 262 with a line of the cache between rows.
-    """
-    line = 64 // like.element_size()
-    return like.new_empty(N, D + line * (D % (16 * line) == 0))[:, :D]

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends.layout import rows_apart
 from ..backends.library import operations
+from ..backends.products import linear_apart
 from ..backends.register_op import first_order, last_backward, named
 from .reference import chunk_rows
 
@@ -35,8 +35,7 @@ class AtOnce(torch.autograd.Function):
         need_dw: bool,
     ) -> tuple[Tensor, ...]:
         hidden_ND, T = hidden.reshape(-1, hidden.shape[-1]), hidden.shape[-2]
-        z_NV = rows_apart(hidden_ND, hidden_ND.shape[0], weight.shape[0])
-        torch.mm(hidden_ND, weight.t(), out=z_NV)
+        z_NV = linear_apart(hidden_ND, weight)
         token_loss = torch.empty_like(targets, dtype=torch.float32, memory_format=torch.contiguous_format)
         loss = z_NV.new_empty(())
         count, correct = (targets.new_empty(T, dtype=torch.int64) for _ in range(2))

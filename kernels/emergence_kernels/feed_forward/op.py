@@ -17,7 +17,7 @@ from torch import Tensor
 from ..backends.accumulating import check_main_grad, weight_gradient
 from ..backends.checks import autocast, check_float, require
 from ..backends.dispatch import dtype_limits, resolve_backend
-from ..backends.layout import rows_apart
+from ..backends.products import linear_apart
 from ..backends.register_op import first_order, last_backward
 from ..backends.tracing import profiled
 from ..swiglu.op import activated, activation_gradient, swiglu
@@ -99,12 +99,8 @@ class _FeedForward(torch.autograd.Function):
         x_NK = x.reshape(-1, x.shape[-1])
         if fused:
             gate_up, hidden = compiled.forward(x_NK, gate_up_weight)
-        elif backend == "cpu":
-            gate_up = rows_apart(x_NK, x_NK.shape[0], gate_up_weight.shape[0])
-            torch.mm(x_NK, gate_up_weight.t(), out=gate_up)
-            hidden = activated(gate_up, backend)
         else:
-            gate_up = F.linear(x_NK, gate_up_weight)
+            gate_up = (linear_apart if backend == "cpu" else F.linear)(x_NK, gate_up_weight)
             hidden = activated(gate_up, backend)
         ctx.save_for_backward(x_NK, gate_up, hidden, gate_up_weight, down_weight)
         # not saved for backward: they are changed in place, which autograd treats as an error

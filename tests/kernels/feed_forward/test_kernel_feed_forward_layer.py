@@ -21,7 +21,7 @@ def layer(x, w, down):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("features", [FEATURES, 128])  # rows of 1 KiB, which on a CPU are apart (backends/layout.py)
+@pytest.mark.parametrize("features", [FEATURES, 128])  # rows of 1 KiB, which on a CPU are apart (backends/products.py)
 @pytest.mark.parametrize("lead", [(2, 9), (7,), (0, 3), ()])
 def test_against_float64(lead, features, dtype, backend, device):
     given = inputs(dtype, device, lead, features)
