@@ -84,6 +84,11 @@ inline void check_rows(const Tensor& tensor, int64_t rows, int64_t columns, cons
                   "emergence_cpu: ", name, " must be float32 (", rows, ", ", columns, ") with adjacent columns");
 }
 
+// Rows of a result must not overlap: threads write them.
+inline void check_apart(const Tensor& out) {
+  CHECK_INPUT(out.size(0) < 2 || out.stride(0) >= out.size(1), "emergence_cpu: the result's rows overlap");
+}
+
 // Rows that are worth a thread: about 16k values.
 inline int64_t grain(int64_t columns) { return std::max<int64_t>(1, (16 << 10) / std::max<int64_t>(1, columns)); }
 

@@ -138,6 +138,7 @@ Rows checked(const Tensor& z, const Tensor& dz, int64_t V, const Tensor& targets
   const int64_t R = z.size(0);
   cpu::check_rows(z, R, V, "logits");
   cpu::check_rows(dz, R, V, "gradients of logits");
+  cpu::check_apart(dz);
   cpu::check_vector(targets, R, ScalarType::Long, "targets");
   cpu::check_vector(valid, R, ScalarType::Bool, "valid");
   for (const Tensor* t : {&loss, &top, &log_total}) cpu::check_vector(*t, R, ScalarType::Float, "statistics");
@@ -174,6 +175,7 @@ void position_loss(const Tensor& z, int64_t V, const Tensor& targets, std::optio
   const int64_t N = z.size(0), T = count.numel();
   CHECK_INPUT(T > 0 ? N % T == 0 : N == 0, "emergence_cpu: ", N, " rows are no sequences of ", T, " positions");
   cpu::check_rows(z, N, V, "logits");
+  if (gradient) cpu::check_apart(z);
   cpu::check_vector(targets, N, ScalarType::Long, "targets");
   if (weights) cpu::check_vector(*weights, N, ScalarType::Double, "weights");
   cpu::check_vector(token_loss, N, ScalarType::Float, "token losses");

@@ -41,16 +41,11 @@ CLONED void gradient(const Rows& rows, int64_t begin, int64_t end) {
   }
 }
 
-// Rows of a result must not overlap: threads write them.
-void check_apart(const Tensor& out) {
-  CHECK_INPUT(out.size(0) < 2 || out.stride(0) >= out.size(1), "emergence_cpu: the result's rows overlap");
-}
-
 // x (N, 2F) -> y (N, F), both with adjacent features.
 void swiglu(const Tensor& x, const Tensor& y) {
   cpu::check_rows(x, y.size(0), 2 * y.size(1), "x");
   operators::check_swiglu(x, y, 1, "y");
-  check_apart(y);
+  cpu::check_apart(y);
   const Rows rows{nullptr, cpu::pointer<float>(x), cpu::pointer<float>(y), 0, x.stride(0), y.stride(0), y.size(1)};
   torch::stable::parallel_for(0, x.size(0), cpu::grain(rows.F), [&](int64_t a, int64_t b) { activate(rows, a, b); });
 }
@@ -60,7 +55,7 @@ void swiglu_backward(const Tensor& dy, const Tensor& x, const Tensor& dx) {
   cpu::check_rows(x, dy.size(0), 2 * dy.size(1), "x");
   operators::check_swiglu(x, dy, 1, "dy");
   operators::check_swiglu(x, dx, 2, "dx");
-  check_apart(dx);
+  cpu::check_apart(dx);
   const Rows rows{cpu::pointer<float>(dy), cpu::pointer<float>(x), cpu::pointer<float>(dx), dy.stride(0), x.stride(0),
                   dx.stride(0),           dy.size(1)};
   torch::stable::parallel_for(0, x.size(0), cpu::grain(rows.F), [&](int64_t a, int64_t b) { gradient(rows, a, b); });

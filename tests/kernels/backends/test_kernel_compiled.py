@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -275,6 +276,24 @@ def test_exponentials_on_the_cpu(cpu):
     wanted = 1 / (1 + x.double().exp())
     assert ((dz[:, 1].double() - wanted).abs() <= 4e-7 * wanted + 1.7e-38).all()
     assert ((loss.double() - torch.log1p((-x.double()).exp())).abs() <= 1e-7).all()
+
+
+@pytest.mark.parametrize("rows, fits", [(4, False), (1, True)])
+def test_results_whose_rows_overlap_are_refused(cpu, rows, fits):
+    """Threads would write the same place; a row by itself has none beside it."""
+    operations, x = torch.ops.emergence_cpu, torch.randn(rows, 16)
+    at, of_row = (torch.zeros(1, F).expand(rows, F) for F in (16, 8))
+    flags = torch.zeros(rows, dtype=torch.int64), torch.ones(rows, dtype=torch.bool), torch.ones(rows)
+    counts, sums = torch.zeros(2, rows, dtype=torch.int64), torch.zeros(3, rows, dtype=torch.float64)
+    outputs = torch.zeros(rows), torch.zeros(1), counts[0], sums[0], sums[1], counts[1], sums[2]
+    for run in (
+        lambda: operations.swiglu(x, of_row),
+        lambda: operations.swiglu_backward(torch.ones(rows, 8), x, at),
+        lambda: sweep("cpu", x, at, 16, *flags),
+        lambda: operations.position_loss(at, 16, flags[0], None, -100, 0.0, True, *outputs),
+    ):
+        with nullcontext() if fits else pytest.raises(RuntimeError, match="rows overlap"):
+            run()
 
 
 def test_what_is_not_a_number_stays_so(cpu):
