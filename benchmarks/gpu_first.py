@@ -195,8 +195,9 @@ def main(argv: list[str] | None = None) -> int:
     names = [name for name, of in record["stages"].items() if of["status"] != 0]
     if names:
         print(f"for the next call: {', '.join(names)}")
-    return 1 if names else 0
+    return 1 if set(names) & set(wanted) else 0
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # kills the stage too
     sys.exit(main())

@@ -1,6 +1,8 @@
 """The staged entry for a GPU: each stage in its own process, killed at its limit, the rest reported and resumed."""
 
 import json
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -37,6 +39,16 @@ def call(tmp_path, minutes: float, *more: str) -> int:
     return gpu_first.main(["--minutes", str(minutes), "--out", str(tmp_path), *more])
 
 
+def wait_for_the_end_of(pids: list[str]) -> None:
+    deadline = time.monotonic() + 10
+    for state in (Path(f"/proc/{pid}/stat") for pid in pids):
+        while (
+            state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z"
+        ):  # dead, of a parent that is dead
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
 def test_stages_end_separately_and_the_next_call_continues(pretended, tmp_path, capsys):
     path = pretended(good="print('fine')", bad="raise SystemExit(3)", slow="import time; time.sleep(60)")
     assert call(tmp_path, 1) == 1
@@ -52,18 +64,53 @@ def test_stages_end_separately_and_the_next_call_continues(pretended, tmp_path, 
     assert "done before" in capsys.readouterr().out
 
 
+def test_the_status_is_that_of_the_stages_asked_for(pretended, tmp_path):
+    pretended(good="pass", bad="raise SystemExit(3)")
+    assert [call(tmp_path, 1, "--stages", name) for name in ("bad", "good")] == [1, 0]
+
+
+def test_a_stage_that_fails_at_its_limit_gets_twice_the_time(pretended, tmp_path, monkeypatch):
+    """As checks with a failed test whose time was up; one that fails at once needs no more."""
+    path = pretended(late="", early="")
+    ends = {"late": lambda limit: limit - gpu_first.MARGIN, "early": lambda limit: 1.0}
+    monkeypatch.setattr(gpu_first, "run", lambda stage, limit, log: (log.write_text("") or 1, ends[stage.name](limit)))
+    limits = []
+    for _ in range(2):
+        assert call(tmp_path, 10) == 1
+        limits.append({name: stage["limit"] for name, stage in json.loads(path.read_text())["stages"].items()})
+    assert limits == [{"late": 300, "early": 300}, {"late": 600, "early": 300}]
+
+
 def test_a_stage_that_is_cut_off_leaves_no_process(pretended, tmp_path):
     """Those in sessions of their own too, as gpu_check's pytest: they would hold the GPU in the stages that follow."""
     child = "import time; time.sleep(60)"
     start = f"subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True)"
-    path = pretended(slow=f"import subprocess, sys; print({start}.pid, flush=True); {child}")
+    orphan = "subprocess.run(['sh', '-c', 'sleep 60 & echo $!'])"  # its parent has ended
+    path = pretended(slow=f"import subprocess, sys; print({start}.pid, flush=True); {orphan}; {child}")
     assert call(tmp_path, 3) == 1
-    pid = int((path.parent / "gpu-first-slow.log").read_text())
-    state = Path(f"/proc/{pid}/stat")
-    deadline = time.monotonic() + 10
-    while state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z":  # dead, of a parent that is dead
-        assert time.monotonic() < deadline
+    pids = (path.parent / "gpu-first-slow.log").read_text().split()
+    assert len(pids) == 2
+    wait_for_the_end_of(pids)
+
+
+def test_ending_the_call_ends_its_stage(tmp_path):
+    """As `timeout` does. The interpreter of the stages is a script that sleeps."""
+    sleeper, pid = tmp_path / "sleeper", tmp_path / "pid"
+    sleeper.write_text(f"#!/bin/sh\necho $$ > {pid}.new; mv {pid}.new {pid}; sleep 60\n")
+    sleeper.chmod(0o755)
+    code = "import runpy, sys, torch; torch.cuda.is_available = lambda: True; sys.executable = sys.argv.pop(1); "
+    code += (
+        "torch.cuda.get_device_name = lambda *_: 'NVIDIA H100'; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+    )
+    script = str(ROOT / "benchmarks" / "gpu_first.py")
+    process = subprocess.Popen([sys.executable, "-c", code, str(sleeper), script, "--out", str(tmp_path)])
+    deadline = time.monotonic() + 60
+    while not pid.exists():
+        assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
+    process.terminate()
+    assert process.wait(30) == 143
+    wait_for_the_end_of([pid.read_text().strip()])
 
 
 def test_what_a_stage_did_not_reach_is_for_the_next_call(pretended, tmp_path, capsys):
@@ -88,12 +135,13 @@ def test_what_a_stage_did_not_reach_is_for_the_next_call(pretended, tmp_path, ca
 
 def test_what_a_stage_left_out_is_shown(pretended, tmp_path, capsys):
     path = pretended(
-        good="print('left out: the CUDA kernels: no nvcc'); print('bench: quack failed: no'); print('a row')"
+        good="print('left out: the CUDA kernels: no nvcc'); print('bench: quack failed: no'); print('a row'); "
+        "print('FAILED a::b: 3 != 4')"
     )
     assert call(tmp_path, 1) == 0
     out = capsys.readouterr().out
     assert "left out: the CUDA kernels: no nvcc" in out and "bench: quack failed: no" in out and "a row" not in out
-    assert len(json.loads(path.read_text())["stages"]["good"]["reported"]) == 2
+    assert len(json.loads(path.read_text())["stages"]["good"]["reported"]) == 3
 
 
 def test_the_checks_that_are_cut_off_are_not_failures(monkeypatch, tmp_path, capsys):
@@ -102,13 +150,32 @@ def test_the_checks_that_are_cut_off_are_not_failures(monkeypatch, tmp_path, cap
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setattr(gpu_check, "BEGAN", time.monotonic() - 20)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     limits = []
     (tmp_path / "nvidia-h100").mkdir()
     for status, wanted in ((None, 75), (0, 0), (1, 1), (3, 1)):
         monkeypatch.setattr(gpu_check, "check", lambda *given, status=status: limits.append(given[-1]) or (status, ""))
         monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--stage", "first", "--limit", "100", "--out", str(tmp_path)])
         assert gpu_check.main() == wanted, status
+    assert os.environ["TRITON_INTERPRET"] == "1", "the tests that follow in this process need it"
     assert all(0 < limit <= 80 for limit in limits)
+
+
+def test_the_checks_have_an_environment_of_their_own(monkeypatch, tmp_path):
+    """Without what would have them run something else; the caller's stays."""
+    for name in gpu_check.OTHERWISE:
+        monkeypatch.setenv(name, "1")
+    before, seen = dict(os.environ), {}
+
+    def start(*_, env, **__):
+        seen.update(env)
+        raise InterruptedError
+
+    monkeypatch.setattr(gpu_check.subprocess, "Popen", start)
+    with pytest.raises(InterruptedError):
+        gpu_check.check([], tmp_path / "outcomes", [], 1.0)
+    assert not seen.keys() & set(gpu_check.OTHERWISE) and os.environ == before
+    assert seen["PATH"] == before["PATH"]
 
 
 def test_stages_that_were_cut_off_come_after_the_others(pretended, tmp_path, capsys):
