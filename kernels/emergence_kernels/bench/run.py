@@ -260,10 +260,10 @@ def _shapes(
             yield case.shape, measure_case(case, device, limits, failed, args, keep)
 
 
-def _measured(folder: Path, suite: str, dtype: str, since: str, only: str) -> list[tuple[str, dict]]:
+def _measured(folder: Path, since: str, candidates: dict) -> list[tuple[str, dict]]:
     """(operation, shape) that runs of the same candidates since then have finished."""
-    runs = [json.loads(path.read_text()) for path in sorted(folder.glob(f"*-{dtype}.json")) if path.name >= since]
-    alike = [run for run in runs if run.get("suite") == suite and run.get("only", "") == only]
+    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json")) if path.name >= since]
+    alike = [run for run in runs if candidates.items() <= run.items()]
     return [(row["op"], row["shape"]) for run in alike for row in run.get("finished", [])]
 
 
@@ -379,14 +379,14 @@ def main(argv: list[str] | None = None) -> int:
     begin = time.monotonic()
     limits = ceilings(device, dtype)
     what, folder = f"{ops[0]}-{suite}" if len(ops) == 1 else suite, args.out / device_name(device)
-    measured = _measured(folder, suite, name, args.since, args.only) if args.since else []
+    candidates = {"dtype": name, "suite": suite, "only": args.only}
+    candidates |= {"compiled": {name: library.describe(name) for name in library.VARIABLES}}
+    measured = _measured(folder, args.since, candidates) if args.since else []
     while (path := folder / f"{(stamp := _now())}-{what}-{name}.json").exists():
         time.sleep(0.1)  # another run began in this second
-    header = {"device": device_name(device), "dtype": name, "suite": suite, "utc": stamp, "versions": versions()}
-    header |= {"only": args.only}
+    header = {"device": device_name(device), **candidates, "utc": stamp, "versions": versions()}
     header |= {"commit": commit(), "command": " ".join(["bench", *(sys.argv[1:] if argv is None else argv)])}
     header |= {"architecture": _architecture(device), "python": platform.python_version()}
-    header |= {"compiled": {name: library.describe(name) for name in library.VARIABLES}}
     header |= {"threads": torch.get_num_threads(), "load_average": os.getloadavg()[0], "rounds": args.rounds}
     if device.type == "cuda":
         header["clocks_before"] = clocks()

@@ -9,6 +9,7 @@ import types
 import pytest
 import torch
 
+from emergence_kernels.backends import library
 from emergence_kernels.bench import draw, losses, main
 from emergence_kernels.bench.attention import _pairs
 from emergence_kernels.bench.run import CUT, Results
@@ -63,8 +64,11 @@ def test_redrawing_what_is_no_result_is_refused(tmp_path, name, capsys):
     assert line.startswith(f"redraw: {tmp_path / name}: ")
 
 
-def test_a_spent_budget_is_continued(tmp_path):
-    """Shapes that were not reached are listed, and the only ones that a call --since then measures; a shape begun is finished."""
+def test_a_spent_budget_is_continued(tmp_path, monkeypatch):
+    """Shapes that were not reached are listed, and the only ones that a call --since then measures; a shape begun is finished.
+    Runs that begin in the same second have files of their own."""
+    stamps = ["20260101-000000"] * 4 + ["20260101-000001"] * 2 + ["20260101-000002"]
+    monkeypatch.setattr("emergence_kernels.bench.run._now", lambda: stamps.pop(0))
     command = [*TINY, "--op", "rms_norm", "--op", "rotary", "--out", str(tmp_path)]
     assert main([*command, "--budget", "0"]) == CUT == 75
     (file,) = (tmp_path / "cpu").glob("*.json")
@@ -73,14 +77,51 @@ def test_a_spent_budget_is_continued(tmp_path):
     assert not data["complete"] and data["cut_short"] == ["rms_norm"] and data["not_reached"] == [left]
     assert {row["op"] for row in data["rows"]} == {"rms_norm", "rotary"} and left not in data["finished"]
     assert "Not complete" in draw.table(data)
-    for out, finished in (("second", [left]), ("third", [])):
+    for call, finished in ((2, [left]), (3, [])):
         assert main([*command, "--since", data["utc"]]) == 0
-        newest = max((tmp_path / "cpu").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-        rest = json.loads(newest.read_text())
-        assert rest["complete"] and rest["finished"] == finished, out
-        newest.rename(
-            newest.with_name(newest.name.replace("-tiny", f"{out}-tiny"))
-        )  # the next may be in the same second
+        files = sorted((tmp_path / "cpu").glob("*.json"))
+        rest = json.loads(files[-1].read_text())
+        assert len(files) == call and rest["complete"] and rest["finished"] == finished
+
+
+def test_shapes_are_finished_for_the_same_candidates(tmp_path, monkeypatch):
+    """Not by a run of some of them, or of other libraries; nor by one of a version that did not list what it finished."""
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "20251231-000000-tiny-float32.json").write_text(
+        '{"suite": "tiny", "dtype": "float32", "rows": []}'
+    )
+    seconds = itertools.count()
+    monkeypatch.setattr("emergence_kernels.bench.run._now", lambda: f"20260101-{next(seconds):06d}")
+    command = [*TINY, "--op", "swiglu", "--out", str(tmp_path), "--since", "20250101-000000"]
+
+    def measured(*more):
+        assert main([*command, *more]) == 0
+        return {row["contender"] for row in json.loads(max((tmp_path / "cpu").glob("*.json")).read_text())["rows"]}
+
+    assert measured("--only", "torch eager") == {"torch eager"}
+    with monkeypatch.context() as without:
+        without.setenv(library.VARIABLES["cpu"], str(tmp_path / "left out"))
+        assert measured() == {"torch eager", "emergence torch"}
+    assert measured() >= {"torch eager", "emergence torch"} and not measured()
+
+
+@pytest.mark.parametrize(
+    "codes, status", [((1, 75), 1), ((0, 75), 75), ((75, 0), 75), ((-11, 0), 1), ((75, -9), 1), ((0, 0), 0)]
+)
+def test_the_status_of_several_operations(codes, status, monkeypatch, tmp_path):
+    """A failure, or a signal's end, is not masked by a budget that left shapes out; and each continues what was begun."""
+    ends, commands = iter(codes), []
+
+    def run(command, **_):
+        commands.append(command)
+        return types.SimpleNamespace(returncode=next(ends))
+
+    monkeypatch.setattr("emergence_kernels.bench.run.subprocess.run", run)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(library, "unsupported_reason", lambda *_: "not built")
+    command = ["--device", "cuda", "--op", "rms_norm", "--op", "swiglu", "--since", "20260101-000000"]
+    assert main([*command, "--out", str(tmp_path)]) == status
+    assert [each[each.index("--since") + 1] for each in commands] == ["20260101-000000"] * 2
 
 
 def test_times_are_written_before_all_are_measured(tmp_path, monkeypatch):
@@ -187,7 +228,10 @@ def test_our_own_failure_is_an_error(tmp_path, monkeypatch):
         raise RuntimeError("broken")
 
     monkeypatch.setattr("emergence_kernels.bench.losses.position_loss", broken)
-    assert main([*TINY, "--op", "position_loss", "--out", str(tmp_path)]) == 1
+    command = [*TINY, "--op", "position_loss", "--out", str(tmp_path), "--since", "20260101-000000"]
+    for _ in range(2):  # not done at the second call either
+        assert main(command) == 1
+    assert not any(json.loads(path.read_text())["finished"] for path in tmp_path.rglob("*.json"))
 
 
 def test_a_variant_takes_its_place_and_leaves_it():
