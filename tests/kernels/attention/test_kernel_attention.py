@@ -287,7 +287,7 @@ GOOD = "flash_attn_func = None\n"
 COMPILED_BY = "import a_stand_in_for_cutlass\n"
 FLASH_ATTN = {
     "none": ({}, (), "not installed"),
-    "2": ({"flash_attn/__init__.py": GOOD}, (2,), ""),
+    "2": ({"flash_attn/__init__.py": GOOD}, (2,), "not installed for this device"),  # nothing of 4, which is absent
     "2 of another torch": (
         {"flash_attn/__init__.py": "raise OSError('undefined symbol')"},
         (),

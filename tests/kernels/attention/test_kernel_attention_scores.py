@@ -7,10 +7,12 @@ import torch
 from attention_cases import documents, make
 from kernel_checks import assert_as_good, leaves
 from rotary_cases import angles
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import emergence_kernels as ek
 from conftest import COMPILED
 from emergence_kernels.attention import document_ranges
+from emergence_kernels.attention.reference import dense_attention
 
 SINKS, SLOPES = (0.3, -1.5, 4.0, 0.0), (0.5, 0.06, 0.0, 2.0)
 # name: (B, T, H, G, D), factor on q, options; the first heads' sinks and slopes are taken.
@@ -127,6 +129,24 @@ def test_scores_are_kept_in_float32(D, factor, autocast, device):
     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
         out = ek.attention(q, k, v, softcap=50.0, backend="torch")
     assert out.dtype == torch.bfloat16 and (out.double() - exact).norm() <= 2**-9 * exact.norm()
+
+
+def test_dense_attention_does_not_repeat_keys():
+    """Of one query and a long cache no tensor on the way has more values than the keys, nor copies for each query head."""
+    largest = 0
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                largest = max(largest, out.untyped_storage().nbytes())
+            return out
+
+    q, (k, v) = torch.randn(2, 1, 8, 16).bfloat16(), torch.randn(2, 2, 64, 2, 16).bfloat16()
+    with Sizes():
+        dense_attention(q, k, v, None, 63 - torch.arange(64)[None], softcap=50.0)
+    assert largest == k.numel() * 4  # float32
 
 
 def test_scores_are_deterministic(triton_only, device):
