@@ -141,6 +141,16 @@ __device__ __forceinline__ void store(T* address, const T& value) {
   *address = value;
 }
 
+// Adds in global memory, in no order among concurrent additions.
+__device__ __forceinline__ void add_global(float* address, float value) {
+#ifdef __CUDACC__
+  asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(__cvta_generic_to_global(address)), "f"(value) : "memory");
+#else
+  emulate::Machine::get().adds(address, 4);
+  *address += value;
+#endif
+}
+
 // From here on memory is read again, instead of registers keeping what was read.
 __device__ __forceinline__ void forget_loads() {
 #ifdef __CUDACC__

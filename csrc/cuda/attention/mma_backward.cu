@@ -3,8 +3,9 @@
 //   dv = p^T dout     dp = dout v^T     ds = p (dp - delta)     dq = scale ds k     dk = scale ds^T q
 //
 // A block of keys_kernel has 64 keys, iterates over the queries that may see them, of all heads of the group, and keeps dk and
-// dv in registers; a block of queries_kernel has 64 or 128 queries and iterates over their keys. So s and dp are computed twice,
-// without atomics: every sum has a fixed order, the same bits in every run.
+// dv in registers. With ALL it also adds its keys' part of dq to float32 sums, by atomics in any order: five products. For
+// deterministic gradients dq is queries_kernel's instead, whose blocks have 64 or 128 queries and iterate over their keys: s and
+// dp are computed twice (seven products), and every sum has a fixed order, the same bits in every run.
 //
 // A block's own rows are operands in registers; the tiles that it walks over are double-buffered: the next ones arrive
 // while these are multiplied.
@@ -22,14 +23,17 @@ constexpr int kPadding = 128;  // sequences in `terms` are padded to a multiple 
 // The log-sum-exp and delta of a row. Infinity and 0 beyond T make p and ds 0 there.
 using Terms = Pack<float, 2>;
 
-// The Terms of B H rows of T, padded. 16 threads a row, a chunk of 8 values each.
+// The Terms of B H rows of T, padded. 16 threads a row, a chunk of 8 values each. The row's `width` sums of dq become 0.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    terms_kernel(Heads<const T> out, Heads<const T> grad, const float* lse, Terms* terms, int64_t rows, int padded, Problem p) {
+    terms_kernel(Heads<const T> out, Heads<const T> grad, const float* lse, Terms* terms, float* sums, int width, int64_t rows,
+                 int padded, Problem p) {
   const int64_t row = int64_t(blockIdx.x) * (kThreads / 16) + threadIdx.x / 16;
   const int chunk = threadIdx.x % 16, t = row % padded;
   const int64_t head = row / padded, b = head / p.H, h = head % p.H;
   const bool inside = row < rows && t < p.T;
+  if (row < rows)
+    for (int i = 4 * chunk; i < width; i += 64) store(reinterpret_cast<Pack<float, 4>*>(sums + row * width + i), Pack<float, 4>{});
   float delta = 0.0f;
   if (inside && chunk * 8 < p.head_dim) {
     const auto o = load(reinterpret_cast<const Chunk<T>*>(out.at(b, h) + t * out.of_row) + chunk);
@@ -66,15 +70,50 @@ __device__ __forceinline__ void multiply_kept(float (&s)[MT][NT][4], const uint3
 constexpr int kKeys = 64;
 template <int D>
 constexpr int kQueriesOf = D <= 64 ? 64 : 32;  // of a tile
-template <int D>
-constexpr size_t kKeysBytes = (2 * kKeys + 4 * kQueriesOf<D>) * kPitch<D> * 16;
+template <int D, bool ALL>
+constexpr size_t kKeysBytes = ((2 * kKeys + 4 * kQueriesOf<D>) * kPitch<D> + (ALL ? kKeys * kPitch<64> : 0)) * 16;
 
-template <typename T, int D>
+// Sums of dq for 16 queries of one head by 8 features: value i of lane l at 32 i + l.
+constexpr int kPart = 128;
+template <int D>
+__device__ __forceinline__ float* part_of_dq(float* sums, int64_t head, int padded, int query, int feature) {
+  return sums + ((head * padded + query) / 16 * (D / 8) + feature / 8) * kPart + lane();
+}
+
+// Adds scale^-1 dq = ds k of a tile of queries and the block's keys to the sums of the head. ds lies transposed at `scores`, a
+// row a key, as in tiles of head dim 64. A warp has 16 queries and, where the tile is half as long, half of the features.
+template <typename T, int D, typename Array>
+__device__ __forceinline__ void add_queries(Array& tiles, int scores, int keys, float* sums, int64_t head, int padded, int q0) {
+  constexpr int kAcross = kQueriesOf<D> / 16, kN = D / 8 / (kWarps / kAcross);
+  const int m = warp() % kAcross, first = warp() / kAcross * kN;  // of its features' chunks
+  const int at_a = my_place<64>(true), at_b = my_place<D>(false);
+  float part[kN][4] = {};
+#pragma unroll 2  // no more: addresses would fill the registers
+  for (int k = 0; k < kKeys / 16; ++k) {
+    uint32_t a[4];
+    load_matrices<true>(a, tiles, scores + (at_a ^ 2 * m) + 16 * k * kPitch<64>);
+#pragma unroll
+    for (int n = 0; n < kN; n += 2) {
+      uint32_t b[4];
+      load_matrices<true>(b, tiles, keys + (at_b ^ (first + n)) + 16 * k * kPitch<D>);
+      multiply_add<T>(part[n], a, b[0], b[1]);
+      multiply_add<T>(part[n + 1], a, b[2], b[3]);
+    }
+  }
+  float* to = part_of_dq<D>(sums, head, padded, q0 + 16 * m, 8 * first);
+#pragma unroll
+  for (int n = 0; n < kN; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) add_global(to + n * kPart + 32 * i, part[n][i]);
+}
+
+template <typename T, int D, bool ALL>
 __global__ void __launch_bounds__(kThreads, 2)
     keys_kernel(Heads<const T> q, Heads<const T> k, Heads<const T> v, Heads<const T> grad, const Terms* terms, Heads<T> dk,
-                Heads<T> dv, int padded, Problem p, float scale, float scale2) {
+                Heads<T> dv, float* dq_sums, int padded, Problem p, float scale, float scale2) {
   constexpr int kQueries = kQueriesOf<D>, kN = kQueries / 8, kTile = kQueries * kPitch<D>;
   constexpr int kK = 0, kV = kKeys * kPitch<D>, kQ = 2 * kV, kGrad = kQ + 2 * kTile;  // the latter two twice
+  [[maybe_unused]] constexpr int kScores = kGrad + 2 * kTile;
   DYNAMIC_SHARED(Chunk<T>, tiles);
   SHARED(Chunk<float>, of_queries, 2 * kQueries / 2);  // the Terms of two queries each, twice
   const int blocks = (p.T + kKeys - 1) / kKeys, group = p.H / p.G;
@@ -97,7 +136,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   fetch(g * group, first, 0);
   wait_for_copies<1>("this thread's copies of its keys and values have landed before anybody reads them");
   barrier("all of the block's keys and values have arrived before a warp takes its rows into registers");
-  constexpr bool kKeep = D < 128;  // its rows in registers; else they are read again and again, for want of registers
+  constexpr bool kKeep = D <= (ALL ? 64 : 96);  // its rows in registers; else they are read again and again, for want of registers
   uint32_t keys[kKeep ? D / 16 : 1][1][4], values[kKeep ? D / 16 : 1][1][4];
   if constexpr (kKeep) {
     load_all<D>(keys, tiles, kK);
@@ -140,8 +179,19 @@ __global__ void __launch_bounds__(kThreads, 2)
         ds[0][n][half] = packed<T>(p0 * (dp[0][n][2 * half] - of_two.v[1]), p1 * (dp[0][n][2 * half + 1] - of_two.v[3]));
       }
     }
+    if constexpr (ALL) {
+#pragma unroll
+      for (int n = 0; n < kN; ++n)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          store_pair(tiles, kScores + place<64>(16 * warp() + lane() / 4 + 8 * half, n), lane() % 4, ds[0][n][half]);
+    }
     multiply_add_rows<T, D>(dv_acc, probabilities, tiles, grad_tile);
     multiply_add_rows<T, D>(dk_acc, ds, tiles, q_tile);
+    if constexpr (ALL) {
+      barrier("ds of all the block's keys is there before it is multiplied by them");
+      add_queries<T, D>(tiles, kScores, kK, dq_sums, int64_t(b) * p.H + h, padded, q0);
+    }
     h = next_h;
     q0 = next;
   }
@@ -231,12 +281,30 @@ __global__ void __launch_bounds__(kThreads, 2)
   store_rows<D, kRows>(tiles, kQ, dq.at(b, h), dq.of_row, q0, p);
 }
 
+// dq = scale times its sums, rounded. A block has 64 queries of a head.
+template <typename T, int D>
+__global__ void __launch_bounds__(kThreads) dq_kernel(float* sums, Heads<T> dq, int padded, Problem p, float scale) {
+  constexpr int kRows = 16 * kWarps;
+  DYNAMIC_SHARED(Chunk<T>, tiles);
+  const int blocks = (p.T + kRows - 1) / kRows, q0 = blockIdx.x % blocks * kRows;
+  const int64_t head = blockIdx.x / blocks;
+  const float* from = part_of_dq<D>(sums, head, padded, q0 + 16 * warp(), 0);
+  float acc[1][D / 8][4];
+#pragma unroll
+  for (int n = 0; n < D / 8; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) acc[0][n][i] = load(from + n * kPart + 32 * i);
+  put_rows<T, D>(tiles, 0, acc, [&](int, int) { return scale; });
+  barrier("the block's rows of dq are whole before they are stored in one piece");
+  store_rows<D, kRows>(tiles, 0, dq.at(head / p.H, head % p.H), dq.of_row, q0, p);
+}
+
 // ---- host ------------------------------------------------------------------------------------------------------------
 
-// As attention; grad is the gradient of out. -> dq, dk, dv.
+// As attention; grad is the gradient of out. -> dq, dk, dv. deterministic: the same bits in every run.
 void attention_backward(const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
                         const Tensor& lse, std::optional<Tensor> ids, std::optional<Tensor> ranges, const Tensor& dq,
-                        const Tensor& dk, const Tensor& dv, double scale, bool causal, int64_t window) {
+                        const Tensor& dk, const Tensor& dv, double scale, bool causal, int64_t window, bool deterministic) {
   const Problem p = problem(q, k, v, ids, ranges, causal, window);
   const int64_t B = q.size(0), heads_of_all = B * p.H;
   check_heads(grad, q, "grad");
@@ -257,15 +325,29 @@ void attention_backward(const Tensor& grad, const Tensor& q, const Tensor& k, co
   by_type_and_width(q, [&](auto type, auto width) {
     using T = decltype(type);
     constexpr int D = width();
-    glue::launch(&terms_kernel<T>, grid((size[0] + 7) / 8), dim3(kThreads), 0, q, {&out, &grad, &lse, &made}, heads<const T>(out),
-                 heads<const T>(grad), glue::pointer<float>(lse), terms, size[0], padded, p);
-    const std::vector<const Tensor*> read{&q, &k, &v, &grad, glue::given(ids), glue::given(ranges), &made, &dq, &dk, &dv};
-    glue::launch(&keys_kernel<T, D>, grid(B * p.G * glue::divide_up(p.T, kKeys)), dim3(kThreads), kKeysBytes<D>, q, read,
-                 heads<const T>(q), heads<const T>(k), heads<const T>(v), heads<const T>(grad), terms, heads<T>(dk),
-                 heads<T>(dv), padded, p, static_cast<float>(scale), scale2);
+    const std::array<int64_t, 1> sums_of_all{deterministic ? 0 : size[0] * D};
+    const Tensor sums = torch::stable::new_empty(q, sums_of_all, glue::ScalarType::Float);
+    float* dq_sums = glue::pointer<float>(sums);
+    glue::launch(&terms_kernel<T>, grid((size[0] + 7) / 8), dim3(kThreads), 0, q, {&out, &grad, &lse, &made, &sums},
+                 heads<const T>(out), heads<const T>(grad), glue::pointer<float>(lse), terms, dq_sums, deterministic ? 0 : D,
+                 size[0], padded, p);
+    const std::vector<const Tensor*> tensors{&q,  &k,  &v,  &grad, glue::given(ids), glue::given(ranges), &made, &sums,
+                                             &dq, &dk, &dv};
+    const auto of_keys = [&](auto all) {
+      glue::launch(&keys_kernel<T, D, all()>, grid(B * p.G * glue::divide_up(p.T, kKeys)), dim3(kThreads), kKeysBytes<D, all()>,
+                   q, tensors, heads<const T>(q), heads<const T>(k), heads<const T>(v), heads<const T>(grad), terms,
+                   heads<T>(dk), heads<T>(dv), dq_sums, padded, p, static_cast<float>(scale), scale2);
+    };
+    if (!deterministic) {
+      of_keys(std::true_type{});
+      glue::launch(&dq_kernel<T, D>, grid(heads_of_all * glue::divide_up(p.T, 64)), dim3(kThreads), 64 * kPitch<D> * 16, q,
+                   {&sums, &dq}, dq_sums, heads<T>(dq), padded, p, static_cast<float>(scale));
+      return;
+    }
+    of_keys(std::false_type{});
     glue::launch(&queries_kernel<T, D>, grid(heads_of_all * glue::divide_up(p.T, kRowsOf<D>)), dim3(kThreads),
-                 kQueriesBytes<D>, q, read, heads<const T>(q), heads<const T>(k), heads<const T>(v), heads<const T>(grad), terms,
-                 heads<T>(dq), padded, p, static_cast<float>(scale), scale2);
+                 kQueriesBytes<D>, q, tensors, heads<const T>(q), heads<const T>(k), heads<const T>(v), heads<const T>(grad),
+                 terms, heads<T>(dq), padded, p, static_cast<float>(scale), scale2);
   });
 }
 
@@ -274,7 +356,7 @@ void attention_backward(const Tensor& grad, const Tensor& q, const Tensor& k, co
 STABLE_TORCH_LIBRARY_FRAGMENT(emergence_cuda, library) {
   library.def(
       "attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor? ids, Tensor? ranges, "
-      "Tensor(a!) dq, Tensor(b!) dk, Tensor(c!) dv, float scale, bool causal, int window) -> ()");
+      "Tensor(a!) dq, Tensor(b!) dk, Tensor(c!) dv, float scale, bool causal, int window, bool deterministic) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(emergence_cuda, KERNELS_DEVICE, library) {

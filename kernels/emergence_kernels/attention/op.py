@@ -51,7 +51,7 @@ def attention(
             (document_plan) spares each call what it computes of the ids.
         window: query i sees keys with |i - j| < window (with causal: itself and the window - 1 before it).
         deterministic: two backward passes give the same bits. torch.use_deterministic_algorithms(True) has the same effect;
-            "triton" always is, and so is "cuda" except for Hopper's kernels.
+            "triton" always is.
         softcap: c > 0: scores are c tanh(scale * q k^T / c), between -c and c (Gemma 2, arXiv 2408.00118).
         sinks: (H,): a logit that each softmax of head h counts in its denominator, as of a key whose value is 0 (gpt-oss;
             Xiao et al., arXiv 2309.17453). Differentiable.

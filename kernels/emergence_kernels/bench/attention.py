@@ -169,12 +169,15 @@ def cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[s
                 runs += _varlen(q, k, v)
         runs.sort(key=peers_first)
         candidates: list[Callable[[], Candidate]] = [partial(Candidate, name, run, (q, k, v)) for name, run in runs]
-        if "cuda" in backends and device.type == "cuda" and attention_hopper.unsupported_reason(q) is None:
-            usual = Candidate("emergence cuda", partial(attention, q, k, v, backend="cuda", **options), (q, k, v))
-            of_sm_80 = (compiled_attention.KERNELS, "sm_90"), compiled_attention.KERNELS["sm_80"]
-            candidates.append(partial(variants.in_place, usual, "sm_80's", *of_sm_80))
-            fixed = partial(attention, q, k, v, backend="cuda", deterministic=True, **options)
-            candidates.append(partial(Candidate, "emergence cuda, deterministic", fixed, (q, k, v)))
+        if "cuda" in backends and device.type == "cuda" and compiled_attention.unsupported_reason(q) is None:
+            usual = partial(attention, q, k, v, backend="cuda", **options)
+            ours = [("emergence cuda", usual), ("emergence cuda, deterministic", partial(usual, deterministic=True))]
+            candidates.append(partial(Candidate, *ours[1], (q, k, v)))
+            if attention_hopper.unsupported_reason(q) is None:
+                of_sm_80 = (compiled_attention.KERNELS, "sm_90"), compiled_attention.KERNELS["sm_80"]
+                candidates += [
+                    partial(variants.in_place, Candidate(*own, (q, k, v)), "sm_80's", *of_sm_80) for own in ours
+                ]
         product = 2.0 * B * H * D * _pairs(T, kind)
         yield Case(
             op="attention",

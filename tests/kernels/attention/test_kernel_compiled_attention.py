@@ -22,18 +22,19 @@ def _library(cuda_library, monkeypatch):
 
 
 def check(q, k, v, **options) -> None:
-    """Forward and backward against float64."""
+    """Forward and both backward passes against float64."""
     upstream = torch.randn(q.shape, device=q.device).to(q.dtype)
     tracked = [t.detach().requires_grad_() for t in (q, k, v)]
-    out = ek.attention(*tracked, backend="cuda", **options)
-    got = [out.detach(), *torch.autograd.grad(out, tracked, upstream)]
     results = []
     for kept in (torch.float64, q.dtype):
         copies = leaves(q, k, v, dtype=kept)
         other = plain(*copies, **options)
         results.append([other.detach(), *torch.autograd.grad(other, copies, upstream.to(kept))])
-    for name, *three in zip(("out", "dq", "dk", "dv"), got, *results):
-        assert_as_good(name, *three, terms=upstream.float().norm().item())
+    for deterministic in (False, True):
+        out = ek.attention(*tracked, backend="cuda", deterministic=deterministic, **options)
+        got = [out.detach(), *torch.autograd.grad(out, tracked, upstream)]
+        for name, *three in zip(("out", "dq", "dk", "dv"), got, *results):
+            assert_as_good(name, *three, terms=upstream.float().norm().item())
 
 
 def heads(B, T, H, G, D, device, dtype=torch.float16):

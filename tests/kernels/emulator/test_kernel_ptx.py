@@ -63,6 +63,7 @@ NVCC_KERNELS = {
         "terms_kernel",
         "keys_kernel",
         "queries_kernel",
+        "dq_kernel",
     },
     "90a": {"product_kernel", "forward_hopper", "delta_kernel", "backward_hopper", "dq_kernel"},
 }
@@ -73,7 +74,7 @@ NVCC = {
         "swiglu": "float64 and (prime or packs or odd or expanded) or extreme",
         "position_loss": "float64 and bfloat16 and (edges or confident or strided)",
         "linear_cross_entropy": "float64 and bfloat16 and (edges or strided)",
-        "attention": "float64 and (GQA or peaked or wide or exact)",
+        "attention": "float64 and (GQA or peaked or wide or exact) or deterministic",
         "compiled": "rms_norm_shapes or bit_for_bit",
     },
     "90a": {

@@ -98,6 +98,13 @@ inline void copy(Frame& f, const Instruction& i) {
   emulate::copy_async(shared(f, i.at, bytes), reinterpret_cast<const void*>(address(f, i.at + 2)), bytes, there);
 }
 
+template <int VALUES>
+void add_global(Frame& f, const Instruction& i) {
+  auto* to = reinterpret_cast<float*>(address(f, i.at));
+  Machine::get().adds(to, 4 * VALUES);
+  for (int v = 0; v < VALUES; ++v) to[v] += get<float>(f, i.at[2 + v]);
+}
+
 inline void add_memory(Table& t) {
   t.families["ld"] = [](Parsed& p, Instruction& i) { access(p, i, true); };
   t.families["st"] = [](Parsed& p, Instruction& i) { access(p, i, false); };
@@ -108,11 +115,8 @@ inline void add_memory(Table& t) {
     };
     t.exact["cp.async.ca." + space + ".global"] = copy;
   }
-  t.exact["red.relaxed.gpu.global.add.v4.f32"] = [](Frame& f, const Instruction& i) {
-    auto* to = reinterpret_cast<float*>(address(f, i.at));
-    Machine::get().adds(to, 16);
-    for (int v = 0; v < 4; ++v) to[v] += get<float>(f, i.at[2 + v]);
-  };
+  t.exact["red.relaxed.gpu.global.add.f32"] = add_global<1>;
+  t.exact["red.relaxed.gpu.global.add.v4.f32"] = add_global<4>;
   t.exact["atom.relaxed.gpu.global.add.u32"] = [](Frame& f, const Instruction& i) {
     auto* to = reinterpret_cast<uint32_t*>(address(f, i.at + 1));
     Machine::get().adds(to, 4);
