@@ -16,6 +16,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import gpu_check  # noqa: E402
 import gpu_first  # noqa: E402
 
+from emergence_kernels.backends import library  # noqa: E402
+
 
 @pytest.fixture
 def pretended(monkeypatch, tmp_path):
@@ -113,8 +115,10 @@ def test_ending_the_call_ends_its_stage(tmp_path):
     wait_for_the_end_of([pid.read_text().strip()])
 
 
-def test_what_a_stage_did_not_reach_is_for_the_next_call(pretended, tmp_path, capsys):
+def test_what_a_stage_did_not_reach_is_for_the_next_call(pretended, tmp_path, capsys, monkeypatch):
     """A benchmark cut short by its budget resumes with its next shape, once in the same call; then it is done."""
+    for variable in library.VARIABLES.values():  # a library that is built meanwhile would be another one
+        monkeypatch.setenv(variable, str(tmp_path / "none.so"))
     bench = [sys.executable, "-m", "emergence_kernels.bench", "--device", "cpu", "--suite", "tiny", "--op", "rms_norm"]
     bench += ["--only", "torch eager", "--out", str(tmp_path / "rows"), "--budget"]
     pretended()
