@@ -212,7 +212,7 @@ def test_errors_of_some_tasks_alone_are_read(errors, tmp_path):
 
 @pytest.mark.parametrize("form", ["step{}", "ckpt-{}", "stage1-step{}-tokens20B", "{}", "checkpoint_{}"])
 @pytest.mark.parametrize(
-    "column, given", [("step", []), ("revision", []), ("checkpoint", []), ("point", ["step=point"])]
+    "column, given", [("step", []), ("_step", []), ("revision", []), ("checkpoint", []), ("point", ["step=point"])]
 )
 def test_steps_of_checkpoints_names_are_read(form, column, given, tmp_path):
     rows = [{column: form.format(s), "loss": 3.0, "task": "piqa", "acc": 0.5} for s in STEPS]
