@@ -61,7 +61,9 @@ class RandomTokens:
 def configuration(size: str, overrides: list[str]):
     from emergence_train import config as configs
 
-    return configs.load(ROOT / "configs" / "gpu-468m.yaml", [f"model.preset={size}", *overrides])
+    return configs.load(
+        ROOT / "configs" / "gpu-468m.yaml", [f"model.preset={size}", "training.micro_batch=16", *overrides]
+    )
 
 
 @torch.no_grad()

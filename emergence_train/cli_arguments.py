@@ -209,7 +209,7 @@ def add_ahead(parser: argparse.ArgumentParser, of: str = "") -> None:
 def add_log_options(parser: argparse.ArgumentParser) -> None:
     """What a log of another framework leaves out, its size aside."""
     text = (
-        "of a log: auto, table (ours), tensorboard, hf, wandb, jsonl, megatron, nanogpt, text, lightning or csv "
+        "of a log: auto, table (ours), tensorboard, mlflow, hf, wandb, jsonl, megatron, nanogpt, text, lightning or csv "
         "(default: auto)"
     )
     parser.add_argument("--format", default="auto", metavar="FORMAT", help=text)

@@ -49,6 +49,8 @@ EXEMPT = (
         "its W&B files hold no history; name a run": OTHER_TESTS + "analysis/test_wandb_offline.py",
         "it or its {} is no JSON that can be read; give another --format": "only with --format helm of a file that is none",
         "is no port; give a number from 0 to 65535": "a typing error",
+        "a directory without a log of {}; name a file of it, or give": OTHER_TESTS + "analysis/test_logs.py",
+        "no run of MLflow's file store; name mlruns, or RUN": OTHER_TESTS + "analysis/test_mlflow.py",
         "{}: cannot be read as {} ({}); give --format": "a file that cannot be opened: root reads all",
         "holds no event file": "needs the extra tensorboard",
         "its event files hold no scalars": "needs the extra tensorboard",

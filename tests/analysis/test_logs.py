@@ -1,6 +1,8 @@
 """Logs of other frameworks as curves. Each sample is written as its framework documents or prints it; the losses are known."""
 
+import argparse
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -8,6 +10,7 @@ import pytest
 
 from emergence_train.analysis import logs
 from emergence_train.analysis.logs import FORMATS, LogOptions, format_of
+from emergence_train.cli_arguments import add_log_options
 from emergence_train.errors import InputError
 
 STEPS = np.arange(10, 210, 10)
@@ -262,3 +265,16 @@ def test_every_format_says_what_it_reads():
         "csv",
     }
     assert all(entry.description for entry in FORMATS.values())
+
+
+def test_the_commands_name_every_format():
+    parser = argparse.ArgumentParser()
+    add_log_options(parser)
+    assert set(FORMATS) <= set(re.findall(r"\w+", parser.format_help()))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_directory_without_such_a_log(name, tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing\n")
+    with pytest.raises(InputError, match=f"a directory without a log of {name}; name a file of it"):
+        logs.read(tmp_path, LogOptions(format=name))

@@ -19,6 +19,12 @@ def run(store, name, stage="active", steps=True, **metrics):
     return folder
 
 
+def test_what_is_no_store(tmp_path):
+    (tmp_path / "log.csv").write_text("step,loss\n1,3\n")
+    with pytest.raises(InputError, match="no run of MLflow's file store; name mlruns"):
+        logs.read(tmp_path / "log.csv", LogOptions(format="mlflow"))
+
+
 @pytest.mark.parametrize("stage", ["deleted", "'deleted'"])
 def test_deleted_runs_are_left_out(stage, tmp_path):
     gone = run(tmp_path, "gone", stage)

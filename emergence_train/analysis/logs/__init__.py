@@ -85,6 +85,8 @@ def read(path: Path, options: LogOptions) -> list[Curve]:
     name = format_of(path) if options.format == "auto" else options.format
     if name is None:
         raise InputError(f"{path}: not a log that is known; give --format {', '.join(FORMATS)}, or a table a header")
+    if path.is_dir() and not FORMATS[name].takes(path, ""):
+        raise InputError(f"{path}: a directory without a log of {name}; name a file of it, or give another --format")
     try:
         return curves_of(FORMATS[name].read(path), options)
     except UnitError as error:

@@ -37,6 +37,10 @@ def read_mlflow(path: Path) -> list[Log]:
     logs = []
     folders = _runs(path)
     kept = [folder for folder in folders if not DELETED.search(_meta(folder))]
+    if not folders:
+        raise InputError(
+            f"{path}: no run of MLflow's file store; name mlruns, or RUN with meta.yaml and {METRICS} in it"
+        )
     if not kept:
         raise InputError(f"{path}: its runs are deleted; restore one with mlflow runs restore, or name another")
     notes = (f"deleted runs left out: {len(folders) - len(kept)}",) if len(kept) < len(folders) else ()

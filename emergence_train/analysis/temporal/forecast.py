@@ -111,12 +111,15 @@ def forecast(
 def _room_for_decay(plan: PlannedSchedule, x: np.ndarray, known: float, prior: priors.Prior) -> np.ndarray:
     """(m,) nats by which the loss at steps `x` may be lower where the rate is known up to step `known` only.
 
-    A decay to 0 takes what is left of the drop, all of it in the last COOLDOWN of the steps, as most do.
+    A decay to 0 takes what is left of the drop, all of it in the last COOLDOWN of the steps, as most do. Within a step of `known`
+    nothing is left to decay: a plan in tokens may end in the middle of the last step.
     """
     drop, _ = prior.decay("mixed", "fast^0.75", plan)
     left = float(plan.e[-1]) ** 0.75
     beyond = np.maximum(x, known)
-    return np.where(beyond > known * 1.001, drop * left * np.minimum((1 - known / beyond) / COOLDOWN, 1.0), 0.0)
+    return np.where(
+        beyond > max(known * 1.001, known + 1), drop * left * np.minimum((1 - known / beyond) / COOLDOWN, 1.0), 0.0
+    )
 
 
 def _combine(fits: Sequence[Fit], weights: Sequence[float], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

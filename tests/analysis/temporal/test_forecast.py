@@ -131,6 +131,17 @@ def test_unknown_rate_is_noted_and_widens_the_lower_bound():
     assert ahead.mean[-1] - low[-1] > 1.5 * (high[-1] - ahead.mean[-1])
 
 
+def test_a_plan_may_end_within_the_last_step():
+    """A plan in tokens may end in the middle of a step: 200,000 tokens are 195.3 steps of 1,024, and 196 are trained."""
+    x = np.arange(1.0, 197)
+    plan = PlannedSchedule(np.array([0.0, 20, 195.3]), np.array([0.0, 1e-3, 2e-4]), 1024)
+    y, seen = 3 + 4 * x**-0.4, x <= 100
+    ahead = forecast(x[seen], y[seen], x[~seen], plan)
+    assert not ahead.shift_low.any() and not any("learning rate unknown" in note for note in ahead.notes)
+    ahead = forecast(x[seen], y[seen], np.append(x[~seen], 210.0), plan)
+    assert any("learning rate unknown after step 195" in note for note in ahead.notes)
+
+
 def test_too_short_is_not_identified():
     with pytest.raises(InputError, match="not identified: 2 points"):
         forecast(np.array([1.0, 2]), np.array([5.0, 4]), np.array([10.0]), None)
