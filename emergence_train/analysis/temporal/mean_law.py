@@ -25,7 +25,7 @@ import numpy as np
 from emergence_train.analysis.planned_schedule import AT_ONCE, INTRINSIC, MOMENTUM, MULTI_POWER, Kernel, PlannedSchedule
 from emergence_train.analysis.temporal import priors
 from emergence_train.analysis.temporal.result import LawConstants
-from emergence_train.analysis.temporal.spikes import UnreturnedEnd, noise_of, returned_part, without_spikes
+from emergence_train.analysis.temporal.spikes import UnreturnedEnd, noise_along, noise_of, returned_part, without_spikes
 
 WINDOW = 0.4  # a fit uses the observed part from this share of its length: earlier loss follows no power law
 BINS = 60  # at most; more rows are averaged in bins of log step
@@ -87,8 +87,9 @@ class Curve:
     x: np.ndarray
     y: np.ndarray
     noise: float  # standard deviation of one logged row about the curve, nats
-    sampling: float  # variance of a point by that noise, 0 where it is not known; nats^2
+    sampling: float  # variance of a point by what of it is independent from row to row, 0 where not known; nats^2
     unreturned: UnreturnedEnd | None = None  # rows at the end that are left out
+    shared: float = 0.0  # variance of a point, were its noise independent of its neighbours', that errs as theirs together; nats^2
 
     @property
     def weight(self) -> np.ndarray:
@@ -107,16 +108,18 @@ def observed_part(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) ->
     start = min(WINDOW * x[-1], max(FURTHEST * x[-1], x[-WANTED:][0]), x[-MINIMUM:][0])
     start = max(start, warm)
     keep = x >= max(start, 1e-9)
-    noise = noise_of(y[keep])
-    x, y = x[keep], without_spikes(y, noise, effect)[keep]
-    if len(x) <= BINS:
-        return Curve(x, y, noise, noise**2 if len(x) > WANTED else 0.0, end)  # of fewer rows the noise is not known
+    alone = noise_of(y[keep])
+    x, y = x[keep], without_spikes(y, alone, effect)[keep]
+    noise, correlation = noise_along(y)
+    shared = noise**2 * (1 + correlation) / (1 - correlation) / max(len(x) / BINS, 1) if correlation else 0.0
+    if len(x) <= BINS:  # of few rows the noise is not known
+        return Curve(x, y, noise, alone**2 if len(x) > WANTED else 0.0, end, shared)
     edges = np.geomspace(x[0], x[-1] * (1 + 1e-12), BINS + 1)
     bin_of = np.unique(np.searchsorted(edges, x, side="right"), return_inverse=True)[1]
     count = np.bincount(bin_of)
     rows = len(x) / len(count)
-    sampling = noise**2 / rows if rows >= 5 else 0.0
-    return Curve(np.bincount(bin_of, x) / count, np.bincount(bin_of, y) / count, noise, float(sampling), end)
+    sampling = alone**2 / rows if rows >= 5 else 0.0
+    return Curve(np.bincount(bin_of, x) / count, np.bincount(bin_of, y) / count, noise, float(sampling), end, shared)
 
 
 @dataclass(frozen=True)
@@ -202,7 +205,7 @@ def _fit(law: Law, curve: Curve, plan: PlannedSchedule, prior: priors.Prior, sha
     variance = 1e-6
     for _ in range(4 if borrowed else 1):
         # noise is independent from point to point, misfit is not
-        v = min(variance, curve.sampling) + max(variance - curve.sampling, 0) * dependence
+        v = max(min(variance, curve.sampling) + max(variance - curve.sampling, 0) * dependence, curve.shared)
         normal = gram + 1e-11 * np.eye(3)
         normal[:, 2, 2] += v / known.sd_b**2 if borrowed else 1.0  # without a kernel the third feature is 0
         coef = np.linalg.solve(normal, moment[:, :, None])[:, :, 0]

@@ -19,6 +19,10 @@ ROWS = 600  # groups of rows at most
 LEAST_RISE = 0.05  # nats of an end: validation losses wander by less
 NOISE_ROWS = 40  # before an end, from which its noise is taken
 EFFECT = INTRINSIC[2]  # fast^0.75, the kernel of most weight on public curves
+LEAST_APART = 6  # rows; of fewer the noise is taken as independent from row to row
+CORRELATED = 1.25  # times the noise of neighbours that rows further apart have, where it is correlated
+FAR = 5.0  # medians
+MOST_SHARED = 0.5  # correlation of rows that far apart
 DECIMALS = 3  # losses rounded to more have noise above their rounding
 
 
@@ -54,6 +58,35 @@ def noise_of(y: np.ndarray) -> float:
     if len(y) < 4:
         return 0.0
     return max(float(np.median(np.abs(np.diff(y, 2))) / 0.6745 / np.sqrt(6)), rounding_of(y))
+
+
+def noise_along(y: np.ndarray) -> tuple[float, float]:
+    """noise_of losses (n,) whose noise may be correlated from row to row, as a running mean's is, and that correlation.
+
+    Neighbours differ little where they share their noise. Third differences over many rows, which the curve does not enter either,
+    are then clearly larger than those of neighbours; autoregressive noise that has both is taken.
+    """
+    noise, apart = noise_of(y), len(y) // 10
+    if apart < LEAST_APART:
+        return noise, 0.0
+    near, far = _third_differences(y, 1), _third_differences(y, apart)
+    if far <= CORRELATED**2 * near:
+        return noise, 0.0
+    grid = np.linspace(0, MOST_SHARED ** (1 / apart), 400)  # of more shared noise too little is seen
+    shared = _seen(grid**apart) / np.maximum(_seen(grid), 1e-12)
+    correlation = float(np.interp(far / near, shared, grid))
+    return noise / float(np.sqrt((1 - correlation) * (3 - correlation) / 3)), correlation
+
+
+def _third_differences(y: np.ndarray, apart: int) -> float:
+    """Mean square of third differences of losses (n,), of rows so far apart, without those beyond FAR times their median."""
+    third = np.abs(y[3 * apart :] - 3 * y[2 * apart : -apart] + 3 * y[apart : -2 * apart] - y[: -3 * apart])
+    return float(np.mean(np.minimum(third, FAR * np.median(third)) ** 2))
+
+
+def _seen(correlation: np.ndarray) -> np.ndarray:
+    """Share of the noise's variance in third differences of rows of such a correlation, as autoregressive noise has it."""
+    return 1 - 1.5 * correlation + 0.6 * correlation**2 - 0.1 * correlation**3
 
 
 def rounding_of(y: np.ndarray) -> float:
