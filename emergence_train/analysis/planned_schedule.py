@@ -6,7 +6,8 @@ clock(x)          S1(x), the rate summed over steps in units of the peak: "steps
 decay(x, kernel)  sum over steps k <= x of (e[k-1]^p - e[k]^p) G(k, x), e = rate / peak: how much of the rate's fall has
                   taken effect at x. G = 1 is an immediate effect; the kernels below say how fast it comes.
 
-Warm-up does not count as a (negative) decay; later rises, as in restarts, do.
+Warm-up does not count as a (negative) decay; later rises, as in restarts, do. Where the batch changes along the run, the
+decay is that of the rate over the batch, or over its root (Smith et al., arXiv 1711.00489; Malladi et al., arXiv 2205.10287).
 """
 
 import copy
@@ -19,6 +20,8 @@ from emergence_train.errors import InputError
 
 BLOCK = 2048  # steps at which the decay is computed at once: a row of all falls for each
 GRID = 600  # points at which a plan is stored; a cooldown of a tenth of the run still has sixty
+PIECES = 60  # of a run, over which a batch that changes is read off its tokens
+BY_BATCH = (1.0, 0.5)  # powers of the batch by which the rate may be divided, where it changes
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,24 @@ class PlannedSchedule:
         self.e = np.interp(self.x, x, e)
         self._clock = np.r_[0.0, np.cumsum((self.e[1:] + self.e[:-1]) / 2 * np.diff(self.x))]
         self._middle = (self.x[1:] + self.x[:-1]) / 2
-        self._moving = (np.abs(np.diff(self.e)) > 1e-12) & (self.x[1:] > self.warmup_end)
-        self.rises_again = bool((np.diff(self.e)[self._moving] > 1e-3).any())  # by more than a log's rounding
+        self.by_batch: tuple[float, ...] = (0.0,)  # powers of the batch to be tried
+        self._set_batch(np.ones_like(self.x))
+
+    def _set_batch(self, batch: np.ndarray) -> None:
+        """`batch` (K,) at each point, as a share of the run's mean."""
+        self._batch = batch
+        change = np.diff(self.e / batch)
+        self._moving = (np.abs(change) > 1e-12) & (self.x[1:] > self.warmup_end)
+        self.rises_again = bool((change[self._moving] > 1e-3).any())  # by more than a log's rounding
+
+    def with_batches(self, x: np.ndarray, tokens: np.ndarray) -> "PlannedSchedule":
+        """The same rates for a run whose batch changes: `tokens` (n,) trained at steps `x` (n,), both growing from 0 on."""
+        at = np.unique(np.minimum(np.searchsorted(x, x[-1] * np.arange(PIECES + 1) / PIECES), len(x) - 1))
+        batch = np.diff(tokens[at]) / np.diff(x[at]) * (x[-1] / tokens[-1])
+        other = copy.copy(self)
+        other.by_batch = BY_BATCH
+        other._set_batch(batch[np.clip(np.searchsorted(x[at], self.x, side="left") - 1, 0, len(batch) - 1)])
+        return other
 
     def with_peak(self, peak: float) -> "PlannedSchedule":
         """The same course with another peak rate."""
@@ -100,6 +119,10 @@ class PlannedSchedule:
         """Learning rate at steps `x` as a share of the peak."""
         return np.interp(x, self.x, self.e)
 
+    def share_over_batch(self, x: np.ndarray) -> np.ndarray:
+        """The same of the learning rate over the batch, as a share of the mean one."""
+        return np.interp(x, self.x, self.e / self._batch)
+
     def mean_share_after(self, x: float) -> float:
         """Mean learning rate from step `x` to the plan's end, as a share of the peak; beyond the end the last rate."""
         end = self.x[-1]
@@ -113,15 +136,17 @@ class PlannedSchedule:
         x = np.asarray(x, float)
         return np.interp(x, self.x, self._clock) + np.maximum(x - self.x[-1], 0) * self.e[-1]
 
-    def decay(self, x: np.ndarray, kernel: Kernel) -> np.ndarray:
-        """How much of the rate's fall has taken effect at `x`: 0 before any decay, 1 long after a decay to 0."""
+    def decay(self, x: np.ndarray, kernel: Kernel, by_batch: float | None = None) -> np.ndarray:
+        """How much of the fall of the rate, over that power of the batch (the first of by_batch), has taken effect at `x`: 0
+        before any decay, 1 long after a decay to 0 from the peak at the mean batch."""
         x = np.asarray(x, float)
-        fall = -np.diff(np.maximum(self.e, 0) ** kernel.power)[self._moving]
+        over = self._batch ** (self.by_batch[0] if by_batch is None else by_batch)
+        fall = -np.diff((np.maximum(self.e, 0) / over) ** kernel.power)[self._moving]
         at = self._middle[self._moving]
         if not len(fall):
             return np.zeros_like(x)
         if len(x) > BLOCK:
-            return np.concatenate([self.decay(x[k : k + BLOCK], kernel) for k in range(0, len(x), BLOCK)])
+            return np.concatenate([self.decay(x[k : k + BLOCK], kernel, by_batch) for k in range(0, len(x), BLOCK)])
         age = x[:, None] - at
         work = np.maximum(self.clock(x)[:, None] - np.interp(at, self.x, self._clock), 0)
         rate = np.maximum(np.interp(at, self.x, self.e), 1e-4)

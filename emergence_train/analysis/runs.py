@@ -338,6 +338,20 @@ def _set_plan(series: Series, recorded: Series | None, planned_lr: np.ndarray | 
         series.end_tokens = int(end) if series.by_tokens else 0
         if plan is not None and plan.x[-1] < series.end_step * 0.999:
             series.plan = _continued(series, plan)
+    if series.batch_grows:
+        _set_batches(series)
+
+
+def _set_batches(series: Series) -> None:
+    if series.plan is None:
+        effect = "without a learning rate the fall that a larger batch brings counts as learning; give --schedule"
+    else:
+        series.plan = series.plan.with_batches(*series._knots(float(series.end_step)))
+        effect = (
+            "the loss is taken to fall with them as with a rate over the batch, or over its root, whichever the rows show (from "
+            "papers and simulations: no public log at hand has such a change)"
+        )
+    series.notes.append(f"tokens a step change along the run: {effect}")
 
 
 def _continued(series: Series, plan: PlannedSchedule) -> PlannedSchedule:

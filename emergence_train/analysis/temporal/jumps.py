@@ -37,7 +37,7 @@ def find_jump(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) -> Jum
     y = without_spikes(y, noise_of(y), effect)
     each = group_size(len(x))
     x, y = (values[len(values) % each :].reshape(-1, each).mean(1) for values in (x, y))
-    noise, share = max(noise_of(y), rounding), plan.share(x) if plan is not None else np.ones(len(x))
+    noise, share = max(noise_of(y), rounding), plan.share_over_batch(x) if plan is not None else np.ones(len(x))
     clearest, best = CLEAR, None
     for k in range(SIDE, len(x) - SIDE):
         rows = np.r_[k - SIDE : k, k + 1 : k + SIDE + 1]  # the row between may be a mean over both levels

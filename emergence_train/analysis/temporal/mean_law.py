@@ -89,7 +89,9 @@ class Curve:
     noise: float  # standard deviation of one logged row about the curve, nats
     sampling: float  # variance of a point by what of it is independent from row to row, 0 where not known; nats^2
     unreturned: UnreturnedEnd | None = None  # rows at the end that are left out
-    shared: float = 0.0  # variance of a point, were its noise independent of its neighbours', that errs as theirs together; nats^2
+    shared: float = (
+        0.0  # variance of as many independent points that err as these do, whose rows share their noise; nats^2
+    )
 
     @property
     def weight(self) -> np.ndarray:
@@ -309,15 +311,17 @@ def _features(
     law: Law, x: np.ndarray, plan: PlannedSchedule, reference: dict[str, float], shapes: np.ndarray
 ) -> tuple[np.ndarray, list[tuple[str, str, float]]]:
     """(J, len(x), 3) of 1, basis and -decay for every hypothesis, and their labels."""
-    decays = [(kernel.name, plan.decay(x, kernel)) for kernel in law.kernels] or [("none", np.zeros(len(x)))]
+    kernels = [(kernel, power) for power in plan.by_batch for kernel in law.kernels]
+    decays = [(kernel.name, power, plan.decay(x, kernel, power)) for kernel, power in kernels]
+    decays = decays or [("none", 0.0, np.zeros(len(x)))]
     blocks, labels = [], []
     for clock in law.clocks:
         ratio = _clock(clock, x, plan) / reference[clock]
         separation = float(clock.partition("-")[2] or np.inf)  # share of the observed length after which A is held
         basis = _basis(law.basis, np.minimum(ratio, separation), shapes)
-        for kernel, decay in decays:
+        for kernel, power, decay in decays:
             if np.isfinite(separation):
-                before = plan.decay(np.array([separation * reference[clock]]), law.kernels[0])[0]
+                before = plan.decay(np.array([separation * reference[clock]]), law.kernels[0], power)[0]
                 decay = np.where(ratio > separation, decay - before, 0.0)
             block = np.empty((len(shapes), len(x), 3))
             block[:, :, 0], block[:, :, 1], block[:, :, 2] = 1.0, basis, -decay

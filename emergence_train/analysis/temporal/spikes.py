@@ -63,8 +63,8 @@ def noise_of(y: np.ndarray) -> float:
 def noise_along(y: np.ndarray) -> tuple[float, float]:
     """noise_of losses (n,) whose noise may be correlated from row to row, as a running mean's is, and that correlation.
 
-    Neighbours differ little where they share their noise. Third differences over many rows, which the curve does not enter either,
-    are then clearly larger than those of neighbours; autoregressive noise that has both is taken.
+    Neighbours differ little where they share their noise. Third differences over many rows, which the curve does not enter
+    either, are then clearly larger than those of neighbours; autoregressive noise that has both is taken.
     """
     noise, apart = noise_of(y), len(y) // 10
     if apart < LEAST_APART:

@@ -5,6 +5,7 @@ modes (walls of a valley; its floor is flat). Expected loss: sum of l_i (m_i^2 +
 m to (1 - h l) m and v to (1 - h l)^2 v + h^2 s l. A slow sum of exponentials falls, a floor rises and goes with the rate.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,9 +52,12 @@ def simulate(
     spacing: int = 125,
     noise: float = 0.004,
     step_tokens: float = 3e5,
+    batch: Callable[[np.ndarray], np.ndarray] = np.ones_like,
 ) -> Run:
-    """A run whose loss falls by about `fall` from step 2,000 to 8,000 and by about `drop` with its rate, in nats."""
+    """A run whose loss falls by about `fall` from step 2,000 to 8,000 and by about `drop` with its rate, in nats. `batch` of the
+    progress is its share of step_tokens; the gradient's variance is divided by it."""
     blocks = np.arange(0, steps, BLOCK)
+    batches = batch(blocks / steps)
     rate = peak * shape_of(kind, (blocks + BLOCK) / steps)
     curvature = 0.5 * MODES**-1.5 / 1e-3
     slow = rng.uniform(1.6, 1.8)
@@ -67,15 +71,16 @@ def simulate(
     spread = np.where(MODES <= STEEP, NEIGHBOURS, 0.0)
     spread *= drop / (0.5 * curvature @ (spread * peak / (2 - peak * curvature)))
     losses = []
-    for h in rate:
+    for h, of_usual in zip(rate, batches):
         keep = (1 - h * curvature) ** (2 * BLOCK)
-        settled = h * spread / (2 - h * curvature)
+        settled = h * spread / (2 - h * curvature) / of_usual
         mean_sq, variance = mean_sq * keep, settled + (variance - settled) * keep
         losses.append(0.5 * curvature @ (mean_sq + variance))
     step = np.arange(spacing, steps + 1, spacing).astype(float)
     truth = 2.6 + np.interp(step, blocks + BLOCK, losses)
     log = truth + rng.normal(size=len(step)) * noise
-    return Run(step, step * step_tokens, np.interp(step, blocks + BLOCK, rate), log, truth)
+    tokens = np.interp(step, np.r_[0, blocks + BLOCK], np.r_[0, np.cumsum(batches) * BLOCK * step_tokens])
+    return Run(step, tokens, np.interp(step, blocks + BLOCK, rate), log, truth)
 
 
 def draw(seed: int, kind: str) -> Run:

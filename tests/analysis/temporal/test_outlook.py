@@ -184,7 +184,8 @@ def test_a_batch_that_grows_keeps_steps_and_tokens_together(tmp_path):
     np.testing.assert_allclose(series.steps_at(tokens[rows[0] :: 100]), steps[rows[0] :: 100], rtol=0.01)
     at = steps[rows[-1] :: 200]
     np.testing.assert_allclose(series.plan.share(at) * series.plan.peak, rate[at - 1], atol=0.02 * 6e-4)
-    assert series.notes == [] and series.plan.tokens == pytest.approx(tokens[-1], rel=1e-3)
+    assert series.plan.tokens == pytest.approx(tokens[-1], rel=1e-3)
+    assert [note[:37] for note in series.notes] == ["tokens a step change along the run: t"]
 
 
 def test_an_end_beyond_the_rows_that_are_scored_is_refused(tmp_path):
