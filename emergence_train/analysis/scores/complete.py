@@ -65,7 +65,7 @@ def completed(scores: list[Scores], options: ScoreOptions) -> tuple[pd.DataFrame
     frame = frame.dropna(subset=["value"])
     if frame.empty:
         raise InputError(f"{where}: none of its scores is a number; name their column")
-    _fill_chance(frame, notes)
+    fill_chance(frame, notes)
     twice = frame.duplicated(list(tables.EVALUATIONS.key), keep="last")
     if twice.any():
         notes.append(
@@ -171,7 +171,7 @@ def _at(curve: tuple[np.ndarray, np.ndarray], step: np.ndarray, text: str, run: 
     return np.interp(step, known, loss)
 
 
-def _fill_chance(frame: pd.DataFrame, notes: list[str]) -> None:
+def fill_chance(frame: pd.DataFrame, notes: list[str]) -> None:
     """Chance of accuracies of well-known tasks, where the results do not say it."""
     filled = set()
     unknown = frame.loc[frame["chance"].isna() & frame["metric"].map(lambda name: bool(ACCURACY.match(str(name))))]
