@@ -14,7 +14,7 @@ from emergence_train.analysis.logs.names import plain
 from emergence_train.analysis.logs.numbers import PERPLEXITY, ROLES, Role, scales_of
 from emergence_train.analysis.scores import json_tables
 from emergence_train.analysis.scores.options import NAMES, NUMERIC, OPTIONAL, Format, ScoreOptions, Scores, place_of
-from emergence_train.analysis.scores.parts import candidates
+from emergence_train.analysis.scores.parts import SHOT, candidates
 from emergence_train.analysis.scores.percents import MOST, SIGNED, in_one_unit, numbers, signed
 from emergence_train.errors import InputError, listed
 from emergence_train.recorder.schemas import EVALUATIONS, VOCABULARY
@@ -91,8 +91,9 @@ def _columns(path: Path) -> list[str]:
 
 
 def is_ours(columns: list[str]) -> bool:
-    """Whether a table has the columns of evaluations by their own names."""
-    return {*EVALUATIONS.columns} - {*EVALUATIONS.optional} <= {*columns}
+    """Whether a table has the columns of evaluations by their own names, and no shots, which part tasks."""
+    shots = any(SHOT.fullmatch(plain(name)) for name in columns)
+    return {*EVALUATIONS.columns} - {*EVALUATIONS.optional} <= {*columns} and not shots
 
 
 def _is_table(path: Path) -> bool:
