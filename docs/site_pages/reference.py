@@ -229,8 +229,8 @@ def tables() -> str:
         "",
         "The tables that a run writes and the analyses read: Parquet, or CSV with the same columns, of any origin.",
         "Sums are stored, not means: they add over ranks and files. A missing column, a NaN, a duplicate key",
-        "and runs of different vocabularies are one error that names file, row and column. The vocabulary is a column",
-        "`vocabulary` or metadata of the Parquet file.",
+        "and runs of different vocabularies (but of evaluations, which are parted by them) are one error that names file,",
+        "row and column. The vocabulary is a column `vocabulary` or metadata of the Parquet file.",
         "",
     ]
     for name, spec in TABLES.items():

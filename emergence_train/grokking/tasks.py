@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from emergence_train import files
 from emergence_train.errors import InputError
@@ -83,7 +83,9 @@ class AnyTable(Section):
 
     kind: Literal["table"]
     file: str = Field(description="CSV with a header, or JSONL; relative to the sweep's file")
-    question: list[str] = Field(default=["question"], min_length=1, description="its columns")
+    question: Annotated[list[str], BeforeValidator(lambda name: [name] if isinstance(name, str) else name)] = Field(
+        default=["question"], min_length=1, description="its column, or a list of several"
+    )
     answer: str = Field(default="answer", description="its column; every distinct text is a class")
 
     @model_validator(mode="after")

@@ -22,5 +22,8 @@ DESCRIPTIONS = {
     "unigram_loss": "cross-entropy of a unigram model on the same text, nats per token",
     "bits_per_byte": "loss on the same text, bits per UTF-8 byte",
     "majority": "the metric's value for always giving the commonest answer; optional",
+    "vocabulary": "name or digest of the tokenizer that the losses are of; runs of several are analysed apart",
+    "data": "name or digest of the training data, with the validation text; runs of several are analysed apart",
+    "family": "any other name of runs whose losses compare; runs of several are analysed apart",
     "lr": "learning rate of the step; may be missing or empty: not known",
 }

@@ -12,8 +12,8 @@ VOCABULARY = "vocabulary"  # optional column or Parquet metadata key: which toke
 class Table:
     """Columns with their types, the columns that identify a row, those that must not be negative, and optional ones.
 
-    A cell of a `sparse` column may be empty: it is read as NaN, whole numbers then as float64. `extra` columns are read
-    and written only where they are there.
+    A cell of a `sparse` column may be empty: it is read as NaN, whole numbers then as float64, and text as "". `extra` columns
+    are read and written only where they are there.
     """
 
     name: str
@@ -48,6 +48,15 @@ POSITIONS = Table(
     optional=("correct",),
     sparse=("correct",),
 )
+# A tokenizer, data and a family part what is compared; their empty cells are empty text
+_OF_EVALUATIONS = {
+    "unigram_loss": REAL,
+    "bits_per_byte": REAL,
+    "majority": REAL,
+    VOCABULARY: TEXT,
+    "data": TEXT,
+    "family": TEXT,
+}
 EVALUATIONS = Table(
     "evaluations",
     {
@@ -67,8 +76,8 @@ EVALUATIONS = Table(
     key=("run", "step", "task", "metric"),
     non_negative=("params", "step", "tokens", "loss", "stderr", "items", "unigram_loss", "bits_per_byte", "majority"),
     optional=("stderr", "items", "chance", "higher_is_better"),
-    sparse=("stderr", "items", "chance", "higher_is_better", "unigram_loss", "bits_per_byte", "majority"),
-    extra=(("unigram_loss", REAL), ("bits_per_byte", REAL), ("majority", REAL)),
+    sparse=("stderr", "items", "chance", "higher_is_better", *_OF_EVALUATIONS),
+    extra=tuple(_OF_EVALUATIONS.items()),
 )
 CURVES = Table(
     "curves",

@@ -73,7 +73,7 @@ def _pieces(table: Table, path: Path | Metrics | Frame) -> Iterator[pd.DataFrame
     elif path.suffix == ".jsonl":
         yield _curve(Metrics.read(path))
     elif path.suffix == ".csv":
-        text = {column: str for column, kind in table.columns.items() if kind == TEXT}
+        text = {column: str for column, kind in (*table.columns.items(), *table.extra) if kind == TEXT}
         with pd.read_csv(path, dtype=text, chunksize=CHUNK) as reader:
             yield from reader
     else:
@@ -88,16 +88,25 @@ def _of_parquet(table: Table, path: Path) -> Iterator[pd.DataFrame]:
                 f"{path}: holds {rows:,} rows, and no more than {MOST_ROWS:,} are read of one file; if they are meant, split "
                 f"it into files of a run or a checkpoint each"
             )
-        schema = file.schema_arrow
-        vocabulary = (schema.metadata or {}).get(VOCABULARY.encode(), b"").decode()
+        vocabulary = _vocabulary(file)
         if not rows:
-            yield schema.empty_table().to_pandas()
+            yield file.schema_arrow.empty_table().to_pandas()
         for batch in file.iter_batches(CHUNK):
             batch.validate(full=True)  # text that is not UTF-8 would fail later, in the middle of pandas
             frame = batch.to_pandas()
             if vocabulary and VOCABULARY not in frame:
                 frame[VOCABULARY] = vocabulary
             yield frame
+
+
+def vocabulary_of(path: Path) -> str:
+    """The tokenizer that the metadata of a Parquet file name; "" where they name none."""
+    with pq.ParquetFile(path) as file:
+        return _vocabulary(file)
+
+
+def _vocabulary(file: pq.ParquetFile) -> str:
+    return (file.schema_arrow.metadata or {}).get(VOCABULARY.encode(), b"").decode()
 
 
 def _curve(metrics: Metrics) -> pd.DataFrame:
@@ -160,7 +169,7 @@ class _Refusal:
 def _typed(column: pd.Series, kind: pa.DataType, refuse: _Refusal, sparse: bool = False) -> pd.Series:
     """The column in its declared type, or an InputError that names the first row that is not.
 
-    In a `sparse` column empty cells stay NaN, and whole numbers beside them become float64.
+    In a `sparse` column empty cells stay NaN (of text ""), and whole numbers beside them become float64.
     """
     if kind not in (TEXT, BOOLEAN) and _is_plain(column, kind):
         return column.astype(kind.to_pandas_dtype())
@@ -168,7 +177,7 @@ def _typed(column: pd.Series, kind: pa.DataType, refuse: _Refusal, sparse: bool 
     if not sparse:
         refuse(empty, column, "is empty or NaN")
     if kind == TEXT:
-        return column.astype(str)
+        return (column.where(~empty, "") if sparse else column).astype(str)
     if kind == BOOLEAN:
         words = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
         values = column.astype(str).str.lower().map(words)

@@ -82,6 +82,7 @@ def test_a_file_of_words_is_padded_and_coded(tmp_path):
 def test_columns_of_a_csv_are_symbols(tmp_path):
     (tmp_path / "q.csv").write_text("a,b,c\n1,2,x\n1,3,y\n2,2,x\n2,3,y\n")
     task = tasks.AnyTable(kind="table", file="q.csv", question=["a", "b"], answer="c")
+    assert tasks.AnyTable.model_validate({"kind": "table", "file": "q.csv", "question": "a"}).question == ["a"]
     table = tasks.load(task, tmp_path)
     np.testing.assert_array_equal(table.questions, [[0, 1], [0, 2], [1, 1], [1, 2]])
     assert table.answers.tolist() == [0, 1, 0, 1]

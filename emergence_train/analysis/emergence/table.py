@@ -17,6 +17,7 @@ from emergence_train.analysis.emergence.result import FamilyResult
 from emergence_train.analysis.emergence.shapes import Rows
 from emergence_train.analysis.emergence.untrained import trained
 from emergence_train.analysis.scores import ScoreOptions, with_scores
+from emergence_train.analysis.scores.complete import fill_chance
 from emergence_train.analysis.scores.percents import ROUNDING
 from emergence_train.errors import InputError
 from emergence_train.recorder import tables
@@ -79,6 +80,7 @@ def load(
     known, notes = with_scores(paths, options or ScoreOptions())
     frame = tables.read(tables.EVALUATIONS, known, mixed_vocabularies=True, names=names)
     notes += [f"column {name!r} is missing" for name in frame.attrs["missing"]]
+    fill_chance(frame, notes)
     decided = families(with_data(frame, paths, names))
     notes += decided.notes
     members = decided.results(frame)

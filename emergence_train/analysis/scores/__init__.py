@@ -1,6 +1,7 @@
 """Task results that other programs wrote, read as `evaluations`: recognised by their content, completed by what the user says."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,9 +13,8 @@ from emergence_train.analysis.scores.complete import completed
 from emergence_train.analysis.scores.harness import ALL, LIGHTEVAL, LM_EVAL, METRICS, OLMES
 from emergence_train.analysis.scores.helm_runs import HELM
 from emergence_train.analysis.scores.options import QUANTITIES, ScoreOptions, Scores, options_of
-from emergence_train.analysis.scores.score_tables import TABLE
+from emergence_train.analysis.scores.score_tables import TABLE, is_ours
 from emergence_train.errors import InputError
-from emergence_train.recorder import tables
 from emergence_train.recorder.naming import is_run
 from emergence_train.recorder.tables import Frame
 
@@ -35,11 +35,8 @@ def with_scores(paths: list[str | Path], options: ScoreOptions) -> tuple[list[st
     """The paths with results of other programs read as evaluations, all of them in one table; and how they were read."""
     theirs = [Path(path) for path in paths if _is_foreign(Path(path), options)]
     if not theirs:
-        if options.given:
-            raise InputError(
-                f"{paths[0]}: is a table of evaluations, which says all of that itself; leave --format, --run, --params, "
-                f"--tokens-per-step, --column and --loss out, they are for results of other programs"
-            )
+        if replace(options, format="auto").given or options.format not in ("auto", "evaluations"):
+            _refuse(Path(paths[0]), options)
         return list(paths), []
     scores = [part for path in theirs for file in files_of(path) for part in read(file, options)]
     frame, notes = completed(scores, options)
@@ -73,10 +70,30 @@ def read(file: Path, options: ScoreOptions) -> list[Scores]:
         name = TABLE.name
     if name is None:
         raise InputError(f"{file}: not task results that are known; give --format {', '.join(FORMATS)}")
+    if name != TABLE.name and not FORMATS[name].takes(file):
+        raise InputError(f"{file}: holds no results of {name}; name a file of them, or give another --format")
     try:
         return FORMATS[name].read(file, options)
     except UnitError as error:
         raise InputError(f"{file}: {error}") from error
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"{file}: cannot be read as {name} ({reason}); name another file, or give --format") from error
+    except (AttributeError, KeyError, TypeError) as error:  # lists where that program has objects, and the like
+        raise InputError(f"{file}: its JSON is not as {name} writes it; name another file, or give --format") from error
+
+
+def _refuse(path: Path, options: ScoreOptions) -> None:
+    """Raise InputError for a path that is none of the results that the options are of."""
+    if options.format == "evaluations" or is_run(path) or (path / "evaluations").is_dir():
+        raise InputError(
+            f"{path}: is a table of evaluations, which says all of that itself; leave --format, --run, --params, "
+            f"--tokens-per-step, --column and --loss out, they are for results of other programs"
+        )
+    lacks = "holds no task results that are known" if path.exists() else "no such file or directory"
+    raise InputError(f"{path}: {lacks}; name a file of results, or a directory that holds some")
 
 
 def _format_of(file: Path) -> str | None:
@@ -98,12 +115,11 @@ def _is_foreign(path: Path, options: ScoreOptions) -> bool:
 
 def _is_ours(path: Path) -> bool:
     """Whether a file is a table of evaluations as we write them; a compressed one, or with semicolons, is read as others'."""
-    needed = set(tables.EVALUATIONS.columns) - set(tables.EVALUATIONS.optional)
-    if not needed <= set(TABLE.columns(path)):
+    if not is_ours(TABLE.columns(path)):
         return False
     if path.suffix == ".parquet":
         return True
     try:
-        return path.suffix == ".csv" and needed <= set(pd.read_csv(path, nrows=0))
+        return path.suffix == ".csv" and is_ours(list(pd.read_csv(path, nrows=0)))
     except (OSError, ValueError):
         return False

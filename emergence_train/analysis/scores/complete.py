@@ -9,7 +9,7 @@ import pandas as pd
 from emergence_train.analysis import logs
 from emergence_train.analysis.logs import Curve, LogOptions, units
 from emergence_train.analysis.logs.numbers import are_sizes
-from emergence_train.analysis.scores.options import ScoreOptions, Scores
+from emergence_train.analysis.scores.options import NUMERIC, ScoreOptions, Scores
 from emergence_train.analysis.scores.parts import parted
 from emergence_train.analysis.scores.percents import ROUNDING
 from emergence_train.errors import InputError, listed
@@ -48,10 +48,8 @@ def completed(scores: list[Scores], options: ScoreOptions) -> tuple[pd.DataFrame
     where = listed([part.path for part in scores], 1)
     if frame.empty:
         raise InputError(f"{where}: has no scores; give results that hold some")
-    for name in ("run", "params", "step", "tokens", "loss", "stderr", "items", "chance", "higher_is_better"):
-        if name not in frame:
-            frame[name] = np.nan
-    for name in ("params", "step", "tokens", "loss", "value", "stderr", "items", "chance"):
+    frame = frame.reindex(columns=[*frame, *(name for name in tables.EVALUATIONS.columns if name not in frame)])
+    for name in frame.columns.intersection(NUMERIC):
         frame[name] = pd.to_numeric(frame[name], errors="coerce")
     _fill_place(frame, options, scores)
     _part_sizes(frame, notes)
@@ -67,7 +65,7 @@ def completed(scores: list[Scores], options: ScoreOptions) -> tuple[pd.DataFrame
     frame = frame.dropna(subset=["value"])
     if frame.empty:
         raise InputError(f"{where}: none of its scores is a number; name their column")
-    _fill_chance(frame, notes)
+    fill_chance(frame, notes)
     twice = frame.duplicated(list(tables.EVALUATIONS.key), keep="last")
     if twice.any():
         notes.append(
@@ -173,7 +171,7 @@ def _at(curve: tuple[np.ndarray, np.ndarray], step: np.ndarray, text: str, run: 
     return np.interp(step, known, loss)
 
 
-def _fill_chance(frame: pd.DataFrame, notes: list[str]) -> None:
+def fill_chance(frame: pd.DataFrame, notes: list[str]) -> None:
     """Chance of accuracies of well-known tasks, where the results do not say it."""
     filled = set()
     unknown = frame.loc[frame["chance"].isna() & frame["metric"].map(lambda name: bool(ACCURACY.match(str(name))))]

@@ -10,7 +10,12 @@ import pandas as pd
 from emergence_train.analysis.logs import columns_of
 from emergence_train.analysis.logs.numbers import in_full
 from emergence_train.errors import InputError
+from emergence_train.recorder.schemas import EVALUATIONS, INTEGER, REAL
 
+OPTIONAL = tuple(dict(EVALUATIONS.extra))
+NUMERIC = tuple(
+    name for name, kind in (EVALUATIONS.columns | dict(EVALUATIONS.extra)).items() if kind in (INTEGER, REAL)
+)
 # Ours, and what others call them, the likeliest first; words joined by underscores.
 NAMES = {
     "run": "run model model_name model_path model_id run_name",
@@ -25,6 +30,7 @@ NAMES = {
     "items": "items num_instances n_samples num_samples n n_items",
     "chance": "chance random_baseline baseline random",
     "higher_is_better": "higher_is_better",
+    **{name: name for name in OPTIONAL},
 }
 QUANTITIES = tuple(NAMES)
 NUMBER = r"\d+(?:\.\d+)?"

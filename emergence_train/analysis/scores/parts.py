@@ -37,6 +37,8 @@ def parted(frame: pd.DataFrame, where: str, notes: list[str]) -> pd.DataFrame:
     Of a task is what differs in one run, and shots; of a run what differs at one step. Raises InputError for other columns.
     """
     others = {plain(str(name).removeprefix(OTHER)): name for name in frame if str(name).startswith(OTHER)}
+    dropped = list(others.values())
+    others |= {DATA: DATA} if DATA in frame else {}
     frame = frame.copy()
     for name, column in others.items():
         within = KEY[3:] if SHOT.fullmatch(name) else ["run", *KEY[3:]]
@@ -59,14 +61,14 @@ def parted(frame: pd.DataFrame, where: str, notes: list[str]) -> pd.DataFrame:
         ):
             continue
         known, cells = frame[column].notna(), frame[column].map(_shown)
-        if OF_DATA.search(name):
-            frame[DATA] = frame.get(DATA, pd.Series("", frame.index)) + cells.where(known, "")
-        else:
+        if OF_DATA.search(name) and column != DATA:
+            frame[DATA] = frame.get(DATA, pd.Series("", frame.index)).fillna("").astype(str) + cells.where(known, "")
+        elif column != DATA:
             cells = cells.where(~cells.str.isdigit(), name + cells)
         frame["run"] += ("-" + cells).where(known, "")
         notes.append(f"a run for each {column.removeprefix(OTHER)!r}")
     _check(frame, others, where)
-    return frame.drop(columns=list(others.values()))
+    return frame.drop(columns=dropped)
 
 
 def candidates(frame: pd.DataFrame, taken: Iterable[str]) -> dict[str, pd.Series]:

@@ -10,7 +10,7 @@ from emergence_train.errors import InputError
 
 ERROR = re.compile(r"\s*(?:±|\+/-|\+-)")  # what stands behind it is the error of the number before it
 # What stands beside a value, and the most of it as a share: errors of 0.1 are those of 25 items
-MOST = {"stderr": 0.1, "chance": 1.0}
+MOST = {"stderr": 0.1, "chance": 1.0, "majority": 1.0}
 ROUNDING = 1e-3  # a share may be so much above 1 or below 0: half precision rounds to 1.00098
 SIGNED = "{} has %"  # a column of rows: whether the cell has a sign of percent
 

@@ -13,10 +13,12 @@ from emergence_train.analysis.logs.encoded import suffix_of
 from emergence_train.analysis.logs.names import plain
 from emergence_train.analysis.logs.numbers import PERPLEXITY, ROLES, Role, scales_of
 from emergence_train.analysis.scores import json_tables
-from emergence_train.analysis.scores.options import NAMES, Format, ScoreOptions, Scores, place_of
-from emergence_train.analysis.scores.parts import candidates
-from emergence_train.analysis.scores.percents import SIGNED, in_one_unit, numbers, signed
+from emergence_train.analysis.scores.options import NAMES, NUMERIC, OPTIONAL, Format, ScoreOptions, Scores, place_of
+from emergence_train.analysis.scores.parts import SHOT, candidates
+from emergence_train.analysis.scores.percents import MOST, SIGNED, in_one_unit, numbers, signed
 from emergence_train.errors import InputError, listed
+from emergence_train.recorder.schemas import EVALUATIONS, VOCABULARY
+from emergence_train.recorder.table_files import vocabulary_of
 
 METRIC = (
     r"acc|acc_norm|acc_raw|acc_per_char|acc_per_token|acc_uncond|accuracy|em|exact_match|quasi_exact_match|f1|pass@?1|len_norm|"
@@ -39,9 +41,8 @@ NO_TASK = re.compile(
     r"|top_?\d+|[/_])+"
 )
 REVISIONS = ("revision", "checkpoint", "ckpt")  # which may name no step
-PLACE = ("run", "params", "step", "tokens", "loss", "chance")
+PLACE = ("run", "params", "step", "tokens", "loss", "chance", *OPTIONAL)
 ERROR_OF = re.compile(r"[_ ](stderr|std_?err|se)$")
-NUMERIC = ("params", "step", "tokens", "loss", "value", "stderr", "items", "chance")
 
 
 def _role_of(metric: str) -> Role:
@@ -89,6 +90,12 @@ def _columns(path: Path) -> list[str]:
     return json_tables.columns(path) if suffix_of(path) in json_tables.SUFFIXES else header_of(path)
 
 
+def is_ours(columns: list[str]) -> bool:
+    """Whether a table has the columns of evaluations by their own names, and no shots, which part tasks."""
+    shots = any(SHOT.fullmatch(plain(name)) for name in columns)
+    return {*EVALUATIONS.columns} - {*EVALUATIONS.optional} <= {*columns} and not shots
+
+
 def _is_table(path: Path) -> bool:
     columns = _columns(path)
     known = _recognised(columns, {}, path)
@@ -115,7 +122,7 @@ def _metrics(columns: list[str]) -> list[str]:
 
 
 def _read_table(path: Path, options: ScoreOptions) -> list[Scores]:
-    frame = json_tables.frame(path) if suffix_of(path) in json_tables.SUFFIXES else read_table(path)
+    frame = _cells(path)
     columns = list(frame.columns)
     known = _recognised(columns, options.columns, path)
     if "task" in known:  # tables to be read name a task once above its metrics
@@ -139,7 +146,18 @@ def _read_table(path: Path, options: ScoreOptions) -> list[Scores]:
         rows["metric"] = "score"
     reading = ", ".join(f"{ours} from {name!r}" for ours, name in known.items())
     bad = _left_out(frame, [known[ours] for ours in NUMERIC if ours in rows and rows[ours].isna().any()])
-    return [_named_by_file(_scores(path, rows, f"{path}: a row a score; {reading}{extra}{bad}"))]
+    scores = _scores(path, rows, f"{path}: a row a score; {reading}{extra}{bad}", placed=not is_ours(columns))
+    return [_named_by_file(scores)]
+
+
+def _cells(path: Path) -> pd.DataFrame:
+    """A table's cells, with the vocabulary that a Parquet file's metadata name."""
+    if suffix_of(path) in json_tables.SUFFIXES:
+        return json_tables.frame(path)
+    frame = read_table(path)
+    if suffix_of(path) == ".parquet" and VOCABULARY not in frame and (vocabulary := vocabulary_of(path)):
+        frame[VOCABULARY] = vocabulary
+    return frame
 
 
 def _named_by_file(scores: Scores) -> Scores:
@@ -161,7 +179,9 @@ def _typed(frame: pd.DataFrame, known: Mapping[str, str], scored: Iterable[str] 
 
     With the columns that are neither ours nor `scored`, behind OTHER.
     """
-    columns = {ours: numbers(frame[n], ROLES[ours]) if ours in NUMERIC else frame[n] for ours, n in known.items()}
+    columns = {
+        ours: numbers(frame[n], ROLES.get(ours, "small")) if ours in NUMERIC else frame[n] for ours, n in known.items()
+    }
     for ours in {"params", "step", "tokens"} & set(columns):
         columns[ours] *= scales_of(frame[known[ours]], known[ours])
     if "step" in known:
@@ -169,17 +189,17 @@ def _typed(frame: pd.DataFrame, known: Mapping[str, str], scored: Iterable[str] 
         if len(names) and all(place_of(str(name))["step"] is not None for name in names):
             columns["step"] = columns["step"] * np.nan  # hashes may be of digits alone
         _fill_steps(columns, frame[known["step"]])
-    for ours in {"value", "stderr", "chance"} & set(columns):
+    for ours in {"value", *MOST} & set(columns):
         columns[SIGNED.format(ours)] = signed(frame[known[ours]])
     columns |= candidates(frame, [*known.values(), *scored])
-    if "loss" not in known:
-        return pd.DataFrame(columns, index=frame.index), ""
-    name = known["loss"]
-    unit = units.unit_of(name, remedy="")
-    if unit == "perplexity":
-        columns["loss"] = numbers(frame[name], "perplexity")
-    columns["loss"] = units.to_nats(columns["loss"], unit)
-    extra = units.notes(name, unit, remedy="; a name with nats says otherwise")
+    extra = []
+    for ours in {"loss", "unigram_loss"} & set(known):
+        name = known[ours]
+        unit = units.unit_of(name, remedy="")
+        if unit == "perplexity":
+            columns[ours] = numbers(frame[name], "perplexity")
+        columns[ours] = units.to_nats(columns[ours], unit)
+        extra += units.notes(name, unit, remedy="; a name with nats says otherwise") if ours == "loss" else []
     return pd.DataFrame(columns, index=frame.index), "".join(f"; {note}" for note in extra)
 
 
@@ -203,13 +223,15 @@ def _scored(frame: pd.DataFrame, column: str, metric: str) -> tuple[dict[str, pd
     return columns, errors
 
 
-def _scores(path: Path, rows: pd.DataFrame, note: str) -> Scores:
+def _scores(path: Path, rows: pd.DataFrame, note: str, placed: bool = True) -> Scores:
+    """`placed`: whether the runs' names may say step, tokens and size."""
     rows, extra = in_one_unit(path, rows)
-    return Scores(path, _placed(rows), note + extra)
+    return Scores(path, _placed(rows) if placed else rows, note + extra)
 
 
 def _by_metric(path: Path, frame: pd.DataFrame, known: Mapping[str, str], metrics: list[str]) -> Scores:
     """A row of each metric's column, for a table with a row a task."""
+    known = {ours: name for ours, name in known.items() if name not in metrics}
     place, extra = _typed(frame, known, metrics)
     parts = [place.assign(metric=metric.lower(), **_scored(frame, metric, metric)[0]) for metric in metrics]
     note = f"{path}: a row a task, a column a metric ({', '.join(metrics)}){extra}{_left_out(frame, metrics)}"

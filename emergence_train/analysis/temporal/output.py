@@ -69,8 +69,11 @@ def _end_lines(run: RunResult) -> list[str]:
         return [f"{name}: {run.nothing_to_forecast}", f"  fitted at its last row, {at}: {interval}"]
     if final.actual is None:
         return [f"{name}: loss at {at}, not reached yet", f"  forecast {interval}"]
-    until = f"{run.fit_until_tokens:,} tokens" if run.fit_until_tokens else f"step {run.fit_until_step:,}"
-    share = f", {run.fit_fraction:.0%} of the run" if run.fit_fraction else ""
+    if run.fit_until_tokens and final.tokens:
+        until, part = f"{run.fit_until_tokens:,} tokens", run.fit_until_tokens / final.tokens
+    else:
+        until, part = f"step {run.fit_until_step:,}", run.fit_until_step / final.step
+    share = f", {part:.0%} of the run" if run.fit_fraction else ""  # that of the row: checkpoints may be far apart
     return [
         f"{name}: held-out loss at {at}",
         f"  fitted until {until}{share}; forecast {interval}, observed {final.actual:.4f}",

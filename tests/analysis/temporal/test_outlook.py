@@ -52,6 +52,14 @@ def test_held_out_rows_are_named_so(tmp_path, capsys):
     assert "nothing_to_forecast" not in result["runs"][0]
 
 
+def test_share_fitted_is_that_of_its_last_row(tmp_path, capsys):
+    """Rows at each of 40 parts of the run, but none at the 13th to 16th: up to 40% of it, the last is at 30%."""
+    part = np.array([k for k in range(1, 41) if not 13 <= k <= 16])
+    frame = pd.DataFrame({"run": "r", "params": 7, "step": part, "tokens": EACH * part, "loss": 2 + part**-0.3})
+    _, printed = analysed(capsys, written(frame, tmp_path), "--fit-fraction", 0.4)
+    assert f"fitted until {12 * EACH:,} tokens, 30% of the run" in printed
+
+
 def test_a_table_is_forecast_to_a_given_end_at_a_given_rate(tmp_path, capsys):
     """The first 40% of a simulated run whose end is known, with the schedule that made it."""
     truth = simulate.curve(np.random.default_rng(0), "cosine", rows=120)[1][-1]
