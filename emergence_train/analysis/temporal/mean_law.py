@@ -89,9 +89,8 @@ class Curve:
     noise: float  # standard deviation of one logged row about the curve, nats
     sampling: float  # variance of a point by what of it is independent from row to row, 0 where not known; nats^2
     unreturned: UnreturnedEnd | None = None  # rows at the end that are left out
-    shared: float = (
-        0.0  # variance of as many independent points that err as these do, whose rows share their noise; nats^2
-    )
+    # variance of as many independent points that err as these do, whose rows share their noise; nats^2
+    shared: float = 0.0
 
     @property
     def weight(self) -> np.ndarray:
