@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from emergence_train import __version__
+from emergence_train import __version__, waiting
 from emergence_train.cli_analyses import (
     verb_emergence,
     verb_grok,
@@ -69,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments: argparse.Namespace | None = None
     try:
         arguments = parser.parse_args(argv)
+        waiting.wanted = True
         result = arguments.verb(arguments)
         if arguments.json and result is not None:
             print(json.dumps(result))

@@ -18,6 +18,7 @@ PACKAGES = {"emergence_train": ROOT / "emergence_train", "emergence_kernels": RO
 # Rooms of emergence_train, the lowest floor first; the longest name that fits a module is its room.
 FLOORS = (
     ("errors", "formatting", "section", "collector"),
+    ("waiting",),
     ("files",),
     ("cluster",),
     ("recorder",),

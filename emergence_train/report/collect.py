@@ -19,6 +19,7 @@ from emergence_train.recorder.naming import names_of
 from emergence_train.recorder.sessions import read_sessions
 from emergence_train.report.reading import AS_THEY_ARE, Reading
 from emergence_train.run_differences import read_config
+from emergence_train.waiting import along
 
 FRACTION = 0.4  # of the planned tokens, observed by the forecast
 SPLITS = (None, "iid")  # forecast: the training curve and the iid validation loss
@@ -104,7 +105,8 @@ def collect(
     load = load or load_run
     names = names_of(paths)
     scores = [path for path in paths if path not in names and holds_scores(path)]
-    runs = [load(path, names[path]) for path in paths if path in names]
+    directories = [path for path in paths if path in names]
+    runs = [load(path, names[path]) for path in along(directories, "runs read")]
     others = [path for path in paths if path not in names and path not in scores]
     if not others and reading.ahead != AS_THEY_ARE.ahead:
         raise InputError("--to-tokens and --schedule are for logs and tables of curves; leave them out")

@@ -41,6 +41,7 @@ from emergence_train.analysis.emergence.verdict import PLATEAU, Verdict, judge
 from emergence_train.analysis.results import Interval
 from emergence_train.analysis.scores import ScoreOptions
 from emergence_train.recorder.naming import names_of, run_name
+from emergence_train.waiting import along
 
 CONVENTION = (
     "Every task is at chance for an untrained model, so a threshold means a plateau over at least "
@@ -75,7 +76,7 @@ def investigate(
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     names = names_of(paths) if names is None else names
     metrics, families, notes = emergence_table.load(paths, names, options)
-    findings = with_able_runs(find(task) for task in metrics)
+    findings = with_able_runs(find(task) for task in along(metrics, "tasks analysed"))
     tasks = tuple(task_result(finding) for finding in findings)
     laws, abilities, forecasts, notes_ahead = _ahead(findings, run_directories(paths, names))
     checks = mirage(tasks)

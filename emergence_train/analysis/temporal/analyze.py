@@ -22,6 +22,7 @@ from emergence_train.analysis.temporal.ranking import rank
 from emergence_train.analysis.temporal.result import FinalForecast, PriorSource, Ranking, Skipped, TemporalResult
 from emergence_train.analysis.temporal.tables import RunAnalysis, TemporalAnalysis
 from emergence_train.errors import InputError
+from emergence_train.waiting import along
 
 
 def analyze_temporal(
@@ -87,7 +88,7 @@ def investigate_series(
     runs: list[RunAnalysis] = []
     ends: list[tuple[Series, float, float]] = []  # forecast loss of each at its end, and its standard deviation
     skipped = []
-    for series in loaded:
+    for series in along(loaded, "curves fitted"):
         try:
             fitted = FittedRun(series, fit_fraction)
         except InputError as error:

@@ -13,6 +13,7 @@ from emergence_train.analysis.temporal.figures import run_figures
 from emergence_train.analysis.temporal.result import RunResult, TemporalResult
 from emergence_train.analysis.temporal.tables import RunAnalysis, TemporalAnalysis
 from emergence_train.files import write_csv, write_json
+from emergence_train.waiting import along
 
 
 def write(out: Path, analysis: TemporalAnalysis, suffixes: tuple[str, ...] = DEFAULT) -> TemporalResult:
@@ -28,7 +29,7 @@ def write(out: Path, analysis: TemporalAnalysis, suffixes: tuple[str, ...] = DEF
             write_csv(out / f"{name}.csv", frame[columns])
     names = [
         name
-        for run in analysis.runs
+        for run in along(analysis.runs, "curves drawn")
         for figure, panels in run_figures(run).items()
         for name in save(panels, out, f"{_stem(run)}-{figure}", suffixes=suffixes)
     ]
