@@ -4,6 +4,7 @@ A restart first truncates them to the checkpoint it resumes from, so that no row
 """
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -146,7 +147,15 @@ class RunLog:
         return row
 
     def flush(self) -> str | None:
-        """Write rows and tables to disk, before state is saved; return the failure as one line, or None."""
+        """Write rows and tables to disk, before state is saved; return the failure as one line, or None.
+
+        Raises RunError where the path is no longer the file that rows are written to: they are lost with it, whatever fsync says.
+        """
+        if not self.sync_failed and not self._in_place():
+            raise RunError(
+                f"{self.path}: was moved, deleted or replaced while the run wrote to it; put it back as it was, then run the same "
+                f"command: it resumes from the last checkpoint"
+            )
         while self.tables:
             try:
                 files.write_bytes(*self.tables[0])
@@ -164,6 +173,13 @@ class RunLog:
         except OSError as error:
             problem, self.sync_failed = error, True
         return None if problem is None else str(files.disk_error(problem, self.path))
+
+    def _in_place(self) -> bool:
+        """Whether the open file still has the log's name; what cannot be looked at now is not known to have lost it."""
+        try:
+            return os.path.samestat(os.fstat(self.file), os.stat(self.path))
+        except OSError as error:
+            return error.errno not in (errno.ENOENT, errno.ENOTDIR)
 
     def _write_anew(self) -> None:
         """After a failed fsync Linux takes the pages for written and the next one succeeds without them: another file."""

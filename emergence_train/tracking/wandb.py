@@ -122,6 +122,8 @@ class Mirror:
             )
 
     def _log(self, run: Any, point: Point | Summary) -> None:
+        if not self.directory.is_dir():
+            return  # W&B would make it again, and a run directory that is put back would land in it
         if isinstance(point, Summary):
             self.summary = point
             return
