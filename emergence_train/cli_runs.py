@@ -151,6 +151,8 @@ def verb_runs(arguments: argparse.Namespace) -> dict:
     if not arguments.json:
         out = console(piped=listing.PIPED)
         out.print(listing.table(rows, out))
+        for problem in (run.problem for run, _ in rows if run.problem):
+            out.print(printable(problem), soft_wrap=True)
     return listing.as_json(rows)
 
 
