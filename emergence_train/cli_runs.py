@@ -1,13 +1,18 @@
 """The verbs that make and follow runs: what each calls, no logic. Imports are inside, so that a verb loads only what it needs."""
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from emergence_train.collector import no_collection
 from emergence_train.errors import InputError, RunError, attempt, printable, tell
+
+if TYPE_CHECKING:
+    from emergence_train.faults.signals import StopSignal
 
 
 def progress_log(arguments: argparse.Namespace) -> Callable[[str], None]:
@@ -39,6 +44,13 @@ def verb_train(arguments: argparse.Namespace) -> dict | None:
     os.environ.setdefault(
         "TORCH_CPP_LOG_LEVEL", "ERROR"
     )  # a lost peer is reported in one line, without fifty of C++ frames
+    from emergence_train.faults.signals import StopSignal
+
+    with contextlib.closing(StopSignal()) as stop:  # first: torch takes seconds to import
+        return _train(arguments, stop)
+
+
+def _train(arguments: argparse.Namespace, stop: "StopSignal") -> dict | None:
     from emergence_train.cluster import launcher
 
     with no_collection():
@@ -68,7 +80,7 @@ def verb_train(arguments: argparse.Namespace) -> dict | None:
         from emergence_train.training.run import train
 
     try:
-        path = train(given, progress_log(arguments), parent=arguments.parent)
+        path = train(given, progress_log(arguments), parent=arguments.parent, stop=stop)
     finally:
         distributed.stop()
     return {"run": str(path)} if launch.is_rank0 else None
