@@ -6,13 +6,9 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from emergence_train.collector import no_collection
 from emergence_train.errors import InputError, RunError, attempt, printable, tell
-
-if TYPE_CHECKING:
-    from emergence_train.faults.signals import StopSignal
 
 
 def progress_log(arguments: argparse.Namespace) -> Callable[[str], None]:
@@ -47,43 +43,39 @@ def verb_train(arguments: argparse.Namespace) -> dict | None:
     from emergence_train.faults.signals import StopSignal
 
     with contextlib.closing(StopSignal()) as stop:  # first: torch takes seconds to import
-        return _train(arguments, stop)
+        from emergence_train.cluster import launcher
 
+        with no_collection():
+            from emergence_train import config
 
-def _train(arguments: argparse.Namespace, stop: "StopSignal") -> dict | None:
-    from emergence_train.cluster import launcher
+        launch = launcher.find()
 
-    with no_collection():
-        from emergence_train import config
+        def file() -> str:
+            if arguments.unread:
+                raise InputError(arguments.unread)
+            return arguments.config
 
-    launch = launcher.find()
+        loaded, wrong = attempt(lambda: config.load(file(), arguments.overrides))
+        if wrong and launch.world == 1:
+            raise wrong
 
-    def file() -> str:
-        if arguments.unread:
-            raise InputError(arguments.unread)
-        return arguments.config
+        def given() -> config.Config:
+            if loaded is None:
+                raise wrong or AssertionError("neither a configuration nor an error")
+            return loaded
 
-    loaded, wrong = attempt(lambda: config.load(file(), arguments.overrides))
-    if wrong and launch.world == 1:
-        raise wrong
+        if isinstance(wrong, InputError) and launch.local_rank == 0:  # each machine says it: one may lack the file
+            tell(str(wrong))  # at once: the others, who are to hear of it, may take minutes to come
+            wrong.already_reported = True
+        with no_collection():
+            from emergence_train.parallel import ranks as distributed
+            from emergence_train.training.run import train
 
-    def given() -> config.Config:
-        if loaded is None:
-            raise wrong or AssertionError("neither a configuration nor an error")
-        return loaded
-
-    if isinstance(wrong, InputError) and launch.local_rank == 0:  # each machine says it: one may lack the file
-        tell(str(wrong))  # at once: the others, who are to hear of it, may take minutes to come
-        wrong.already_reported = True
-    with no_collection():
-        from emergence_train.parallel import ranks as distributed
-        from emergence_train.training.run import train
-
-    try:
-        path = train(given, progress_log(arguments), parent=arguments.parent, stop=stop)
-    finally:
-        distributed.stop()
-    return {"run": str(path)} if launch.is_rank0 else None
+        try:
+            path = train(given, progress_log(arguments), parent=arguments.parent, stop=stop)
+        finally:
+            distributed.stop()
+        return {"run": str(path)} if launch.is_rank0 else None
 
 
 def verb_evaluate(arguments: argparse.Namespace) -> dict | None:
