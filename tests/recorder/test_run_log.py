@@ -103,7 +103,7 @@ def test_bad_lines_are_refused_by_row(tmp_path):
         (b"\xff\xfe", "row 2 is not a JSON object"),
         (b"[" * 100_000, "row 2 is not a JSON object"),
         (b"[1]", "row 2 is not a JSON object"),
-        (b'{"kind": "train", "step": 1, "loss": []}', "row 1, column 'loss': .* is not a finite number"),
+        (b'{"kind": "train", "step": 1, "loss": []}', "row 2, column 'loss': .* is not a finite number"),
     ):
         content = b'{"kind": "run", "run": "r"}\n' + line + b"\n"
         path.write_bytes(content)
