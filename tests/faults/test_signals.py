@@ -74,8 +74,8 @@ def test_a_signal_before_the_ranks_meet_ends_all_with_75(config_file, tmp_path, 
     assert all("libtorch" not in Path(f"/proc/{ranks[rank].pid}/maps").read_text() for rank in asked)
     for rank in asked:
         ranks[rank].send_signal(number)
-    said = [rank.communicate(timeout=100)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [75, 75], said
+    lines = [rank.communicate(timeout=100)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [75, 75], lines
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
