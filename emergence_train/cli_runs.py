@@ -1,6 +1,7 @@
 """The verbs that make and follow runs: what each calls, no logic. Imports are inside, so that a verb loads only what it needs."""
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -39,39 +40,42 @@ def verb_train(arguments: argparse.Namespace) -> dict | None:
     os.environ.setdefault(
         "TORCH_CPP_LOG_LEVEL", "ERROR"
     )  # a lost peer is reported in one line, without fifty of C++ frames
-    from emergence_train.cluster import launcher
+    from emergence_train.faults.signals import StopSignal
 
-    with no_collection():
-        from emergence_train import config
+    with contextlib.closing(StopSignal()) as stop:  # first: torch takes seconds to import
+        from emergence_train.cluster import launcher
 
-    launch = launcher.find()
+        with no_collection():
+            from emergence_train import config
 
-    def file() -> str:
-        if arguments.unread:
-            raise InputError(arguments.unread)
-        return arguments.config
+        launch = launcher.find()
 
-    loaded, wrong = attempt(lambda: config.load(file(), arguments.overrides))
-    if wrong and launch.world == 1:
-        raise wrong
+        def file() -> str:
+            if arguments.unread:
+                raise InputError(arguments.unread)
+            return arguments.config
 
-    def given() -> config.Config:
-        if loaded is None:
-            raise wrong or AssertionError("neither a configuration nor an error")
-        return loaded
+        loaded, wrong = attempt(lambda: config.load(file(), arguments.overrides))
+        if wrong and launch.world == 1:
+            raise wrong
 
-    if isinstance(wrong, InputError) and launch.local_rank == 0:  # each machine says it: one may lack the file
-        tell(str(wrong))  # at once: the others, who are to hear of it, may take minutes to come
-        wrong.already_reported = True
-    with no_collection():
-        from emergence_train.parallel import ranks as distributed
-        from emergence_train.training.run import train
+        def given() -> config.Config:
+            if loaded is None:
+                raise wrong or AssertionError("neither a configuration nor an error")
+            return loaded
 
-    try:
-        path = train(given, progress_log(arguments), parent=arguments.parent)
-    finally:
-        distributed.stop()
-    return {"run": str(path)} if launch.is_rank0 else None
+        if isinstance(wrong, InputError) and launch.local_rank == 0:  # each machine says it: one may lack the file
+            tell(str(wrong))  # at once: the others, who are to hear of it, may take minutes to come
+            wrong.already_reported = True
+        with no_collection():
+            from emergence_train.parallel import ranks as distributed
+            from emergence_train.training.run import train
+
+        try:
+            path = train(given, progress_log(arguments), parent=arguments.parent, stop=stop)
+        finally:
+            distributed.stop()
+        return {"run": str(path)} if launch.is_rank0 else None
 
 
 def verb_evaluate(arguments: argparse.Namespace) -> dict | None:
@@ -151,6 +155,8 @@ def verb_runs(arguments: argparse.Namespace) -> dict:
     if not arguments.json:
         out = console(piped=listing.PIPED)
         out.print(listing.table(rows, out))
+        for problem in (run.problem for run, _ in rows if run.problem):
+            out.print(printable(problem), soft_wrap=True)
     return listing.as_json(rows)
 
 

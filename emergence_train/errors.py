@@ -48,7 +48,7 @@ class RunError(OneLine):
 
 
 class Stopped(OneLine):
-    """Stopped on request (SIGTERM, SIGUSR1) with everything saved: the same command resumes.
+    """Stopped on request (SIGTERM, SIGUSR1, SIGHUP) with everything saved: the same command resumes.
 
     75 is EX_TEMPFAIL of sysexits.h, "try again later", for schedulers that requeue.
     """

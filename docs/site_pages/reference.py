@@ -206,7 +206,7 @@ def exit_codes() -> str:
                 "not; look first",
             ],
             [InputError.code, "wrong use or wrong input", "not"],
-            [Stopped.code, "stop requested (SIGTERM, SIGUSR1), everything saved", "run the same command again"],
+            [Stopped.code, "stop requested (SIGTERM, SIGUSR1, SIGHUP), everything saved", "run the same command again"],
             [
                 PeerLost.code,
                 "another process was lost, or hangs",

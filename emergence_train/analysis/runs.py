@@ -6,7 +6,9 @@ run that is analysed with --fit-fraction the recorded later rates count as the p
 looked at.
 """
 
+import contextlib
 import io
+import itertools
 import json
 import math
 from collections.abc import Iterable
@@ -34,6 +36,7 @@ from emergence_train.recorder.naming import display_names, is_run
 MULTIPLIER = 0.3  # a peak rate from here on is no rate that Adam or Muon trains with, but a factor of one
 TYPICAL_PEAK = 1e-3  # of the runs that the laws' constants come from
 SAME_BATCH = 0.01  # rows within this share of all tokens of one number of tokens a step have that
+BEFORE_HEADER = 8  # lines of a run's metrics.jsonl among which its header must be
 LAST_ROWS = 3  # at least, that say how many tokens a step trains on from now on
 
 
@@ -195,12 +198,14 @@ def _is_log(path: Path, options: LogOptions) -> bool:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a JSONL file is a run's metrics.jsonl."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        try:
-            return "kind" in json.loads(file.readline())
-        except (ValueError, TypeError):
-            return False
+    """Whether a JSONL file is a run's metrics.jsonl; a bad line may be before its header."""
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        for number, line in enumerate(itertools.islice(file, BEFORE_HEADER)):
+            with contextlib.suppress(ValueError, TypeError, RecursionError):
+                row = json.loads(line)
+                if "kind" in row and (not number or row["kind"] == "run"):
+                    return True
+    return False
 
 
 def _columns(path: Path) -> list[str]:
@@ -270,6 +275,7 @@ def _from_curves(frame: pd.DataFrame) -> list[Series]:
     curves = []
     for run, rows in frame.groupby("run", sort=True):
         series = Series(str(run), None, *(rows[name].to_numpy(float) for name in ("step", "tokens", "loss")))
+        series.notes += frame.attrs.get("notes", ())
         lr = rows["lr"].to_numpy(float)
         curves.append(_with_rates(series, lr))
     return curves

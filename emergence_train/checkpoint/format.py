@@ -73,16 +73,27 @@ DAMAGED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)  # errors of a 
 # ------------------------------------------------------------------------------------------------------ verification
 
 
+def refuse_newer(place: Path, content: Any) -> None:
+    """Raises InputError for the content of a manifest or state.json of a later format: not damage, so nothing is set aside."""
+    saved = content.get("format") if isinstance(content, dict) else None
+    if type(saved) is int and saved > FORMAT:
+        raise InputError(
+            f"{place}: saved by a newer version of emergence-train (format {saved}; this one reads up to {FORMAT}); use that "
+            f"version, or move {place.parent.name} away to resume from the one before it"
+        )
+
+
 def manifest(path: Path) -> list[dict]:
     """The entries (file, bytes, sha256) of a checkpoint's manifest.
 
-    Raises ValueError for a damaged manifest, RunError for an unreadable one.
+    Raises ValueError for a damaged manifest, RunError for an unreadable one, InputError for one of a newer version.
     """
     place = path / MANIFEST
     try:
         if place.stat().st_size > MOST_STATE:
             raise ValueError(f"has more than {MOST_STATE:,} bytes")
         content = json.loads(place.read_text(encoding="utf-8"))
+        refuse_newer(place, content)
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']!r} is not known to this version")
         if step_name(content["step"]) != path.name:
@@ -107,7 +118,7 @@ def manifest(path: Path) -> list[dict]:
 def problems(path: Path, share: slice = slice(None), without: str | None = None) -> list[str]:
     """Verify a checkpoint, or the `share` of its files, `without` one: one line per missing, truncated or altered file.
 
-    Raises RunError where they cannot be read.
+    Raises RunError where they cannot be read, InputError where a newer version saved them.
     """
     try:
         entries = [entry for entry in manifest(path)[share] if entry["file"] != without]
@@ -233,6 +244,7 @@ class State(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow")
 
+    format: int = Field(default=FORMAT, ge=1)
     step: int = Field(ge=0)
     parameters: dict[str, list[Annotated[int, Field(ge=0)]]]
     world_size: int = Field(default=1, ge=1)
@@ -244,13 +256,14 @@ def read_state(path: Path) -> dict:
     """state.json of a checkpoint that has been verified.
 
     Raises:
-        InputError: its checksum is right and it says what no checkpoint of this step can say.
+        InputError: its checksum is right and it says what no checkpoint of this step can say, or a newer version saved it.
     """
     place = path / STATE
     try:
         if place.stat().st_size > MOST_STATE:
             raise ValueError(f"has more than {MOST_STATE:,} bytes")
         content = json.loads(place.read_text(encoding="utf-8"))
+        refuse_newer(place, content)
         step = State.model_validate(content).step
         if step != step_of(path):
             raise ValueError(f"is of step {step}")

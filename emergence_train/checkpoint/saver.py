@@ -160,7 +160,9 @@ def _hide(path: Path) -> Path:
 def _prepare(temporary: Path, needed: int) -> None:
     """Create an empty temporary directory; raises where the disk has no room for the shards."""
     folder = temporary.parent
-    files.make_directory(folder)
+    if not folder.is_dir():
+        folder.mkdir()  # not those above it: a run directory that was moved or deleted must not begin again as a part of one
+        files.fsync_directory(folder.parent)
     for rest in [*folder.glob(".step-*.tmp"), *folder.glob(".step-*.gone")]:  # left by a process that was killed
         shutil.rmtree(rest)
     free = shutil.disk_usage(folder).free

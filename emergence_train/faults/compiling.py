@@ -11,8 +11,6 @@ import logging
 import threading
 from typing import Any
 
-import torch
-
 
 class BrokenOff(Exception):
     """Raised inside a compilation, which torch.compile treats as a failure of its own."""
@@ -58,6 +56,8 @@ class Compilations:
         self.now = False
 
     def _raise(self) -> None:
+        import torch  # not above: signals are listened to before torch is imported
+
         torch._dynamo.config.suppress_errors = True
         logging.getLogger("torch._dynamo").setLevel(logging.CRITICAL)  # it would log this as an error, at length
         raise BrokenOff

@@ -1,10 +1,11 @@
-"""SIGTERM and SIGUSR1 (Slurm's warning): save, then end with exit code 75, wherever the program is.
+"""SIGTERM, SIGUSR1 (Slurm's warning) and SIGHUP (a lost terminal): save, then end with exit code 75, wherever the program is.
 
 A signal handler of Python runs only between bytecodes, so not while the main thread waits in a collective. The C part of the
 handler writes to a pipe (signal.set_wakeup_fd), and a thread reads that pipe independently of the main thread. The training
 loop reads `requested`, sends it to the other ranks with the sums that are reduced anyway, saves and raises Stopped. Where
 nothing has been trained since the last durable checkpoint (start, loading, compiling), or where the step does not end within
-GRACE_SECONDS (a collective that hangs), the thread ends the process itself. A compilation is aborted.
+GRACE_SECONDS (a collective that hangs), the thread ends the process itself. A compilation is aborted. A process that has not
+met the others yet meets them first, so that they hear of it.
 """
 
 import os
@@ -18,15 +19,17 @@ from types import FrameType
 from emergence_train.errors import Stopped, tell
 from emergence_train.faults.compiling import Compilations
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 GRACE_SECONDS = 20.0  # torchrun and Slurm kill 30 s after SIGTERM
 
 
 class StopSignal:
-    """Listens from construction until close(). Only the main thread receives signals; made elsewhere it does nothing."""
+    """Listens from construction, the first thing that a process does, until close(). Only the main thread receives signals; made
+    elsewhere it does nothing."""
 
-    def __init__(self, is_rank0: bool, log: Callable[[str], None]) -> None:
-        self.is_rank0, self.log = is_rank0, log
+    def __init__(self) -> None:
+        self.is_rank0 = True  # until it is known, each process reports for itself
+        self.log: Callable[[str], None] = lambda line: None
         self.compilations = Compilations()
         self.requested = False
         self.exposed = False  # there are steps after the last durable checkpoint, and the loop will see the request
@@ -34,6 +37,7 @@ class StopSignal:
         self.on_leave: Callable[[str, int], None] = lambda words, code: None  # tells the other ranks why this one goes
         self.on_end: Callable[[str, int], None] = lambda words, code: None  # before the process is ended from here
         self._name = ""
+        self._joined = threading.Event()
         self._before: dict = {}
         if threading.current_thread() is not threading.main_thread():
             return
@@ -41,8 +45,21 @@ class StopSignal:
         self._write.setblocking(False)
         self._fd = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue  # nohup
             self._before[number] = signal.signal(number, self._interrupt)
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
+
+    def join(
+        self,
+        is_rank0: bool,
+        log: Callable[[str], None],
+        on_leave: Callable[[str, int], None],
+        on_end: Callable[[str, int], None],
+    ) -> None:
+        """The processes have met: from now on a stop is told to the others."""
+        self.is_rank0, self.log, self.on_leave, self.on_end = is_rank0, log, on_leave, on_end
+        self._joined.set()
 
     def stopped(self, step: int) -> Stopped:
         """The exception to raise once `step` is saved."""
@@ -59,6 +76,7 @@ class StopSignal:
         if self._before:
             signal.set_wakeup_fd(self._fd)
             self._before = {}
+            self._joined.set()
             self._write.close()
 
     def _listen(self) -> None:
@@ -71,6 +89,10 @@ class StopSignal:
             return
         self._name = heard[0].name
         self.requested = True
+        if not self._joined.wait(GRACE_SECONDS):
+            self._leave(f"not all processes were there after {GRACE_SECONDS:.0f} s; run the same command again")
+        if not self._before:
+            return  # closed: train is ending with an error of its own
         if self.exposed:
             self.log(f"{self._name}: stopping with a checkpoint")
             if self._closed_within(GRACE_SECONDS) or self.answered:

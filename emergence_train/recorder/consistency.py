@@ -10,6 +10,7 @@ import pandas as pd
 
 from emergence_train.errors import InputError
 from emergence_train.recorder.schemas import VOCABULARY, Table
+from emergence_train.recorder.table_files import row_number
 
 Chunks = Callable[[], Iterator[pd.DataFrame]]  # the pieces again, from the first
 
@@ -104,7 +105,7 @@ class Consistency:
 
 
 def _place(chunk: pd.DataFrame, row: int) -> str:
-    return f"{chunk.attrs['file']} row {chunk.attrs['before'] + row + 1}"
+    return f"{chunk.attrs['file']} row {row_number(chunk, row)}"
 
 
 def _first_of_each_stretch(columns: list[np.ndarray]) -> np.ndarray:
@@ -126,7 +127,7 @@ def _raise_disagreement(again: Chunks, columns: list[str], value: str, bad: set[
             row = next((row for row, group in enumerate(groups) if group in bad), None)
             if row is None:
                 continue
-            first = groups[row], chunk.attrs["file"], chunk.attrs["before"] + row + 1
+            first = groups[row], chunk.attrs["file"], row_number(chunk, row)
         values |= set(chunk.loc[[group == first[0] for group in groups], value])
     if first is None:
         raise RuntimeError("the files changed while they were read")

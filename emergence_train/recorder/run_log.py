@@ -4,6 +4,7 @@ A restart first truncates them to the checkpoint it resumes from, so that no row
 """
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -19,7 +20,7 @@ from emergence_train import files
 from emergence_train.errors import InputError, RunError
 from emergence_train.recorder import tables
 from emergence_train.recorder.layout import step_name
-from emergence_train.recorder.metrics import Metrics, TrainLines, iter_pieces
+from emergence_train.recorder.metrics import Line, Metrics, TrainLines, iter_pieces
 
 WRITE_SECONDS = 1.0  # rows reach the file at least this often, and all of them before state is saved
 FOLDERS = ("positions", "evaluations")  # tables named step-XXXXXXXXXX.parquet
@@ -82,7 +83,7 @@ class RunLog:
                     kept.add_train(piece)
                     out.writelines(piece.lines)
                 else:
-                    kept.add(piece[1])
+                    kept.add(*piece[1:])
                     out.write(piece[0] + b"\n")
             self.train_rows = len(np.unique(kept.train("step")))  # steps that have a row
         for table in (table for folder in FOLDERS for table in (self.directory / folder).glob("step-*.parquet")):
@@ -101,19 +102,16 @@ class RunLog:
         self.durable, self.recent = self.end, b""  # bytes that an fsync has covered, and what was written since
         self.sync_failed = False
 
-    def _to_keep(self, step: int, rewinds: list[dict], due: bool) -> Iterator[TrainLines | tuple[bytes, dict]]:
+    def _to_keep(self, step: int, rewinds: list[dict], due: bool) -> Iterator[TrainLines | Line]:
         """Lines and rows up to `step` of the file as it is, each rewind before the first row of a later step."""
         waiting = [{"kind": "rewind", **rewind} for rewind in sorted(rewinds, key=lambda rewind: rewind["step"])]
-        number = 0
         for piece in iter_pieces(self.path) if step and self.path.is_file() else ():
             if isinstance(piece, TrainLines):
                 last = min(step, waiting[0]["step"]) if waiting else step
                 if (piece.columns["step"] <= last).all():
-                    number += len(piece.lines)
                     yield piece
                     continue
-            for line, row in piece.rows() if isinstance(piece, TrainLines) else [piece]:
-                number += 1
+            for line, row, number in piece.rows() if isinstance(piece, TrainLines) else [piece]:
                 at = row.get("step", 0)
                 if not isinstance(at, (int, float)):
                     place = f"row {number}, column 'step'"
@@ -121,10 +119,10 @@ class RunLog:
                 if at > step or row.get("kind") in ("run", "rewind") or due and at == step and row["kind"] in MEASURED:
                     continue
                 while waiting and at > waiting[0]["step"]:
-                    yield json.dumps(waiting[0]).encode(), waiting.pop(0)
-                yield line, row
+                    yield json.dumps(waiting[0]).encode(), waiting.pop(0), number
+                yield line, row, number
         for rewind in waiting:
-            yield json.dumps(rewind).encode(), rewind
+            yield json.dumps(rewind).encode(), rewind, 0
 
     def missing_rows(self, step: int, tables: set[int], first: int = 0) -> str | None:
         """A note on missing rows and tables (of the steps `tables`) after step `first` up to `step`, or None.
@@ -146,7 +144,15 @@ class RunLog:
         return row
 
     def flush(self) -> str | None:
-        """Write rows and tables to disk, before state is saved; return the failure as one line, or None."""
+        """Write rows and tables to disk, before state is saved; return the failure as one line, or None.
+
+        Raises RunError where the path is no longer the file that rows are written to: they are lost with it, whatever fsync says.
+        """
+        if not self.sync_failed and not self._in_place():
+            raise RunError(
+                f"{self.path}: was moved, deleted or replaced while the run wrote to it; put it back as it was, then run the "
+                f"same command: it resumes from the last checkpoint"
+            )
         while self.tables:
             try:
                 files.write_bytes(*self.tables[0])
@@ -164,6 +170,13 @@ class RunLog:
         except OSError as error:
             problem, self.sync_failed = error, True
         return None if problem is None else str(files.disk_error(problem, self.path))
+
+    def _in_place(self) -> bool:
+        """Whether the open file still has the log's name; what cannot be looked at now is not known to have lost it."""
+        try:
+            return os.path.samestat(os.fstat(self.file), os.stat(self.path))
+        except OSError as error:
+            return error.errno not in (errno.ENOENT, errno.ENOTDIR)
 
     def _write_anew(self) -> None:
         """After a failed fsync Linux takes the pages for written and the next one succeeds without them: another file."""

@@ -118,7 +118,14 @@ def _curve(metrics: Metrics) -> pd.DataFrame:
     frame.insert(0, "run", header.get("run", metrics.path.parent.name))
     frame.insert(1, "params", header.get("params", 0))
     frame[VOCABULARY] = header.get(VOCABULARY, "")
+    frame.index = pd.Index(metrics.train_numbers()[keep])
+    frame.attrs |= {"numbered": True, "notes": metrics.notes}
     return frame
+
+
+def row_number(frame: pd.DataFrame, row: int) -> int:
+    """The number of a piece's row in its file, from 1 on: of a log the line, since it has lines of other kinds too."""
+    return int(frame.index[row]) if frame.attrs.get("numbered") else frame.attrs["before"] + row + 1
 
 
 def _checked(table: Table, frame: pd.DataFrame, path: Path, before: int) -> pd.DataFrame:
@@ -135,7 +142,8 @@ def _checked(table: Table, frame: pd.DataFrame, path: Path, before: int) -> pd.D
         )
     if frame.empty:
         return frame
-    refuse = _Refusal(path, before)
+    frame.attrs |= {"file": str(path), "before": before, "missing": missing}
+    refuse = _Refusal(path, frame)
     for column in missing:
         frame[column] = np.nan
     extra = {column: kind for column, kind in table.extra if column in frame}
@@ -147,20 +155,19 @@ def _checked(table: Table, frame: pd.DataFrame, path: Path, before: int) -> pd.D
             refuse(frame[column].to_numpy() < 0, frame[column], "is negative")
     if table is POSITIONS:
         _check_sums(frame, refuse)
-    frame.attrs |= {"file": str(path), "before": before, "missing": missing}
     return frame
 
 
 class _Refusal:
     """Raises for the first True of `bad`, by file, row and column."""
 
-    def __init__(self, path: Path, before: int) -> None:
-        self.path, self.before = path, before
+    def __init__(self, path: Path, frame: pd.DataFrame) -> None:
+        self.path, self.frame = path, frame
 
     def __call__(self, bad: pd.Series | np.ndarray, column: pd.Series, what: str) -> None:
         if bad.any():
             row = int(np.argmax(np.asarray(bad)))
-            place = f"row {self.before + row + 1}, column {column.name!r}"
+            place = f"row {row_number(self.frame, row)}, column {column.name!r}"
             value = column.iloc[row]
             shown = value.item() if isinstance(value, np.generic) else value  # numpy's repr names its type
             raise InputError(f"{self.path}: {place}: {shown!r} {what}")

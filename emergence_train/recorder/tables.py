@@ -61,7 +61,8 @@ def read(
     Metrics that are read already are a `curves` table too. Run directories that share a name are told apart by
     naming.names_of, or called as `names` has them.
 
-    A missing optional column (`lr` of curves) comes back as NaN and is named in `frame.attrs["missing"]`.
+    A missing optional column (`lr` of curves) comes back as NaN and is named in `frame.attrs["missing"]`; `frame.attrs["notes"]`
+    are about a log's other rows.
     Raises InputError for inconsistent rows; with `mixed_vocabularies` False also for losses measured with different
     tokenizers, which are not comparable in nats per token.
     """
@@ -69,7 +70,7 @@ def read(
     missing = sorted({column for chunk in chunks for column in chunk.attrs.get("missing", ())})
     frame = pd.concat(chunks, ignore_index=True)
     frame = frame.sort_values(list(table.key), kind="stable", ignore_index=True)
-    frame.attrs = {"missing": missing}
+    frame.attrs = {"missing": missing, "notes": [note for chunk in chunks for note in chunk.attrs.get("notes", ())]}
     return frame
 
 

@@ -7,10 +7,12 @@ are dropped from the mirror and remain in the run's files.
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import queue
 import secrets
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -104,6 +106,8 @@ class Mirror:
     def _work(self, settings: dict, system: bool) -> None:
         try:
             os.environ.setdefault("WANDB_SILENT", "true")
+            use_own_folders(self.directory / "wandb")
+            logging.raiseExceptions = False  # else W&B's log on a full disk fills the console with tracebacks
             import wandb
 
             run = self._start(wandb, settings, system)
@@ -122,6 +126,8 @@ class Mirror:
             )
 
     def _log(self, run: Any, point: Point | Summary) -> None:
+        if not self.directory.is_dir():
+            return  # W&B would make it again, and a run directory that is put back would land in it
         if isinstance(point, Summary):
             self.summary = point
             return
@@ -135,6 +141,20 @@ class Mirror:
         run.summary.update(self.summary.values())
         if self.references is not None:
             self.references.send(run)
+
+
+def use_own_folders(folder: Path) -> None:
+    """Let W&B keep its data, cache and settings in `folder`, each where nothing says where and its place under the user's home
+    cannot be written (compute nodes, containers). Elsewhere they stay: the settings may name a server."""
+    for kind, home in (("DATA", "~/.local/share"), ("CACHE", "~/.cache"), ("CONFIG", "~/.config")):
+        if f"WANDB_{kind}_DIR" in os.environ:
+            continue
+        try:
+            usual = Path(os.environ.get(f"XDG_{kind}_HOME", home)).expanduser() / "wandb"
+            usual.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=usual).close()
+        except (OSError, RuntimeError):  # RuntimeError: no home is known
+            os.environ[f"WANDB_{kind}_DIR"] = str(folder / kind.lower())
 
 
 def init_settings(wandb: Wandb, run: str, directory: Path, shown: dict, mode: str) -> dict:

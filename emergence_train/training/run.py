@@ -48,28 +48,33 @@ def train(
     *,
     parent: str | None = None,
     stop_after: int | None = None,
+    stop: StopSignal | None = None,
 ) -> Path:
     """Train, or resume, the run that `config` describes; returns its directory.
 
     `config` may be a function that reads it: where that fails on one rank, its error becomes that of all, with its exit code.
     `parent`, as "RUN" or "RUN@STEP": a new run begins from that state (branch.py).
 
+    `stop`: what listens to signals already; by default from now on.
+
     `stop_after` ends this process after that step as a kill would (for tests of resuming). Raises Stopped where the process
     received a signal to stop and PeerLost where another process of the run is lost.
     """
+    stop = stop or StopSignal()
     read, wrong = attempt(config) if callable(config) else (config, None)
     if read:
         flight_recorder.prepare(read.run_directory, torch.cuda.is_available())
-    with rendezvous():
+    with contextlib.ExitStack() as failing, rendezvous():
+        failing.callback(stop.close)
         mesh = start(read.training.threads if read else None)
         config = on_every_rank(lambda: _given(read, wrong))
         lines = RankLog(mesh.world.rank, log)
         if mesh.note:
             lines(mesh.note)
-        stop = StopSignal(mesh.is_rank0, lines)
         watch = Watchdog(mesh, config.run_directory, config.faults.silent_seconds, config.faults.hang_seconds)
-        stop.on_leave = watch.leave
-        stop.on_end = watch.on_end = lines.ended
+        watch.on_end = lines.ended
+        stop.join(mesh.is_rank0, lines, watch.leave, lines.ended)
+        failing.pop_all()
     held = contextlib.ExitStack()
     try:
         run = _train(config, mesh, lines, stop, watch, held, parent, stop_after)

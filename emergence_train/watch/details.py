@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from emergence_train.recorder.log_file import LogFile, rows_of
+from emergence_train.recorder.log_file import LogFile
 from emergence_train.recorder.metrics import TRAIN
 from emergence_train.watch.listing import progress_json
 from emergence_train.watch.progress import Forecast, Progress, forecast_of, progress_of, read_end, table_path
@@ -99,8 +99,8 @@ def _curve(rows: list[dict]) -> list[tuple[float, float]]:
 def _events(log: LogFile) -> tuple[list[Event], int]:
     """The events in the last EVENT_BYTES, and the first step there."""
     lines = log.end(EVENT_BYTES)
-    first = next((row.get("step", 0) for row in rows_of([line for line in lines if line.startswith(TRAIN)][:1])), 0)
-    rows = rows_of([line for line in lines if not line.startswith(TRAIN)])
+    first = next((row.get("step", 0) for row in log.rows([line for line in lines if line.startswith(TRAIN)][:1])), 0)
+    rows = log.rows([line for line in lines if not line.startswith(TRAIN)])
     events = [row for row in rows if row.get("kind") in EVENTS]
     return [Event(row.get("step", 0), row["kind"], _text(row)) for row in events], first
 

@@ -136,4 +136,6 @@ def _view(
     runs = [progress(run, names.get(run)) for run in directories]
     rows = list(zip(runs, differences_by_origin(directories)))
     note = patience.note(runs) if patience is not None and patience.more(runs) else ""
-    return Group(table(rows, out), *(line(run) for run in runs if run.reason), *([note] if note else [])), runs
+    return Group(
+        table(rows, out), *(line(run) for run in runs if run.reason or run.problem), *([note] if note else [])
+    ), runs

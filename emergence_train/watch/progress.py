@@ -12,7 +12,7 @@ from emergence_train.errors import InputError
 from emergence_train.formatting import duration
 from emergence_train.models.flops import mfu_of_rate
 from emergence_train.recorder.layout import step_name, step_of
-from emergence_train.recorder.log_file import LogFile, rows_of
+from emergence_train.recorder.log_file import LogFile
 from emergence_train.recorder.metrics import TRAIN
 from emergence_train.recorder.naming import is_run, run_name, runs_below
 from emergence_train.recorder.sessions import alive, read_sessions
@@ -59,6 +59,7 @@ class Progress:
     eta_seconds: float | None  # with the checkpoints' measurements, without saving; None where nothing is running
     age_seconds: float  # since the log was written
     awaited: bool = False  # it is stopped and a requeue may resume it: it did not fail
+    problem: str = ""  # the first value in the log, by file, row and column, that cannot be used
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class LogEnd:
     train: list[dict]  # the last RECENT steps
     checkpoint: dict[str, dict]  # by kind: the rows of the last checkpoint that is written
     tables: list[int]  # steps of the positions tables
-    modified: float
+    log: LogFile
 
 
 def run_directories(places: list[Path]) -> list[Path]:
@@ -93,12 +94,12 @@ def progress(run: Path, name: str | None = None) -> Progress:
 def read_end(run: Path, log: LogFile) -> LogEnd:
     """The end of the log, and the last checkpoint's rows."""
     lines = log.end(END_BYTES)
-    train = rows_of([line for line in lines if line.startswith(TRAIN)][-RECENT:])
-    last = rows_of([line for line in lines if not line.startswith(TRAIN)])
+    train = log.rows([line for line in lines if line.startswith(TRAIN)][-RECENT:])
+    last = log.rows([line for line in lines if not line.startswith(TRAIN)])
     steps = tables_of(run)
     checkpoint = {row["kind"]: row for row in (log.rows_at(steps[-1]) if steps else []) if "kind" in row}
     checkpoint |= {row["kind"]: row for row in last if row.get("kind") in ("validation", "forecast", "evaluation")}
-    return LogEnd(log.header(), train, checkpoint, steps, log.modified)
+    return LogEnd(log.header(), train, checkpoint, steps, log)
 
 
 def tables_of(run: Path) -> list[int]:
@@ -117,7 +118,7 @@ def progress_of(run: Path, end: LogEnd, name: str | None = None) -> Progress:
     if header.get("imported"):  # checkpoints of existing models, and no steps
         last = end.checkpoint.get("validation", {})
     step, speed = last.get("step", 0), _median(end.train, "tokens_per_second")
-    sessions, age = read_sessions(run), max(0.0, time.time() - end.modified)
+    sessions, age = read_sessions(run), max(0.0, time.time() - end.log.modified)
     session = sessions[-1] if sessions else {}
     state, reason = _state(end, sessions, step, total_steps, age, step_tokens / speed if speed else 0.0)
     share = mfu_of_rate(header, session)
@@ -140,6 +141,7 @@ def progress_of(run: Path, end: LogEnd, name: str | None = None) -> Progress:
         eta_seconds=_eta(end, total_steps, step, step_tokens, speed) if state == "running" else None,
         age_seconds=age,
         awaited=state == "stopped" and session.get("exit_code") not in FAILED,
+        problem=end.log.problem,
     )
 
 

@@ -116,7 +116,8 @@ def line(run: Progress) -> str:
         parts.append(f"end {end(run.forecast)}")
     if run.state == "running":
         parts += [f"{number(run.tokens_per_second, 0)} tokens/s", f"MFU {_mfu(run)}", f"ETA {_eta(run)}"]
-    return printable("  ".join(parts) + (f"  ({run.reason})" if run.reason else ""))
+    parts += [f"({run.reason})"] if run.reason else []
+    return printable("  ".join([*parts, *([run.problem] if run.problem else [])]))
 
 
 def _head(run: Progress, width: int) -> RenderableType:
@@ -139,7 +140,7 @@ def _head(run: Progress, width: int) -> RenderableType:
     cells += [("", "")] * (len(cells) % beside)
     for first in range(0, len(cells), beside):
         facts.add_row(*(part for name, value in cells[first : first + beside] for part in (Text(name, "dim"), value)))
-    lines: list[RenderableType] = [state, facts]
+    lines: list[RenderableType] = [state, *([Text(printable(run.problem), "yellow")] if run.problem else []), facts]
     if run.state != "finished" and run.forecast is not None:
         lines.append(_outlook(run))
     return Group(*lines)

@@ -2,10 +2,14 @@
 
 import json
 
+import pandas as pd
 import pytest
 
-from emergence_train.analysis import logs
+import watch.run_files as run_files
+from emergence_train.analysis import logs, runs
 from emergence_train.analysis.logs import LogOptions
+from emergence_train.analysis.logs.log import Log
+from emergence_train.analysis.logs.validation import training_rows
 
 STEPS = list(range(100, 4001, 100))
 TRAIN = [(step, round(2 + 5 * step**-0.3, 4)) for step in STEPS]
@@ -151,3 +155,23 @@ def test_a_stage_and_rows_with_both_losses_stay(tmp_path):
     ]
     (tmp_path / "y.jsonl").write_text("".join(json.dumps(row) + "\n" for row in events))
     assert read(tmp_path / "y.jsonl")[0] == TRAIN
+
+
+@pytest.mark.parametrize(
+    "before", [b"", b"\xef\xbb\xbf", b"\n", b'{"x": 1}\n'], ids=["plain", "BOM", "blank", "another"]
+)
+def test_a_log_of_ours_is_known_after_a_bad_line(tmp_path, before):
+    """One that other programs' logs are read as would have a run of NaN, and rows of a validation to leave out."""
+    path = run_files.write(tmp_path / "r", 60, every=20) / "metrics.jsonl"
+    path.write_bytes(before + path.read_bytes())
+    (series,) = runs.load([path])
+    assert series.loss.tolist() == [round(run_files.loss_at(step), 6) for step in range(1, 61)]
+
+
+def test_rows_without_a_run_are_parted_as_those_of_one(tmp_path):
+    """A column of runs that few rows have: its empty cells are no group that may be lost."""
+    cells = [{"run": "r"}, *({"step": step, "loss": loss, "kind": "train"} for step, loss in TRAIN)]
+    cells += [{"step": step, "loss": loss, "kind": "validation"} for step, loss in HELD]
+    log = Log("r", tmp_path, pd.DataFrame(cells))
+    kept = training_rows(log, {"step": "step", "loss": "loss", "run": "run"}, named=False).rows.dropna(subset="step")
+    assert list(zip(kept["step"], kept["loss"])) == TRAIN

@@ -101,6 +101,20 @@ def log_line(place: Path) -> None:
         file.write("no JSON\n")
 
 
+def log_lost(change: Callable[[Path], object]) -> Patch:
+    """The log is changed after the first checkpoint, as another program might."""
+
+    def make(flush):
+        def flushed(self):
+            if any((self.directory / "checkpoints").glob("step-*")):
+                change(self.path)
+            return flush(self)
+
+        return flushed
+
+    return replaced("recorder.run_log:RunLog.flush", make)
+
+
 WRONG, BROKEN, LOST = InputError("made to be wrong"), RunError("made to fail"), OSError(5, "Input/output error", "disk")
 UNPICKLED = type("Local", (Exception,), {})("an error that pickle does not know")
 
@@ -131,6 +145,8 @@ CASES: dict[str, Patch] = {
     "tables": raising("recorder.run_log:RunLog.positions", LOST),
     "forecast": raising("analysis.temporal:forecast_final", ZeroDivisionError("a bug")),
     "last rows": replaced("recorder.run_log:RunLog.close", lambda plain: lambda self: "the disk is full"),
+    "log deleted": log_lost(lambda path: path.unlink(missing_ok=True)),
+    "run moved": log_lost(lambda path: path.parent.rename(f"{path.parent}-moved") if path.exists() else None),
     "signal at the start": signalled(signal.SIGTERM, "building the engine", 0),
     "signal in a step": signalled(signal.SIGTERM, "forward", 5),
     "kill at the start": signalled(signal.SIGKILL, "building the engine", 0),

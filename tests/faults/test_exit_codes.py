@@ -37,6 +37,8 @@ CASES = [
     ("tables", 1, True),
     ("forecast", 1, True),
     ("last rows", 1, True),
+    ("log deleted", 1, True),
+    ("run moved", 1, True),
     ("signal at the start", 75, False),
     ("signal in a step", 75, False),
     ("kill at the start", 76, False),
@@ -55,6 +57,7 @@ QUICK = [
     ("W&B", 2, 0),
     ("samples", 2, 1),
     ("rows", 2, 0),
+    ("run moved", 2, 0),
     ("signal at the start", 2, 1),
 ]
 

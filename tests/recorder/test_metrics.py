@@ -1,18 +1,20 @@
 """Reading metrics.jsonl: lines of training steps together give what a plain loop over them gives."""
 
+import codecs
 import json
 
 import numpy as np
 import pytest
 
 from emergence_train.errors import InputError
+from emergence_train.recorder import tables
 from emergence_train.recorder.metrics import FEW, TRAIN_COLUMNS, Metrics, TrainLines, iter_pieces
 from emergence_train.recorder.run_log import RunLog
 
 ROWS = 3 * FEW
 
 
-def line(step: int, **values) -> bytes:
+def line(step: float, **values) -> bytes:
     row = {"kind": "train", "step": step, "tokens": 1024 * step, "loss": 11 / (step + 3), "lr": 1e-4 / 3}
     return json.dumps(row | {"tokens_per_second": 1e5 / 7, "grad_norm": 0.1} | values).encode() + b"\n"
 
@@ -66,14 +68,69 @@ def test_metrics_read_most_steps_together(tmp_path):
     path = write(tmp_path / "metrics.jsonl", [line(step) for step in range(1, ROWS)])
     pieces = list(iter_pieces(path))
     assert [type(piece) for piece in pieces] == [tuple, TrainLines]
-    assert [row for _, row in pieces[1].rows()] == [json.loads(text) for text in pieces[1].lines]
+    assert [row for _, row, _ in pieces[1].rows()] == [json.loads(text) for text in pieces[1].lines]
 
 
-@pytest.mark.parametrize("bad", [b'{"kind": "train", "step": "x"}\n', b'{"kind": "train", "loss": [1]}\n'])
-def test_metrics_read_names_a_bad_number(tmp_path, bad):
-    path = write(tmp_path / "metrics.jsonl", [line(step) for step in range(1, ROWS)] + [bad])
-    with pytest.raises(InputError, match=f"row {ROWS}, column"):
+BAD = [
+    b'{"kind": "train", "step": "x"}\n',
+    b'{"kind": "train", "loss": [1]}\n',
+    b'{"kind": "train", "step": 1, "loss": "9"}\n',  # which numpy would take for 9
+]
+
+
+@pytest.mark.parametrize("together", [1, ROWS], ids=["in a few lines", "in many"])
+@pytest.mark.parametrize("bad", BAD)
+def test_metrics_read_names_a_bad_number(tmp_path, bad, together):
+    """By its line in the file: the header's and an event's count, and a blank one."""
+    before = [b"\n", ODD["an event"], *(line(step) for step in range(1, together))]
+    path = write(tmp_path / "metrics.jsonl", [*before, bad, line(together)])
+    with pytest.raises(InputError, match=f"row {len(before) + 2}, column"):
         Metrics.read(path)
+
+
+STEP_70 = b'{"kind": "train", "step": 70, "tokens": 71680, "lr": 1, "loss": %s}\n'
+CURVE = {  # what the analyses refuse of a curve
+    "NaN": (STEP_70 % b"NaN", "row 72, column 'loss': nan is empty or NaN"),
+    "Infinity": (STEP_70 % b"Infinity", "row 72, column 'loss': inf"),
+    "1e400": (STEP_70 % b"1e400", "row 72, column 'loss': inf"),
+    "null": (line(70, loss=None), "row 72, column 'loss': nan is empty or NaN"),
+    "21.5": (line(21.5), "row 72, column 'step': 21.5 is not a whole number"),
+    "doubled": (line(69), "row 71 and .* row 72; keep one of them"),
+    "reversed": (line(3), "row 5 and .* row 72; keep one of them"),
+}
+
+
+@pytest.mark.parametrize("case", CURVE)
+@pytest.mark.parametrize("event", [0, 1], ids=["together", "one by one"])
+def test_a_row_of_a_curve_is_named_by_its_line(tmp_path, case, event):
+    """Line 1 is the header, line 2 an event; the steps follow. With a list in an event lines are parsed one by one."""
+    text, message = CURVE[case]
+    events = [ODD["an event"], b'{"kind": "samples", "step": 0, "texts": []}\n']
+    steps = [line(step) for step in range(1, ROWS)]
+    path = write(tmp_path / "metrics.jsonl", [events[event], *steps[:69], text, *steps[70:]])
+    with pytest.raises(InputError, match=message):
+        tables.read(tables.CURVES, path)
+
+
+@pytest.mark.parametrize("steps", [3, ROWS])
+def test_metrics_read_passes_over_a_byte_order_mark(tmp_path, steps):
+    path = write(tmp_path / "metrics.jsonl", [line(step) for step in range(1, steps)])
+    plain = Metrics.read(path)
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    marked = Metrics.read(path)
+    assert marked.header == plain.header and np.array_equal(marked.train("loss"), plain.train("loss"))
+
+
+def test_another_header_in_the_middle_is_noted(tmp_path):
+    """Two that write to one log; the same header again says nothing."""
+    steps = [line(step) for step in range(1, ROWS)]
+    header = b'{"kind": "run", "run": "r", "batch": 8, "sequence": 128}\n'
+    path = write(tmp_path / "metrics.jsonl", [*steps[:70], header, *steps[70:]])
+    assert Metrics.read(path).notes == []
+    write(path, [*steps[:70], header.replace(b"128", b"64"), *steps[70:]])
+    assert tables.read(tables.CURVES, path).attrs["notes"] == [
+        f"{path}: row 72 is a header of another sequence: two runs wrote here"
+    ]
 
 
 def test_metrics_read_names_a_bad_line(tmp_path):

@@ -3,13 +3,14 @@
 import errno
 import json
 import os
+import shutil
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 
-from emergence_train.errors import InputError
+from emergence_train.errors import InputError, RunError
 from emergence_train.recorder import tables
 from emergence_train.recorder.metrics import Metrics, read_metrics
 from emergence_train.recorder.run_log import RunLog
@@ -102,7 +103,7 @@ def test_bad_lines_are_refused_by_row(tmp_path):
         (b"\xff\xfe", "row 2 is not a JSON object"),
         (b"[" * 100_000, "row 2 is not a JSON object"),
         (b"[1]", "row 2 is not a JSON object"),
-        (b'{"kind": "train", "step": 1, "loss": []}', "row 1, column 'loss': .* is not a finite number"),
+        (b'{"kind": "train", "step": 1, "loss": []}', "row 2, column 'loss': .* is not a finite number"),
     ):
         content = b'{"kind": "run", "run": "r"}\n' + line + b"\n"
         path.write_bytes(content)
@@ -147,6 +148,49 @@ def test_after_a_failed_fsync_the_log_is_another_file(tmp_path, monkeypatch):
     log.write("train", step=4)
     assert log.close() is None
     assert [row["step"] for row in read_metrics(tmp_path)[1:]] == [1, 2, 3, 4]
+
+
+def rewritten(path):
+    """As an editor or `sed -i` saves a file: another one under its name."""
+    path.with_name("new").write_bytes(path.read_bytes())
+    path.with_name("new").replace(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: path.unlink(),
+        lambda path: shutil.rmtree(path.parent),
+        lambda path: path.parent.rename(path.parent.with_name("moved")),
+        lambda path: (path.parent.rename(path.parent.with_name("moved")), path.parent.mkdir()),
+        rewritten,
+    ],
+    ids=["deleted", "folder deleted", "folder moved", "folder remade", "rewritten"],
+)
+def test_a_log_that_lost_its_name_is_a_failure(tmp_path, change):
+    """fsync of the open file succeeds, and the rows are lost; a folder that is gone is not begun again."""
+    log = RunLog(tmp_path / "run", HEADER, 0, [])
+    log.write("train", step=1)
+    assert log.flush() is None
+    change(log.path)
+    left = sorted(tmp_path.rglob("*"))
+    log.write("train", step=2)
+    log.tables.append((tmp_path / "run" / "positions" / "step-0000000002.parquet", b"a table"))
+    for end in (log.flush, log.close):
+        with pytest.raises(RunError, match=r"run/metrics\.jsonl: was moved, deleted or replaced .*; put it back"):
+            end()
+    assert sorted(tmp_path.rglob("*")) == left
+
+
+def test_a_log_in_a_renamed_directory_above_is_in_place(tmp_path):
+    """What counts is the file behind the path: a link, or a bind mount, to the same one is no loss."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "runs").symlink_to(tmp_path / "disk")
+    log = RunLog(tmp_path / "runs" / "run", HEADER, 0, [])
+    (tmp_path / "runs").unlink()
+    (tmp_path / "disk").rename(tmp_path / "runs")
+    log.write("train", step=1)
+    assert log.close() is None and [row.get("step") for row in read_metrics(tmp_path / "runs" / "run")] == [None, 1]
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "evaluations", "positions"])

@@ -289,3 +289,25 @@ def test_a_branch_has_an_id_of_its_own(config_file, tmp_path):
     assert len({run.run.run_id for run in runs} | {module.run_id(parent)}) == 2
     steps = [row["step"] for row in runs[1].history() if "train/loss" in row]
     assert steps == list(range(int(step) + 1, max(steps) + 1))
+
+
+@pytest.mark.parametrize("home", ["/proc/nope", "writable"])
+def test_wandb_keeps_its_files_in_the_run_without_a_home(tmp_path, monkeypatch, home):
+    """A home that cannot be written (to root neither); where it can, and where a folder is named, nothing changes."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home") if home == "writable" else home)
+    for name in ("WANDB_DATA_DIR", "WANDB_CONFIG_DIR", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_CACHE_DIR", "/named")
+    module.use_own_folders(tmp_path / "run" / "wandb")
+    chosen = [module.os.environ.get(f"WANDB_{kind}_DIR") for kind in ("DATA", "CACHE", "CONFIG")]
+    own = [str(tmp_path / "run" / "wandb" / kind) for kind in ("data", "config")]
+    assert chosen == ([None, "/named", None] if home == "writable" else [own[0], "/named", own[1]])
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_mirror_of_a_run_without_a_home_is_whole(config_file, tmp_path):
+    """W&B's own files; it stages tables under its data folder."""
+    done = command("train", str(config_file), "logging.wandb=offline", HOME="/proc/nope")
+    assert done.returncode == 0 and "W&B stopped" not in done.stdout + done.stderr, done.stderr
+    assert list((tmp_path / "runs" / "run").glob("wandb/offline-run-*/run-*.wandb"))

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from emergence_train import config
+from emergence_train import config, files
 from emergence_train.data.dataset import Dataset
 from emergence_train.errors import InputError
 from emergence_train.models.config import padded_vocabulary
@@ -141,6 +141,36 @@ def test_a_damaged_checkpoint_is_set_aside(config_file, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "set aside" in done.stdout and damaged.name in done.stdout and "resuming from step 4" in done.stdout
     compare(run, whole)
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """All files of a run but those that every start writes to."""
+    own = ("environment.json", ".lock")
+    return {str(path): path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name not in own}
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "state.json"])
+@pytest.mark.parametrize("older", [True, False], ids=["an older state beside it", "alone"])
+def test_a_state_of_a_newer_format_ends_the_start(config_file, tmp_path, file, older):
+    """Whether or not this version could resume from another state: nothing is set aside, and nothing begins anew."""
+    over = [str(config_file), "checkpoints.save_state=every", "training.tokens=3072"]
+    first = command("train", *over)
+    assert first.returncode == 0, first.stderr
+    run = tmp_path / "runs" / "run"
+    states = sorted((run / "checkpoints").glob("step-*"))
+    shutil.rmtree(states.pop())  # it was not finished
+    for state in states[-1 if older else 0 :]:
+        changed = json.loads((state / file).read_text()) | {"format": 2}
+        (state / file).write_text(json.dumps(changed))
+        listing = json.loads((state / "manifest.json").read_text())
+        for entry in listing["files"]:
+            if entry["file"] == file:
+                entry |= {"sha256": files.sha256(state / file), "bytes": (state / file).stat().st_size}
+        (state / "manifest.json").write_text(json.dumps(listing))
+    before = contents(run)
+    done = command("train", *over)
+    assert done.returncode == 2 and "saved by a newer version of emergence-train" in done.stderr, done.stderr
+    assert len(done.stderr.splitlines()) == 1 and contents(run) == before
 
 
 def test_where_no_state_is_left_the_logs_are_put_away(config_file, tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import watch.run_files as run_files
+from emergence_train import cli
 from emergence_train.errors import InputError
 from emergence_train.recorder import Recorder, sessions
 from emergence_train.watch.progress import progress, run_directories
@@ -120,3 +121,53 @@ def test_runs_are_looked_for_two_levels_down(tmp_path):
     assert found_in == ["a", "ladder/b", "ladder/c"]
     with pytest.raises(InputError, match="holds no run that has begun"):
         run_directories([tmp_path / "data"])
+
+
+ODD = [None, "x", -1, [], {}, [1], {"a": [1]}, True, float("nan"), 1e400, 10**400]
+COLUMNS = {  # by kind: the columns that a screen or a table makes a number of
+    "run": ["kind", "sequence", "batch", "total_tokens", "flops_per_token"],
+    "train": ["step", "tokens", "loss", "grad_norm", "lr", "tokens_per_second"],
+    "validation": ["kind", "step", "tokens", "seconds", "loss"],
+    "forecast": ["kind", "step", "loss", "low95", "high95"],
+    "straggler": ["kind", "step", "share", "seconds"],
+    "samples": ["kind", "texts"],
+}
+
+
+def possible(kind, column, value) -> bool:
+    """Whether RunLog might write the value, or a later version."""
+    if column == "kind":
+        return isinstance(value, str)
+    if column == "texts":
+        return value == []
+    if column in ("step", "tokens", "batch", "sequence"):
+        return False
+    return (
+        value is None
+        or value == -1
+        and (kind, column) != ("validation", "loss")
+        or value == {}
+        and (kind, column) == ("validation", "loss")
+    )
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("kind", "column"), [(kind, name) for kind, names in COLUMNS.items() for name in names])
+def test_an_odd_value_hides_no_other_run(tmp_path, capsys, monkeypatch, kind, column):
+    """Its run is shown too, and the value is named by file, row and column, but for null where RunLog itself writes that."""
+    monkeypatch.setenv("COLUMNS", "2000")
+    events = [{"kind": "straggler", "share": 0.5, "seconds": 1.0}, {"kind": "samples", "texts": []}]
+    run_files.write(tmp_path / "plain", 40, every=20, name="plain")
+    path = run_files.write(tmp_path / "odd", 40, every=20, name="odd", extra={40: events}) / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    number = max(number for number, row in enumerate(lines) if row["kind"] == kind)
+    for value in ODD:
+        changed = [*lines]
+        changed[number] = lines[number] | {column: value}
+        path.write_text("".join(json.dumps(row) + "\n" for row in changed))
+        for command in (["runs"], ["watch", "--once"], ["runs", "--json"], ["watch", "--json"]):
+            assert cli.main([*command, str(tmp_path)]) == 0, (value, capsys.readouterr())
+            shown = capsys.readouterr()
+            assert "plain" in shown.out and "odd" in shown.out and shown.err == ""
+            named = f"metrics.jsonl: row {number + 1}, column '{column}': {value!r:.40} is left out"
+            assert (named in shown.out) != possible(kind, column, value), (value, shown.out)

@@ -87,7 +87,9 @@ def training_rows(log: Log, columns: Mapping[str, str], named: bool) -> Log:
             continue
         validates &= ~_has_both(log.rows.loc[validates.index], columns["loss"])
         if not validates.all() and (run := columns.get("run")) is not None:
-            validates &= ~validates.groupby(log.rows.loc[validates.index, run].astype(str)).transform("all")
+            validates &= ~validates.groupby(log.rows.loc[validates.index, run].astype(str), dropna=False).transform(
+                "all"
+            )
         if not validates.any() or _is_stage(validates, log.rows, columns):
             continue
         names = sorted({str(cell) for cell in log.rows.loc[validates[validates].index, column]})
