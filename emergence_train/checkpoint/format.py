@@ -18,6 +18,7 @@ import math
 import os
 import queue
 import re
+import stat
 import struct
 import threading
 from collections.abc import Iterator
@@ -48,18 +49,18 @@ def shard_name(rank: int, world: int) -> str:
 
 
 def complete(folder: Path) -> list[Path]:
-    """Checkpoint directories that have a manifest, oldest first; RunError where the directory is unreadable."""
+    """Checkpoint directories that have a manifest, usable or not, oldest first; RunError where the directory is unreadable."""
     try:
         names = [name for name in os.listdir(folder) if re.fullmatch(r"step-\d{10}", name)]
-        return sorted(folder / name for name in names if (folder / name / MANIFEST).is_file())
-    except FileNotFoundError:
-        if folder.is_symlink():
-            raise RunError(
-                f"{folder}: is a link to {os.readlink(folder)}, which does not exist; mount or restore it, then run again"
-            ) from None
-        return []
+        return sorted(folder / name for name in names if os.path.lexists(folder / name / MANIFEST))
     except OSError as error:
+        refuse_unreadable(folder, error)
+        if isinstance(error, FileNotFoundError):
+            return []
         raise unreadable(folder, error) from None
+
+
+DAMAGED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)  # errors of a missing or damaged file
 
 
 def unreadable(path: Path, error: OSError) -> RunError:
@@ -67,7 +68,14 @@ def unreadable(path: Path, error: OSError) -> RunError:
     return RunError(f"{error.filename or path}: cannot be read ({error.strerror or error}); fix that, then run again")
 
 
-DAMAGED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)  # errors of a missing or damaged file
+def refuse_unreadable(path: Path, error: OSError) -> None:
+    """Raises RunError for the error of a file that is neither missing nor damaged: one that is a link to nothing too."""
+    if error.errno == errno.ENOENT and path.is_symlink():
+        raise RunError(
+            f"{path}: is a link to {os.readlink(path)}, which does not exist; mount or restore it, then run again"
+        ) from None
+    if error.errno not in DAMAGED:
+        raise unreadable(path, error) from None
 
 
 # ------------------------------------------------------------------------------------------------------ verification
@@ -90,7 +98,10 @@ def manifest(path: Path) -> list[dict]:
     """
     place = path / MANIFEST
     try:
-        if place.stat().st_size > MOST_STATE:
+        about = place.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError("is no file")
+        if about.st_size > MOST_STATE:
             raise ValueError(f"has more than {MOST_STATE:,} bytes")
         content = json.loads(place.read_text(encoding="utf-8"))
         refuse_newer(place, content)
@@ -109,8 +120,8 @@ def manifest(path: Path) -> list[dict]:
         if len(set(names)) != len(names) or STATE not in names:
             raise ValueError("does not list each file once")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        if isinstance(error, OSError) and error.errno not in DAMAGED:
-            raise unreadable(place, error) from None
+        if isinstance(error, OSError):
+            refuse_unreadable(place, error)
         raise ValueError(f"{place}: cannot be used ({type(error).__name__}: {' '.join(str(error).split())})") from None
     return entries
 
@@ -133,11 +144,10 @@ def problems(path: Path, share: slice = slice(None), without: str | None = None)
                 return f"{file}: has {size} bytes instead of {entry['bytes']}"
             if files.sha256(file) != entry["sha256"]:
                 return f"{file}: was altered (checksum)"
-        except FileNotFoundError:
-            return f"{file}: is missing"
         except OSError as error:
-            if error.errno not in DAMAGED:
-                raise unreadable(file, error) from None
+            refuse_unreadable(file, error)
+            if isinstance(error, FileNotFoundError):
+                return f"{file}: is missing"
             return f"{file}: cannot be read ({error.strerror or error})"
         return None
 

@@ -199,6 +199,26 @@ def test_a_link_to_what_is_not_mounted_is_not_an_empty_directory(tmp_path):
         complete(tmp_path / "file")
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "state.json", "shard-00000-of-00001.safetensors"])
+def test_a_file_that_is_a_link_to_nothing_is_not_missing(tmp_path, name):
+    """On a disk that is not mounted: nothing may be set aside, nor begun anew."""
+    path = make(tmp_path)
+    file = path / name if (path / name).exists() else next(path.glob("shard-*"))
+    file.unlink()
+    file.symlink_to("/nowhere/at/all")
+    assert complete(path.parent) == [path]
+    with pytest.raises(RunError, match="is a link to /nowhere/at/all, which does not exist; mount or restore it"):
+        problems(path)
+
+
+@pytest.mark.parametrize("kind", ["directory", "pipe"])
+def test_a_manifest_that_is_no_file_is_damaged(tmp_path, kind):
+    path = make(tmp_path)
+    (path / "manifest.json").unlink()
+    (path / "manifest.json").mkdir() if kind == "directory" else os.mkfifo(path / "manifest.json")
+    assert complete(path.parent) == [path] and "is no file" in problems(path)[0]
+
+
 def hostile(folder, content, step=4):
     """A checkpoint whose manifest is right and whose state.json holds `content`, text or a value."""
     from emergence_train import files
