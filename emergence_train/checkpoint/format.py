@@ -52,12 +52,21 @@ def complete(folder: Path) -> list[Path]:
     """Checkpoint directories that have a manifest, usable or not, oldest first; RunError where the directory is unreadable."""
     try:
         names = [name for name in os.listdir(folder) if re.fullmatch(r"step-\d{10}", name)]
-        return sorted(folder / name for name in names if os.path.lexists(folder / name / MANIFEST))
+        return sorted(folder / name for name in names if _is_there(folder / name / MANIFEST))
     except OSError as error:
         refuse_unreadable(folder, error)
         if isinstance(error, FileNotFoundError):
             return []
         raise unreadable(folder, error) from None
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is such a name, be it of a link to nothing. Unlike os.path.lexists it raises where that cannot be known."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 DAMAGED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)  # errors of a missing or damaged file

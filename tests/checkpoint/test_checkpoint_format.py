@@ -187,6 +187,20 @@ def test_what_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch, name):
     assert len(problems(path)) == 1 and name in problems(path)[0]
 
 
+def test_a_checkpoint_without_permission_is_not_absent(tmp_path, monkeypatch):
+    path = make(tmp_path)
+    plain = os.lstat
+
+    def refusing(file, **named):
+        if str(file).endswith("manifest.json"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(file))
+        return plain(file, **named)
+
+    monkeypatch.setattr(type(path), "lstat", refusing)
+    with pytest.raises(RunError, match="manifest.json: cannot be read"):
+        complete(path.parent)
+
+
 def test_a_link_to_what_is_not_mounted_is_not_an_empty_directory(tmp_path):
     assert complete(tmp_path / "checkpoints") == []
     (tmp_path / "checkpoints").symlink_to(tmp_path / "scratch")
