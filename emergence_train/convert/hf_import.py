@@ -43,6 +43,7 @@ from emergence_train.recorder.run_log import RunLog
 SEQUENCE = 1024  # tokens, by default, where the model takes so many
 HELD_OUT = 0.9  # share of the documents of a given text that is validation text: nothing is trained on the rest
 SUFFIXES = (".yaml", ".yml")
+PREPARED = {"data", identity.FILE, identity.TOKENIZER}  # what an import writes before config.yaml
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,14 @@ def import_hf(models: list[str], run: Path, options: ImportOptions, log: Callabl
         raise InputError("import runs in one process; start it without a launcher")
     by_step = _by_step(hf_source.sources_of(models), options.steps)
     described = _same_config(list(by_step.values()))
-    begun = run.exists()
-    try:
-        config = _config(run, described, by_step, options, log)
-        with files.lock(run, busy="another process writes it; wait for it", other="--out"):
+    model = _model(described, run.name, log)
+    _before(run, model, options)  # where it is refused nothing is written, not even the lock
+    with files.lock(run, busy="another process writes it; wait for it", other="--out") as no_locks:
+        if no_locks:
+            log(no_locks)
+        fresh = not _visible(run)
+        try:
+            config = _config(run, model, by_step, options, log)
             dataset = Dataset(config.data, config.seed, verify=True)
             identity.keep(run, dataset)
             evaluator = Evaluator(config.tasks, dataset)
@@ -79,10 +84,10 @@ def import_hf(models: list[str], run: Path, options: ImportOptions, log: Callabl
             precision, step_tokens = config.training.precision, config.step_tokens
             target = _Target(run, config.name, config.model, config.imported, precision, step_tokens, described)
             _import_steps(target, by_step, evaluator, log)
-    except BaseException:
-        if not begun and not any((run / "checkpoints").glob("step-*")):
-            shutil.rmtree(run, ignore_errors=True)  # nothing was imported
-        raise
+        except BaseException:
+            if fresh and not _has_steps(run):
+                shutil.rmtree(run, ignore_errors=True)  # nothing was imported
+            raise
     return run
 
 
@@ -155,14 +160,18 @@ def _same_config(models: list[HFSource]) -> Any:
 # --------------------------------------------------------------------------------------------------- the configuration
 
 
-def _config(
-    run: Path, described: Any, by_step: dict[int, HFSource], options: ImportOptions, log: Callable[[str], None]
-) -> Config:
-    """The run's configuration, in whose directory tokenizer and data are; that of an earlier import with more steps."""
+def _model(described: Any, name: str, log: Callable[[str], None]) -> ModelConfig:
     decoder = hf_names.decoder_config(described)
     model: ModelConfig = decoder if isinstance(decoder, DecoderConfig) else _wrapped(described)
     kind = f"run by transformers, since {decoder}" if isinstance(decoder, str) else "run by the decoder"
-    log(f"{run.name}: {described.model_type}, {model.non_embedding_parameters():,} parameters + embedding, {kind}")
+    log(f"{name}: {described.model_type}, {model.non_embedding_parameters():,} parameters + embedding, {kind}")
+    return model
+
+
+def _config(
+    run: Path, model: ModelConfig, by_step: dict[int, HFSource], options: ImportOptions, log: Callable[[str], None]
+) -> Config:
+    """The run's configuration, in whose directory tokenizer and data are; that of an earlier import with more steps."""
     before = _before(run, model, options)
     labels = {str(step): source.label for step, source in by_step.items()}
     if before is not None and before.imported is not None:
@@ -197,13 +206,16 @@ def _wrapped(described: Any) -> HFConfig:
 
 def _before(run: Path, model: ModelConfig, options: ImportOptions) -> Config | None:
     """The configuration of an earlier import of the same model; None where there is nothing yet."""
-    if not run.exists() or all(entry.name.startswith(".") for entry in run.iterdir()):
+    names = _visible(run)
+    if not names or (names <= PREPARED and (run / ".lock").is_file()):  # what a killed preparation leaves is taken up
         return None
     if not (run / "config.yaml").is_file():
         raise InputError(f"{run}: holds files and is no run; choose another --out")
     config = configs.load_run(run)
     if config.imported is None:
         raise InputError(f"{run}: is a run that was trained here; choose another --out")
+    if not _has_steps(run):  # killed before its first checkpoint
+        return None
     if config.model != model:
         raise InputError(f"{run}: is an import of another model; choose another --out")
     if options.tokens_per_step not in (None, config.imported.tokens_per_step):
@@ -213,6 +225,15 @@ def _before(run: Path, model: ModelConfig, options: ImportOptions) -> Config | N
     if options.texts or options.sequence or options.tokenizer or options.begin_token:
         raise InputError(f"{run}: has its text already; leave --data, --sequence, --tokenizer and --begin-token out")
     return config
+
+
+def _visible(run: Path) -> set[str]:
+    """The names in the run's directory; no hidden ones, such as the lock."""
+    return {entry.name for entry in run.iterdir() if not entry.name.startswith(".")} if run.is_dir() else set()
+
+
+def _has_steps(run: Path) -> bool:
+    return any((run / "checkpoints").glob("step-*"))
 
 
 def _data(

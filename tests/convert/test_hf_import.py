@@ -1,8 +1,10 @@
 """Models of transformers, made here and saved, are imported: their own logits, and losses by a plain loop, are the oracle."""
 
+import contextlib
 import json
 import math
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,10 +14,11 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from emergence_train import config as configs
+from emergence_train import files
 from emergence_train.analysis.emergence import investigate as investigate_emergence
 from emergence_train.analysis.temporal import investigate
 from emergence_train.checkpoint import format as checkpoints
-from emergence_train.convert import hf_source
+from emergence_train.convert import hf_import, hf_source
 from emergence_train.convert.hf_import import ImportOptions, import_hf
 from emergence_train.data.dataset import Dataset
 from emergence_train.errors import InputError
@@ -328,6 +331,39 @@ def test_a_refused_import_is_one_line_and_writes_nothing(tmp_path, data_path, co
     refused([good], "holds files and is no run", out=other)
     with pytest.raises(InputError, match="model: transformers has no model_type"):
         configs.load(config_file, ["model={kind: hf, transformers: {}}"])
+
+
+def test_of_two_imports_the_second_deletes_nothing(tmp_path, data_path, config_file):
+    """The other takes the lock as this one begins, and has written a file."""
+    saved(tmp_path / "hf", data_path, "llama")
+    run = tmp_path / "run"
+    with contextlib.ExitStack() as other:
+
+        def log(line):
+            if not run.exists():
+                other.enter_context(files.lock(run, busy="busy", other="--out"))
+                (run / "tokenizer.json").write_text("of the other")
+
+        with pytest.raises(InputError, match="another process writes it; wait for it"):
+            import_hf([str(tmp_path / "hf")], run, ImportOptions(texts=[str(config_file)]), log)
+        assert (run / "tokenizer.json").read_text() == "of the other"
+
+
+@pytest.mark.parametrize("killed", ["prepare", "Dataset", "Evaluator", "_import_steps", "_measure"])
+def test_a_killed_import_is_taken_up_by_its_command(killed, tmp_path, data_path, monkeypatch):
+    """Wherever it was killed: nothing is deleted then, and the command passes; what was there is a run like any other."""
+    saved(tmp_path / "hf", data_path, "llama")
+    (tmp_path / "x.txt").write_text("Some words of a text that is short and about nothing at all. " * 9)
+    run, options = tmp_path / "run", ImportOptions(texts=[str(tmp_path / "x.txt")])
+    with monkeypatch.context() as patch:
+        patch.setattr(hf_import, "shutil", SimpleNamespace(rmtree=lambda *_, **__: None))
+        patch.setattr(hf_import, killed, Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            import_hf([str(tmp_path / "hf")], run, options, lambda line: None)
+    assert (run / "tokenizer.json").is_file()
+    given = ImportOptions() if killed == "_measure" else options  # its first checkpoint is there, and with it the text
+    import_hf([str(tmp_path / "hf")], run, given, lambda line: None)
+    assert set(tables.read(tables.POSITIONS, run)["step"]) == {1}
 
 
 def test_a_run_begins_from_imported_weights(tmp_path, data_path, config_file):
