@@ -116,11 +116,15 @@ class _Target:
             "imported": True,
         }
 
-    def weights(self, source: HFSource) -> dict[str, Tensor]:
-        """The source's weights by our names."""
-        weights = hf_source.read_weights(source)
+    def weights(self, source: HFSource, check_log: Callable[[str], None] | None) -> dict[str, Tensor]:
+        """The source's weights by our names, in the dtype of the file; a tied matrix once. With `check_log` the model is
+        checked too, where transformers runs it."""
+        theirs = hf_source.read_model(source)
+        weights = {name: parameter.detach() for name, parameter in theirs.named_parameters()}
         if isinstance(self.model, DecoderConfig):
             return hf_names.decoder_weights(weights, self.model, self.described.model_type)
+        if check_log:
+            hf_source.check(theirs.float(), source, check_log)  # in storage of its own: `weights` keep their dtype
         return {f"{hf_names.WRAPPED}{name}": weight for name, weight in weights.items()}
 
 
@@ -200,7 +204,8 @@ def _config(
 
 def _wrapped(described: Any) -> HFConfig:
     text = described.get_text_config()
-    longest = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 2048
+    named = [getattr(text, name, None) or 0 for name in ("max_position_embeddings", "n_positions")]
+    longest = next((length for length in named if length > 0), 2048)  # XLNet's is -1: any
     return HFConfig(vocab_size=text.vocab_size, max_sequence=longest, transformers=hf_source.plain(described))
 
 
@@ -325,7 +330,8 @@ def _import_steps(
             log(f"step {step}: is imported already")
             continue
         log(f"step {step}: {source.label} ({number} of {len(by_step)})")
-        _write_checkpoint(run, step, target.weights(source))
+        _write_checkpoint(run, step, target.weights(source, None if done else log))  # all steps are one model
+        done.add(step)
         _measure(target, run_log, step, evaluator, mesh, log)
     if problem := run_log.close():
         raise RunError(problem)

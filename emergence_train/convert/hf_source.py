@@ -6,16 +6,16 @@ import re
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from tokenizers import Tokenizer
 
 from emergence_train.data import tokenizer as tokenizers
 from emergence_train.errors import InputError
+from emergence_train.models import hf_probes
 
 try:
     import transformers
@@ -114,8 +114,8 @@ def plain(config: Any) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key not in OWN}
 
 
-def read_weights(source: HFSource) -> dict[str, torch.Tensor]:
-    """The weights by transformers' names, in the dtype of the file; a tied matrix once."""
+def read_model(source: HFSource) -> Any:
+    """The model, in the dtype of the file."""
     with _one_line(source):
         model, loading = transformers.AutoModelForCausalLM.from_pretrained(
             **source.place, dtype="auto", output_loading_info=True
@@ -124,7 +124,22 @@ def read_weights(source: HFSource) -> dict[str, torch.Tensor]:
         raise InputError(
             f"{source.label}: has no weights {missing[0]} ({len(missing)} are missing); give a complete checkpoint"
         )
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return model
+
+
+def check(model: Any, source: HFSource, log: Callable[[str], None]) -> None:
+    """Raise InputError for a model, in float32, that is not causal; log where its cache cannot be used."""
+    with _one_line(source):
+        causal, cached = hf_probes.is_causal(model), hf_probes.cache_is_exact(model)
+    if not causal:
+        raise InputError(
+            f"{source.label}: its logits change with tokens that come later, as an encoder's do, so it has no losses of "
+            f"predictions; give a causal language model"
+        )
+    if not cached:
+        log(
+            f"{source.label}: keeps no key-value cache of transformers' kind: generation computes the whole text each time"
+        )
 
 
 class HFTokenizer(NamedTuple):
@@ -174,7 +189,7 @@ def _one_line(source: HFSource) -> Iterator[None]:
     transformers.utils.logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
         if source.is_offline:
             raise InputError(

@@ -36,7 +36,7 @@ def compare(model: ModelConfig, weights: dict[str, torch.Tensor], exported: Path
     tokens = torch.randint(0, model.vocabulary, (SEQUENCES, length), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         wanted = ours.eval()(tokens).float()
-        got = theirs.eval()(tokens).logits.float()
+        got = theirs.eval()(tokens, use_cache=False).logits.float()  # some fail with a cache of their own making
     return LogitsCompared(float((got - wanted).abs().max()), float(wanted.std()), tokens.numel())
 
 

@@ -54,7 +54,7 @@ def causal_model(settings: dict[str, Any]) -> Any:
     try:
         config = transformers.AutoConfig.for_model(settings["model_type"], **rest)
         return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise InputError(
             f"transformers {transformers.__version__} makes no causal model of type {settings['model_type']!r} "
             f"({' '.join(str(error).split())[:160]}); install a version that has it"

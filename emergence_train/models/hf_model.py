@@ -6,6 +6,7 @@ Shapes: B sequences, T tokens, V vocabulary.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,11 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emergence_kernels import PositionLoss, PositionSums
+from emergence_train.models import hf_probes
 from emergence_train.models.hf_config import HFConfig, causal_model
 from emergence_train.models.initial_values import Slices, whole
 from emergence_train.models.language_model import IGNORED, LanguageModel
 
 MOST_LOGITS = 1 << 28  # elements computed at once: 1 GiB in float32
+
+
+@dataclass
+class WholeText:
+    """In place of a cache: the tokens so far [B, T], which are computed again with each new one."""
+
+    tokens_BT: Tensor | None = None
 
 
 class HFModel(LanguageModel):
@@ -27,6 +36,7 @@ class HFModel(LanguageModel):
         super().__init__()
         self.config = config
         self.model = causal_model(config.transformers)
+        self.has_cache: bool | None = None  # tried as it is first asked for
 
     def forward(
         self,
@@ -38,8 +48,12 @@ class HFModel(LanguageModel):
         cache: Any = None,
         branches_BT: Tensor | None = None,
     ) -> PositionLoss | Tensor:
+        if isinstance(cache, WholeText):
+            before = [] if cache.tokens_BT is None else [cache.tokens_BT]
+            cache.tokens_BT = torch.cat([*before, tokens_BT], 1)
+            return self.model(input_ids=cache.tokens_BT, use_cache=False).logits[:, -1]
         if cache is not None:
-            return self.model(input_ids=tokens_BT, past_key_values=cache, use_cache=True).logits[:, -1]
+            return hf_probes.cached_logits(self.model, tokens_BT, cache)
         sequences = _sequences(tokens_BT, document_ids_BT, branches_BT)
         if targets_BT is None:
             return self._logits(tokens_BT, sequences)
@@ -50,9 +64,9 @@ class HFModel(LanguageModel):
         raise NotImplementedError("models of kind hf are imported with their weights")
 
     def new_cache(self) -> Any:
-        from transformers import DynamicCache
-
-        return DynamicCache(config=self.model.config)
+        if self.has_cache is None:
+            self.has_cache = hf_probes.cache_is_exact(self.model)
+        return hf_probes.new_cache(self.model) if self.has_cache else WholeText()
 
     def _logits(self, tokens_BT: Tensor, sequences: list[tuple[int, Tensor]]) -> Tensor:
         logits: Tensor | None = None

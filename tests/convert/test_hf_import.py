@@ -19,6 +19,7 @@ from emergence_train.analysis.emergence import investigate as investigate_emerge
 from emergence_train.analysis.temporal import investigate
 from emergence_train.checkpoint import format as checkpoints
 from emergence_train.convert import hf_import, hf_source
+from emergence_train.convert.hf_export import export
 from emergence_train.convert.hf_import import ImportOptions, import_hf
 from emergence_train.data.dataset import Dataset
 from emergence_train.errors import InputError
@@ -51,6 +52,22 @@ MODELS = {
     "qwen3": (transformers.Qwen3Config, LLAMA | {"head_dim": 16}, HFModel),
     "gpt-neox": (transformers.GPTNeoXConfig, NEOX, HFModel),
 }
+SMALL = dict(
+    hidden_size=32, d_model=32, n_embd=32, num_hidden_layers=2, n_layer=2, n_head=4, num_attention_heads=4, d_inner=40,
+    decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=40, encoder_layers=1, encoder_attention_heads=4,
+    encoder_ffn_dim=40, intermediate_size=40, vocab_size=320, max_position_embeddings=64,
+)  # fmt: skip
+ENCODERS = {"bert", "roberta", "electra", "xlnet"}
+CACHELESS = {"mamba", "falcon_mamba", "rwkv", "openai-gpt", "bart"}  # what transformers' key-value cache is not for
+UNNAMED = {"xlnet": "max_position_embeddings", "bart": "num_hidden_layers"}  # names that these do not take
+MODELS |= {
+    kind: (
+        type(transformers.AutoConfig.for_model(kind)),
+        {name: size for name, size in SMALL.items() if name != UNNAMED.get(kind)},
+        HFModel,
+    )
+    for kind in ENCODERS | CACHELESS
+}
 
 
 def saved(path, data_path, kind: str, seed: int = 0, **changes):
@@ -75,7 +92,12 @@ def imported(paths, run, config_file, **options):
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in ("mistral", "qwen2"))) for kind in MODELS]
+    "kind",
+    [
+        pytest.param(kind, marks=[pytest.mark.slow] * (kind in ("mistral", "qwen2")))
+        for kind in MODELS
+        if kind not in ENCODERS | CACHELESS
+    ],
 )
 def test_import_has_the_same_logits_and_losses(kind, tmp_path, data_path, config_file):
     theirs = saved(tmp_path / "hf", data_path, kind)
@@ -165,6 +187,34 @@ def test_branches_documents_and_generation_equal_passes(kind, data_path, tmp_pat
         for _ in range(6):
             wanted.append(int(theirs(torch.tensor([wanted])).logits[0, -1].argmax()))
     assert text == wanted[5:]
+
+
+@pytest.mark.parametrize("kind", sorted(ENCODERS))
+def test_an_encoder_is_refused_in_one_line(kind, tmp_path, data_path, config_file):
+    """Its logits of the first tokens are others where the last ones are."""
+    theirs = saved(tmp_path / "hf", data_path, kind)
+    ids = torch.arange(1, 21)[None]
+    with torch.no_grad():
+        first, second = (theirs(torch.cat([ids, ids[:, :5] + k], 1)).logits[:, :20] for k in (0, 5))
+    assert (first - second).abs().max() > 1e-3
+    with pytest.raises(InputError, match="hf: its logits change with tokens that come later, as an encoder's do"):
+        imported([tmp_path / "hf"], tmp_path / "run", config_file)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", sorted(CACHELESS))
+def test_generation_without_their_cache_is_of_the_whole_text(kind, tmp_path, data_path, config_file):
+    theirs, lines = saved(tmp_path / "hf", data_path, kind), []
+    run = import_hf([str(tmp_path / "hf")], tmp_path / "run", ImportOptions(texts=[str(config_file)]), lines.append)
+    assert sum("generation computes the whole text each time" in line for line in lines) == 1
+    config = configs.load_run(run)
+    ours = load_model(config.model, checkpoints.newest(run), config.imported).eval()
+    ids, cache = torch.tensor([[5, 9, 33, 200, 7, 8, 300, 17]]), ours.new_cache()
+    with torch.no_grad():
+        for begin, end in ((0, 5), (5, 6), (6, 7), (7, 8)):
+            got = ours(ids[:, begin:end], cache=cache)
+            assert (got - theirs(ids[:, :end], use_cache=False).logits[:, -1]).abs().max() < 1e-5
+    assert export(run, None, tmp_path / "out", lambda line: None).logits.max_difference < 1e-5
 
 
 def test_a_loss_has_the_gradient_of_its_weighted_mean(data_path, tmp_path):
