@@ -1,11 +1,13 @@
 """Errors that are reported as one line, each with its exit code. Any other exception is a bug, reported as such."""
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
+SURROGATE = re.compile("[\ud800-\udfff]")  # half of a pair, which is no text: of JSON, or of a byte that is not UTF-8
 
 
 def tell(text: str) -> None:

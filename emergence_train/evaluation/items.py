@@ -6,14 +6,17 @@ the context. Items are text, tokenized by each run's tokenizer.
 
 import gzip
 import json
+import math
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from emergence_train.errors import InputError
+from emergence_train.errors import SURROGATE, InputError
 
 BAD = 0.05  # share of unusable items beyond which a file is refused
+KINDS = ("answers", "steps", "request", "continuation", "choices")  # the keys that say which kind a row is
 UNCONDITIONAL = 1_000_000  # oe_eval: from this doc_id on a requests file has choices without their context
 
 
@@ -91,7 +94,16 @@ class StepsTask:
         return len(self.items[0])
 
 
-def checked(name: str, items: list[Item], where: str, problem_of: Callable[[Item], str] | None = None) -> Task:
+Problem = Callable[[Item], str]  # why an item cannot be scored; "" where it can
+
+
+def no_problem(item: Item) -> str:
+    return ""
+
+
+def checked(
+    name: str, items: list[Item], where: str, too_long: Problem = no_problem, problem_of: Problem | None = None
+) -> Task:
     """Return the task without the items that cannot be scored (real data sets have a few); its note counts them.
 
     Raises InputError, with the first reason, where they are more than the share BAD.
@@ -99,7 +111,7 @@ def checked(name: str, items: list[Item], where: str, problem_of: Callable[[Item
     if not items:
         raise InputError(f"{where}: task {name!r} has no items; fill it, or remove the task")
     problem_of = problem_of or _problem
-    problems = {number: problem for number, item in enumerate(items, 1) if (problem := problem_of(item))}
+    problems = {n: problem for n, item in enumerate(items, 1) if (problem := problem_of(item) or too_long(item))}
     if not problems:
         return Task(name, tuple(items))
     number, problem = next(iter(problems.items()))
@@ -112,7 +124,7 @@ def checked(name: str, items: list[Item], where: str, problem_of: Callable[[Item
     return Task(name, tuple(item for number, item in enumerate(items, 1) if number not in problems), note)
 
 
-def checked_steps(name: str, items: list[tuple[Item, ...]], where: str) -> StepsTask:
+def checked_steps(name: str, items: list[tuple[Item, ...]], where: str, too_long: Problem = no_problem) -> StepsTask:
     """As `checked`, of items of several steps: all have as many, two at least.
 
     Raises InputError where one has not, and for any step that cannot be scored: a step less is another task.
@@ -124,7 +136,7 @@ def checked_steps(name: str, items: list[tuple[Item, ...]], where: str) -> Steps
                 "items as many, two at least"
             )
         for step, item in enumerate(steps, 1):
-            if problem := _problem(item):
+            if problem := _problem(item) or too_long(item):
                 raise InputError(f"{where}: step {step} of item {number} of task {name!r} {problem}; fix the file")
     return StepsTask(name, tuple(items))
 
@@ -147,33 +159,49 @@ def _no_answer(item: Item) -> str:
     return "" if item.choices[0].strip() else "has an empty continuation"
 
 
-def from_file(name: str, path: Path, most: int | None = None) -> Task | StepsTask | AnswerTask | OpenTask:
+def from_file(
+    name: str, path: Path, most: int | None = None, too_long: Problem = no_problem
+) -> Task | StepsTask | AnswerTask | OpenTask:
     """Read the items of a JSONL file (also .gz).
 
-    Rows are one of
+    Rows are of one of these kinds, the same in a file
     - {"context", "choices", "answer"};
     - {"steps": [{"context", "choices", "answer"}, ...]}, as many in all rows;
     - {"context", "continuation"}, the one right answer;
     - oe_eval's requests, a row per choice: {"doc_id", "idx", "label", "request": {"context", "continuation"}};
     - {"context", "answers"}, open answers; "extract": "number" compares the last number alone (chains of thought).
 
-    Raises InputError for a missing or malformed file, naming the row.
+    Contexts are text; choices, continuations and answers text or numbers. Raises InputError for a missing or malformed file,
+    naming the row.
     """
     rows = list(_rows(path))
-    if rows and "answers" in rows[0][1]:
-        opened = tuple(_open_item(path, number, row) for number, row in rows[:most])
-        return OpenTask(name, opened, 256 if any(item.number for item in opened) else 64)
-    if rows and "steps" in rows[0][1]:
-        return checked_steps(name, [_steps_of_row(path, number, row) for number, row in rows[:most]], str(path))
-    if rows and "request" in rows[0][1]:
+    kind = _kind(path, rows)
+    if kind == "answers":
+        return _open_task(name, path, rows[:most])
+    if kind == "steps":
+        steps = [_steps_of_row(path, number, row) for number, row in rows[:most]]
+        return checked_steps(name, steps, str(path), too_long)
+    if kind == "request":
         items = _of_requests(path, rows)
     else:
         items = [_of_row(path, number, row) for number, row in rows]
-    single = bool(items) and all(len(item.choices) == 1 for item in items)
-    if single and "choices" not in rows[0][1]:
-        task = checked(name, items[:most], str(path), _no_answer)
+    if items and kind != "choices" and all(len(item.choices) == 1 for item in items):
+        task = checked(name, items[:most], str(path), too_long, _no_answer)
         return AnswerTask(name, task.items, task.note)
-    return checked(name, items[:most], str(path))
+    return checked(name, items[:most], str(path), too_long)
+
+
+def _kind(path: Path, rows: list[tuple[int, dict]]) -> str:
+    """The key that says which kind the items are. Raises InputError for a row that has another."""
+    kinds = [[key for key in KINDS if key in row] for _, row in rows]
+    first = next(iter(kinds[0] if kinds else []), "choices")
+    for (number, _), of_row in zip(rows, kinds):
+        if of_row not in ([], [first]):
+            raise InputError(
+                f"{path}: row {number}: needs {first} alone, and has {' and '.join(of_row)}; items of another kind go into a "
+                f"file of their own"
+            )
+    return first
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict]]:
@@ -192,26 +220,47 @@ def _rows(path: Path) -> Iterator[tuple[int, dict]]:
         ) from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: is not UTF-8; convert it first") from None
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSONL: {' '.join(str(error).split())}") from None
 
 
+def _text(value: object, what: str, *, number: bool = False) -> str:
+    """A text of a row, also a number where that is allowed; ValueError for anything else."""
+    if number and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)
+    if not isinstance(value, str):
+        raise ValueError(f"{what} is {str(value)[:30]!r}, which is no text")
+    if SURROGATE.search(value):
+        raise ValueError(f"{what} has half of a surrogate pair, which is no text")
+    return value
+
+
+def _texts(value: object, what: str) -> tuple[str, ...]:
+    """The texts or numbers of a list in a row."""
+    if not isinstance(value, list):
+        raise ValueError(f"its {what}s are {str(value)[:30]!r}")
+    return tuple(_text(part, f"a {what}" if what == "choice" else f"an {what}", number=True) for part in value)
+
+
+def _index(value: object, what: str) -> int:
+    if isinstance(value, float) and value.is_integer():  # as pandas writes a column with gaps
+        value = int(value)
+    if isinstance(value, bool) or not re.fullmatch(r"-?\d+", str(value)):
+        raise ValueError(f"its {what} is {str(value)[:30]!r}")
+    return int(str(value))
+
+
 def _of_row(path: Path, number: int, row: dict) -> Item:
+    needs = "context and continuation" if "continuation" in row else "context, choices (a list) and answer (an index)"
     try:
         if "continuation" in row:
-            return Item(str(row["context"]), (str(row["continuation"]),), 0)
-        choices, answer = row["choices"], row["answer"]
-        if not isinstance(choices, list):
-            raise ValueError(f"its choices are {str(choices)[:30]!r}")
-        if isinstance(answer, float) and answer.is_integer():  # as pandas writes a column with gaps
-            answer = int(answer)
-        if isinstance(answer, bool) or not re.fullmatch(r"-?\d+", str(answer)):
-            raise ValueError(f"its answer is {str(answer)[:30]!r}")
-        return Item(str(row["context"]), tuple(str(choice) for choice in choices), int(answer))
+            return Item(
+                _text(row["context"], "its context"), (_text(row["continuation"], "its continuation", number=True),), 0
+            )
+        choices, answer = _texts(row["choices"], "choice"), _index(row["answer"], "answer")
+        return Item(_text(row["context"], "its context"), choices, answer)
     except (KeyError, ValueError) as error:
-        raise InputError(
-            f"{path}: row {number}: needs context, choices (a list) and answer (an index): {_in_words(error)}"
-        ) from None
+        raise InputError(f"{path}: row {number}: needs {needs}: {_in_words(error)}") from None
 
 
 def _in_words(error: Exception) -> str:
@@ -227,17 +276,36 @@ def _steps_of_row(path: Path, number: int, row: dict) -> tuple[Item, ...]:
     return tuple(_of_row(path, number, step) for step in steps)
 
 
+def as_number(text: str) -> float:
+    """A number, with or without commas between its digits; NaN for other text."""
+    try:
+        return float(text.replace(",", ""))
+    except ValueError:
+        return math.nan
+
+
+def _open_task(name: str, path: Path, rows: list[tuple[int, dict]]) -> OpenTask:
+    items = [_open_item(path, number, row) for number, row in rows]
+    for (number, _), item in zip(rows, items):
+        if item.number != items[0].number:
+            raise InputError(f'{path}: row {number}: give all rows "extract": "number", or none')
+    return OpenTask(name, tuple(items), 256 if items[0].number else 64)
+
+
 def _open_item(path: Path, number: int, row: dict) -> OpenItem:
     try:
-        given, extract = row["answers"], row.get("extract")
-        if not isinstance(given, list):
-            raise ValueError(f"its answers are {str(given)[:30]!r}")
-        answers = tuple(str(answer) for answer in given)
+        answers, extract = _texts(row["answers"], "answer"), row.get("extract")
         if not answers or not all(answer.strip() for answer in answers):
             raise InputError(f"{path}: row {number}: has no answer, or an empty one")
         if extract not in (None, "number"):
             raise InputError(f'{path}: row {number}: extract is {str(extract)[:30]!r}; write "number", or leave it out')
-        return OpenItem(str(row["context"]), answers, extract == "number")
+        wordy = next((answer for answer in answers if extract and not math.isfinite(as_number(answer))), None)
+        if wordy:
+            raise InputError(
+                f'{path}: row {number}: its answer {wordy[:30]!r} is no number, as "extract": "number" needs; write the number '
+                f"alone"
+            )
+        return OpenItem(_text(row["context"], "its context"), answers, extract == "number")
     except (KeyError, ValueError) as error:
         raise InputError(f"{path}: row {number}: needs context and answers (a list): {_in_words(error)}") from None
 
@@ -256,14 +324,14 @@ def _of_requests(path: Path, rows: list[tuple[int, dict]]) -> list[Item]:
     for parts in documents.values():
         number, first = parts[0]
         try:
-            if len(parts) == 1:  # its idx is null, its label the accepted answers
-                items.append(Item(first["request"]["context"], (first["request"]["continuation"],), 0))
-                continue
-            parts.sort(key=lambda part: part[1]["idx"])
-            contexts = tuple(row["request"]["context"] for _, row in parts)
-            choices = tuple(row["request"]["continuation"] for _, row in parts)
-            apart = len(set(contexts)) > 1
-            items.append(Item(contexts[0], choices, int(first["label"]), contexts if apart else ()))
+            if len(parts) > 1:  # that of one alone is null, its label the accepted answers
+                parts.sort(key=lambda part: part[1]["idx"])
+                if (places := [row["idx"] for _, row in parts]) != list(range(len(parts))):
+                    raise ValueError(f"the idx of its choices are {', '.join(map(str, places))}, not 0, 1, ...")
+            contexts = tuple(_text(row["request"]["context"], "a context") for _, row in parts)
+            choices = tuple(_text(row["request"]["continuation"], "a continuation", number=True) for _, row in parts)
+            answer = _index(first["label"], "label") if len(parts) > 1 else 0
+            items.append(Item(contexts[0], choices, answer, contexts if len(set(contexts)) > 1 else ()))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{path}: row {number}: needs label and request.continuation: {_in_words(error)}"

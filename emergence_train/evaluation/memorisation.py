@@ -10,7 +10,6 @@ pass is complete, those that stand in the data and may not have been drawn yet a
 """
 
 import hashlib
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from emergence_train.data.dataset import Dataset
 from emergence_train.data.lineage import Stretch, trained_samples
 from emergence_train.data.shards import TokenStream
 from emergence_train.data.tokenizer import load_file
-from emergence_train.errors import InputError
+from emergence_train.errors import SURROGATE, InputError
 from emergence_train.evaluation.generation import generate
 from emergence_train.evaluation.saved_model import load_model
 from emergence_train.models.language_model import LanguageModel
@@ -38,7 +37,6 @@ from emergence_train.parallel.ranks import on_every_rank, start
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse modulo 2^64
 PIECE = 1 << 22  # tokens hashed at once
 HEAD = 256  # characters a token that are read of a long text
-SURROGATE = re.compile("[\ud800-\udfff]")
 ROWS = 16  # sequences in a forward pass
 LEAST_CONTROLS = 0.25  # of the controls that there are, which domains of few may cost
 UNSEEN = 0.01  # greatest chance of not having been drawn yet of a text that counts as trained

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from emergence_train.evaluation.items import AnswerTask, OpenItem, OpenTask, StepsTask, Task
+from emergence_train.evaluation.items import AnswerTask, OpenItem, OpenTask, StepsTask, Task, as_number
 
 HIGHER_IS_BETTER = {
     "acc": True,
@@ -120,15 +120,8 @@ def exact_match(item: OpenItem, text: str) -> bool:
     """Whether a generated text equals one of the answers."""
     if item.number:
         numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
-        return bool(numbers) and any(_number(numbers[-1]) == _number(answer) for answer in item.answers)
+        return bool(numbers) and any(as_number(numbers[-1]) == as_number(answer) for answer in item.answers)
     return any(_folded(text) == _folded(answer) for answer in item.answers)
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text.replace(",", ""))
-    except ValueError:
-        return text
 
 
 def _folded(text: str) -> str:

@@ -10,7 +10,7 @@ from emergence_train.checkpoint import format as checkpoints
 from emergence_train.config import Samples
 from emergence_train.data import identity
 from emergence_train.data import tokenizer as tokenizers
-from emergence_train.errors import InputError
+from emergence_train.errors import SURROGATE, InputError
 from emergence_train.evaluation.generation import generate, sampled
 from emergence_train.evaluation.saved_model import load_model
 from emergence_train.models.language_model import LanguageModel
@@ -27,6 +27,9 @@ class TextSamples:
 
     def __init__(self, samples: Samples, tokenizer: Tokenizer, end: int, longest: int) -> None:
         self.samples, self.tokenizer, self.end = samples, tokenizer, end
+        for text in samples.prompts:
+            if SURROGATE.search(text):
+                raise InputError(f"the prompt {text[:40]!r} is not UTF-8; give it as text in that encoding")
         self.prompts = [tokenizer.encode(text, add_special_tokens=False).ids or [end] for text in samples.prompts]
         for text, ids in zip(samples.prompts, self.prompts):
             if len(ids) + samples.tokens > longest:

@@ -1,6 +1,7 @@
 """Tasks, their scoring and their metrics: against hand computation, against plain logits, over ranks, in and after training."""
 
 import json
+import math
 
 import numpy as np
 import pandas as pd
@@ -270,6 +271,25 @@ def test_one_answer_is_scored_by_likelihood_and_greediness(tmp_path, config_file
         ({"context": "a", "choices": ["b", "c"], "answer": "c"}, "its answer is 'c'"),
         ({"context": "a", "choices": ["b", "c"], "answer": 0.5}, "its answer is '0.5'"),
         ([1], "is not a JSON object"),
+        ({"context": None, "choices": ["b", "c"], "answer": 0}, "its context is 'None', which is no text"),
+        ({"context": ["a"], "choices": ["b", "c"], "answer": 0}, "its context is \"['a']\", which is no text"),
+        ({"context": "a", "choices": [None, "c"], "answer": 0}, "a choice is 'None', which is no text"),
+        ({"context": "a", "choices": [{"text": "b"}, {"text": "c"}], "answer": 0}, "which is no text"),
+        ({"context": "a", "choices": [True, False], "answer": 0}, "a choice is 'True', which is no text"),
+        ({"context": "a", "choices": [math.nan, 1], "answer": 0}, "a choice is 'nan', which is no text"),
+        ({"context": "\ud800 a", "choices": ["b", "c"], "answer": 0}, "its context has half of a surrogate pair"),
+        ({"context": "a", "continuation": None}, "its continuation is 'None', which is no text"),
+        ({"context": "a", "answers": [None]}, "an answer is 'None', which is no text"),
+        ({"context": "a", "answers": [{"x": 1}]}, "which is no text"),
+        ({"context": 3, "answers": ["b"]}, "its context is '3', which is no text"),
+        ({"context": "a", "answers": ["#### 42"], "extract": "number"}, "its answer '#### 42' is no number"),
+        ({"context": "a", "answers": ["$42"], "extract": "number"}, "its answer '$42' is no number"),
+        ({"context": "a", "choices": ["b", "c"], "answer": 0, "answers": ["b"]}, "has answers and choices"),
+        (
+            {"context": "a", "continuation": "b", "answers": ["b"]},
+            "needs answers alone, and has answers and continuation",
+        ),
+        ({"context": "a", "choices": ["b", "c"], "answer": 0, "continuation": "b"}, "has continuation and choices"),
     ],
 )
 def test_bad_items_are_one_line(tmp_path, row, message):
@@ -278,6 +298,47 @@ def test_bad_items_are_one_line(tmp_path, row, message):
     with pytest.raises(InputError) as error:
         items.from_file("t", path)
     assert message in str(error.value) and str(path) in str(error.value)
+
+
+def request(idx: object, label: object, **given: object) -> dict:
+    return {"doc_id": 0, "idx": idx, "label": label, "request": {"context": "a", "continuation": f" {idx}"} | given}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [{"context": "a", "choices": ["b", "c"], "answer": 0}, {"context": "a", "continuation": "b"}],
+            "row 2: needs choices",
+        ),
+        (
+            [{"context": "a", "answers": ["5"]}, {"context": "a", "answers": ["5"], "extract": "number"}],
+            "row 2: give all rows",
+        ),
+        ([request(0, 1), request(2, 1)], "the idx of its choices are 0, 2, not 0, 1, ..."),
+        ([request(0, 1), request(0, 1, continuation=" b")], "the idx of its choices are 0, 0"),
+        ([request(0, "A"), request(1, "A")], "its label is 'A'"),
+        ([request(0, 0, context=None), request(1, 0)], "a context is 'None', which is no text"),
+        ([request(None, ["b"], continuation=None)], "a continuation is 'None', which is no text"),
+    ],
+)
+def test_rows_that_do_not_go_together_are_one_line(tmp_path, rows, message):
+    path = tmp_path / "items.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(InputError) as error:
+        items.from_file("t", path)
+    assert message in str(error.value) and str(path) in str(error.value)
+
+
+def test_numbers_are_texts_and_deep_lines_are_refused(tmp_path):
+    path = tmp_path / "items.jsonl"
+    path.write_text('{"context": "1 + 1 =", "choices": [1, 2.5, "2"], "answer": 2}')
+    assert items.from_file("t", path).items == (Item("1 + 1 =", ("1", "2.5", "2"), 2),)
+    path.write_text('{"context": "1 + 1 =", "answers": [2, "1,234.5"], "extract": "number"}')
+    assert items.from_file("t", path).items[0].answers == ("2", "1,234.5")
+    path.write_text("[" * 100_000)
+    with pytest.raises(InputError, match="cannot be read as JSONL"):
+        items.from_file("t", path)
 
 
 def test_a_few_bad_items_are_skipped_and_noted(tmp_path):

@@ -1,6 +1,7 @@
 """Samples of text at checkpoints, and `generate`, which continues the same prompts from a saved state."""
 
 import json
+import os
 
 import pytest
 
@@ -53,6 +54,8 @@ def test_generate_writes_what_the_checkpoint_wrote(run, capsys):
 def test_wrong_use_is_one_line(run, capsys):
     assert cli.main(["generate", str(run), "--prompt", "x", "--temperature", "-1"]) == 2
     assert "temperature: Input should be greater than or equal to 0 (got -1.0)" in capsys.readouterr().err
+    assert cli.main(["generate", str(run), "--prompt", os.fsdecode(b"a\xff")]) == 2
+    assert r"the prompt 'a\udcff' is not UTF-8" in capsys.readouterr().err
     tokenizer = load_file(run / "tokenizer.json")
     with pytest.raises(InputError, match="ask for fewer tokens or shorten the prompt"):
         TextSamples(Samples(prompts=["a b c"], tokens=32), tokenizer, 0, 32)
