@@ -23,10 +23,11 @@ LONGEST_SHARED = 4096  # tokens of a shared row: its mask grows with the square
 
 @dataclass(frozen=True)
 class Request:
-    """Token ids of a context and its continuation; the last `scored` ids are the continuation."""
+    """Token ids of a context and its continuation; the last `scored` ids are the continuation. `lost` more of it do not fit."""
 
     ids: tuple[int, ...]
     scored: int
+    lost: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def encode(tokenizer: Tokenizer, context: str, continuation: str, end_of_text: i
         raise InputError(
             f"nothing to score: the continuation {continuation!r} of {context[-40:]!r} has no tokens; fix the item"
         )
-    return Request(tuple(kept), min(scored, len(kept) - 1))
+    fitting = min(scored, len(kept) - 1)
+    return Request(tuple(kept), fitting, scored - fitting)
 
 
 def log_likelihoods(

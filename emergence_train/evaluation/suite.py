@@ -29,6 +29,7 @@ class Suite:
         self.dataset, self.longest = dataset, longest
         self.tokenizer = tokenizers.load_file(dataset.root / "tokenizer.json")
         self.end = dataset.index["tokenizer"]["end_of_text"]
+        self._encoded: dict[tuple[str, str], Request] = {}
         self.of_lm_eval = [config for config in wanted if config.task.startswith(LM_EVAL)]
         if self.of_lm_eval:
             from emergence_train.evaluation import lm_eval_adapter  # an extra, imported where it is used
@@ -49,11 +50,19 @@ class Suite:
         self.answers = self._requests([item for task in self.answer_tasks for item in task.items])
 
     def _requests(self, questions: Sequence[items.Item]) -> list[Request]:
-        return [
-            encode(self.tokenizer, context, choice, self.end, self.longest)
-            for item in questions
-            for context, choice in item.pairs
-        ]
+        return [self._request(pair) for item in questions for pair in item.pairs]
+
+    def _request(self, pair: tuple[str, str]) -> Request:
+        if pair not in self._encoded:
+            self._encoded[pair] = encode(self.tokenizer, *pair, self.end, self.longest)
+        return self._encoded[pair]
+
+    def _too_long(self, item: items.Item) -> str:
+        """Why an item cannot be scored: of an answer that is longer than a sequence only the end would be."""
+        longest = max(request.scored + request.lost for request in self._requests([item]))
+        if longest <= self.longest:
+            return ""
+        return f"has an answer of {longest} tokens, more than the {self.longest} of a sequence"
 
     @property
     def notes(self) -> list[str]:
@@ -73,12 +82,12 @@ class Suite:
     def _task(self, wanted: TaskConfig) -> items.Task | items.StepsTask | items.AnswerTask | items.OpenTask:
         name = wanted.table_name
         if wanted.steps is not None:
-            return _of_steps(wanted, wanted.steps)
+            return _of_steps(wanted, wanted.steps, self._too_long)
         if wanted.file:
-            return items.from_file(name, Path(wanted.file), wanted.items)
+            return items.from_file(name, Path(wanted.file), wanted.items, self._too_long)
         if wanted.task in synthetic.GENERATORS:
             task = synthetic.GENERATORS[wanted.task](wanted.items or 200, wanted.seed)
-            return items.checked(name, task, "tasks")
+            return items.checked(name, task, "tasks", self._too_long)
         if wanted.task == synthetic.FROM_TEXT:
             windows = np.concatenate(
                 [
@@ -89,7 +98,8 @@ class Suite:
             )
             decode = self.tokenizer.decode
             task = synthetic.continuation(wanted.items or 200, wanted.seed, windows, lambda ids: decode(ids, False))
-            return items.checked(name, task, f"{self.dataset.root}: validation sequences too few or too short")
+            where = f"{self.dataset.root}: validation sequences too few or too short"
+            return items.checked(name, task, where, self._too_long)
         raise InputError(unknown(wanted.task))
 
     def score(
@@ -149,7 +159,7 @@ class Suite:
         return texts if whole else [text.lstrip("\n ").split("\n")[0] for text in texts]
 
 
-def _of_steps(wanted: TaskConfig, steps: int) -> items.StepsTask:
+def _of_steps(wanted: TaskConfig, steps: int, too_long: items.Problem) -> items.StepsTask:
     """The task of several steps on a planted skill; raises InputError where the skill has no such lines."""
     if wanted.task not in planted.SKILLS:
         raise InputError(
@@ -162,7 +172,7 @@ def _of_steps(wanted: TaskConfig, steps: int) -> items.StepsTask:
         raise InputError(
             f"task {wanted.task!r}: lines that ask {steps} times are too rare; lower steps, or ask another skill"
         )
-    return items.checked_steps(name, drawn, "tasks")
+    return items.checked_steps(name, drawn, "tasks", too_long)
 
 
 def unknown(name: str) -> str:

@@ -363,6 +363,38 @@ def test_a_few_bad_items_are_skipped_and_noted(tmp_path):
     assert item.pairs == [("the trophy was", " too large"), ("the case was", " too large")] and item.answer == 1
 
 
+def test_answers_longer_than_a_sequence_are_not_scored(tmp_path, config_file):
+    """Of 41 items one does not fit: it is skipped with a note. As many tokens as a sequence has fit, a token more does not."""
+    dataset = Dataset(configs.load(config_file).data, 1, verify=False)
+    path = tmp_path / "own.jsonl"
+
+    def suite(*rows, longest=32):
+        path.write_text("\n".join(map(json.dumps, rows)))
+        return Suite([TaskConfig(task="own", file=str(path))], dataset, longest)
+
+    good, long = ({"context": f"it {'was ' * 40}", "continuation": text} for text in (" so", " and so on" * 40))
+    skipping = suite(*[good] * 40, long)
+    assert len(skipping.answers) == 40 and not any(request.lost for request in skipping.answers)
+    assert "1 of 41 items skipped, the first because item 41 has an answer of" in skipping.notes[0]
+    assert "40 of 40 contexts are longer than 32 tokens" in skipping.notes[1]
+    row = {"context": "it was", "continuation": " so and so on and on"}
+    tokenizer = skipping.tokenizer
+    size = len(tokenizer.encode("it was so and so on and on").ids) - len(tokenizer.encode("it was").ids)
+    assert suite(row, longest=size).answers[0].scored == size
+    step = {"context": "it", "choices": [" was", long["continuation"]], "answer": 0}
+    for rows, longest, says in (
+        (
+            [row],
+            size - 1,
+            f"item 1 of task 'own' has an answer of {size} tokens, more than the {size - 1} of a sequence",
+        ),
+        ([step] * 3, 32, "item 1 of task 'own' has an answer of .* cannot be scored.; fix the file"),
+        ([{"steps": [step, step]}], 32, "step 1 of item 1 of task 'own' has an answer of"),
+    ):
+        with pytest.raises(InputError, match=says):
+            suite(*rows, longest=longest)
+
+
 def test_unknown_tasks_are_answered_with_near_names(config_file):
     config = configs.load(config_file)
     dataset = Dataset(config.data, 1, verify=False)
