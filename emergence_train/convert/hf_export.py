@@ -4,8 +4,9 @@
 imported run the model that was imported. Weights are float32 by default; the padding rows of the vocabulary are kept.
 """
 
+import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,34 +66,33 @@ def export(
     """Write the weights of `step` (None: the newest checkpoint) of `run` to the directory `out`, as `dtype` (of DTYPES)."""
     config = configs.load_run(run)
     dtype = SHORT.get(dtype, dtype)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: is not an empty directory; choose another one")
+    _check_empty(out)
     settings = _settings(run, config.model, config.model.max_sequence if config.imported else config.data.sequence)
     chosen = checkpoints.newest(run, step)
     step = checkpoints.step_of(chosen)
     tokenizer = identity.tokenizer_of(run, Path(config.data.path))
-    out.mkdir(parents=True, exist_ok=True)
     weights = checkpoints.read_weights(chosen)
-    ends = export_tokenizer(*tokenizer, out, settings["max_position_embeddings"])
-    files.write_json(out / "config.json", dict(sorted((settings | ends | {"dtype": dtype}).items())))
-    files.write_json(out / "generation_config.json", {**ends, "do_sample": False})
-    named = _by_their_names(weights, config.model)
-    _write_weights(out, {name: weight.to(DTYPES[dtype]) for name, weight in named.items()}, file_bytes)
     architecture = (settings.get("architectures") or [settings["model_type"]])[0]
-    compared = compare(config.model, weights, out)
-    card = model_card(
-        run,
-        step,
-        step * config.step_tokens,
-        name=config.name,
-        model=config.model,
-        data=config.data,
-        training=config.training,
-        imported=config.imported,
-        architecture=architecture,
-        logits=in_words(compared),
-    )
-    files.write_bytes(out / "README.md", card.encode())
+    with _unfinished(out) as folder:
+        ends = export_tokenizer(*tokenizer, folder, settings["max_position_embeddings"])
+        files.write_json(folder / "config.json", dict(sorted((settings | ends | {"dtype": dtype}).items())))
+        files.write_json(folder / "generation_config.json", {**ends, "do_sample": False})
+        named = _by_their_names(weights, config.model)
+        _write_weights(folder, {name: weight.to(DTYPES[dtype]) for name, weight in named.items()}, file_bytes)
+        compared = compare(config.model, weights, folder)
+        card = model_card(
+            run,
+            step,
+            step * config.step_tokens,
+            name=config.name,
+            model=config.model,
+            data=config.data,
+            training=config.training,
+            imported=config.imported,
+            architecture=architecture,
+            logits=in_words(compared),
+        )
+        files.write_bytes(folder / "README.md", card.encode())
     log(f"{chosen.name} of {config.name} as {architecture}: {out}")
     log(f"logits {in_words(compared)}")
     return Exported(
@@ -107,6 +107,39 @@ def export(
         files=[files.describe(out, path) for path in sorted(out.iterdir())],
         logits=None if isinstance(compared, str) else compared,
     )
+
+
+UNFINISHED = ".unfinished"
+
+
+def _check_empty(out: Path) -> None:
+    """Raise InputError where `out` is there with more in it than what a killed export leaves."""
+    if out.exists() and (not out.is_dir() or any(entry.name != UNFINISHED for entry in out.iterdir())):
+        raise InputError(f"{out}: is not an empty directory; choose another one")
+
+
+@contextlib.contextmanager
+def _unfinished(out: Path) -> Iterator[Path]:
+    """A directory in `out`, whose files become those of `out` where the block succeeds; where it fails nothing is left.
+
+    In it and not beside it: `out` may be a disk of its own.
+    """
+    folder, is_new = out / UNFINISHED, not out.exists()
+    with files.lock(folder, busy="another export writes it; wait for it", other="directory"):
+        try:
+            _check_empty(out)  # now that no other writes it
+            for rest in folder.iterdir():  # of one that was killed
+                if rest.name != ".lock":
+                    rest.unlink()
+            yield folder
+            for path in sorted(folder.iterdir()):
+                if path.name != ".lock":
+                    path.rename(out / path.name)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            if is_new:
+                with contextlib.suppress(OSError):  # it has the export
+                    out.rmdir()
 
 
 def _settings(run: Path, model: ModelConfig, longest: int) -> dict[str, Any]:

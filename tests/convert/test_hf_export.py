@@ -1,7 +1,10 @@
 """An exported checkpoint is loaded by transformers and computes the same logits."""
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ import yaml
 from emergence_train import cli, config, files
 from emergence_train.checkpoint import format as checkpoints
 from emergence_train.checkpoint.format import STATE, shard_name, step_name
+from emergence_train.convert import hf_export
 from emergence_train.convert.hf_export import export, export_tokenizer, push
 from emergence_train.convert.hf_import import ImportOptions, import_hf
 from emergence_train.convert.logits import compare
@@ -114,6 +118,25 @@ def test_what_cannot_be_exported_is_one_line(tmp_path, data_path):
     (run / "config.yaml").write_text(yaml.safe_dump({"name": "x"}))
     with pytest.raises(InputError, match="config.yaml"):
         export(run, 7, tmp_path / "d", print)
+
+
+def test_a_failed_or_killed_export_can_be_done_again(tmp_path, data_path, monkeypatch):
+    """A full disk leaves nothing, a kill what the next export removes; the files are those of an export that nothing hindered."""
+    run, _ = saved_run(tmp_path, data_path, {})
+    wanted = export(run, 7, tmp_path / "whole", lambda line: None).files
+    for out in (tmp_path / "new", tmp_path / "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(hf_export, "_write_weights", Mock(side_effect=RunError("no space left on the disk")))
+            with pytest.raises(RunError, match="no space left"):
+                export(run, 7, out, print)
+            assert not out.exists() or not list(out.iterdir())
+            patch.setattr(hf_export, "shutil", SimpleNamespace(copyfile=shutil.copyfile, rmtree=lambda *_, **__: None))
+            with pytest.raises(RunError, match="no space left"):
+                export(run, 7, out, print)
+            assert list((out / hf_export.UNFINISHED).iterdir())
+        assert export(run, 7, out, print).files == wanted
+        assert not (out / hf_export.UNFINISHED).exists()
 
 
 def test_export_import_export_is_the_same_bit_for_bit(tmp_path, data_path, config_file):

@@ -52,11 +52,11 @@ MODELS = {
     "qwen3": (transformers.Qwen3Config, LLAMA | {"head_dim": 16}, HFModel),
     "gpt-neox": (transformers.GPTNeoXConfig, NEOX, HFModel),
 }
-SMALL = dict(
-    hidden_size=32, d_model=32, n_embd=32, num_hidden_layers=2, n_layer=2, n_head=4, num_attention_heads=4, d_inner=40,
-    decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=40, encoder_layers=1, encoder_attention_heads=4,
-    encoder_ffn_dim=40, intermediate_size=40, vocab_size=320, max_position_embeddings=64,
-)  # fmt: skip
+SMALL = dict.fromkeys(("hidden_size", "d_model", "n_embd"), 32)
+SMALL |= dict.fromkeys(("num_hidden_layers", "n_layer", "decoder_layers"), 2) | {"encoder_layers": 1}
+SMALL |= dict.fromkeys(("n_head", "num_attention_heads", "decoder_attention_heads", "encoder_attention_heads"), 4)
+SMALL |= dict.fromkeys(("d_inner", "intermediate_size", "decoder_ffn_dim", "encoder_ffn_dim"), 40)
+SMALL |= {"vocab_size": 320, "max_position_embeddings": 64}
 ENCODERS = {"bert", "roberta", "electra", "xlnet"}
 CACHELESS = {"mamba", "falcon_mamba", "rwkv", "openai-gpt", "bart"}  # what transformers' key-value cache is not for
 UNNAMED = {"xlnet": "max_position_embeddings", "bart": "num_hidden_layers"}  # names that these do not take
