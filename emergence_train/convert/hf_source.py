@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from emergence_train.data import tokenizer as tokenizers
 from emergence_train.errors import InputError
 from emergence_train.models import hf_probes
+from emergence_train.models.hf_config import encoded
 
 try:
     import transformers
@@ -111,7 +112,7 @@ def read_config(source: HFSource) -> Any:
 def plain(config: Any) -> dict[str, Any]:
     """A configuration as JSON, without what depends on the place and precision of the weights."""
     content = config.to_dict()
-    return {key: value for key, value in content.items() if key not in OWN}
+    return {key: encoded(value) for key, value in content.items() if key not in OWN}
 
 
 def read_model(source: HFSource) -> Any:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -43,6 +44,24 @@ class HFConfig(ModelConfig):
         return self._sizes()["width"]
 
 
+def encoded(value: Any) -> Any:
+    """A setting as JSON has it: keys text, tuples lists, infinity and NaN as transformers writes them, {"__float__": "Infinity"}."""
+    if isinstance(value, dict):
+        return {str(key): encoded(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [encoded(part) for part in value]
+    return {"__float__": json.dumps(value)} if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def decoded(value: Any) -> Any:
+    """A setting that `encoded` made, with its numbers."""
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"}:
+            return float(value["__float__"])
+        return {key: decoded(part) for key, part in value.items()}
+    return [decoded(part) for part in value] if isinstance(value, list) else value
+
+
 def causal_model(settings: dict[str, Any]) -> Any:
     """transformers' causal model of a config.json, in float32, its weights not those of a checkpoint."""
     try:
@@ -50,7 +69,7 @@ def causal_model(settings: dict[str, Any]) -> Any:
         import transformers
     except ImportError as error:
         raise InputError("transformers is not installed: pip install 'emergence-train[hf]'") from error
-    rest = {key: value for key, value in settings.items() if key not in ("model_type", "transformers_version")}
+    rest = {key: decoded(value) for key, value in settings.items() if key not in ("model_type", "transformers_version")}
     try:
         config = transformers.AutoConfig.for_model(settings["model_type"], **rest)
         return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -58,7 +58,14 @@ SMALL |= dict.fromkeys(("n_head", "num_attention_heads", "decoder_attention_head
 SMALL |= dict.fromkeys(("d_inner", "intermediate_size", "decoder_ffn_dim", "encoder_ffn_dim"), 40)
 SMALL |= {"vocab_size": 320, "max_position_embeddings": 64}
 ENCODERS = {"bert", "roberta", "electra", "xlnet"}
-CACHELESS = {"mamba", "falcon_mamba", "rwkv", "openai-gpt", "bart"}  # what transformers' key-value cache is not for
+CACHELESS = {
+    "mamba",
+    "mamba2",
+    "falcon_mamba",
+    "rwkv",
+    "openai-gpt",
+    "bart",
+}  # what transformers' key-value cache is not for
 UNNAMED = {"xlnet": "max_position_embeddings", "bart": "num_hidden_layers"}  # names that these do not take
 MODELS |= {
     kind: (
@@ -68,6 +75,10 @@ MODELS |= {
     )
     for kind in ENCODERS | CACHELESS
 }
+
+
+SSM = {"state_size": 4, "num_heads": 8, "head_dim": 8, "n_groups": 1}  # its time_step_limit is [0, infinity]
+MODELS["mamba2"] = transformers.Mamba2Config, SMALL | SSM, HFModel
 
 
 def saved(path, data_path, kind: str, seed: int = 0, **changes):
@@ -207,6 +218,8 @@ def test_generation_without_their_cache_is_of_the_whole_text(kind, tmp_path, dat
     theirs, lines = saved(tmp_path / "hf", data_path, kind), []
     run = import_hf([str(tmp_path / "hf")], tmp_path / "run", ImportOptions(texts=[str(config_file)]), lines.append)
     assert sum("generation computes the whole text each time" in line for line in lines) == 1
+    import_hf([str(tmp_path / "hf")], run, ImportOptions(), lines.append)
+    assert lines[-2] == "step 1: is imported already"
     config = configs.load_run(run)
     ours = load_model(config.model, checkpoints.newest(run), config.imported).eval()
     ids, cache = torch.tensor([[5, 9, 33, 200, 7, 8, 300, 17]]), ours.new_cache()
@@ -215,6 +228,12 @@ def test_generation_without_their_cache_is_of_the_whole_text(kind, tmp_path, dat
             got = ours(ids[:, begin:end], cache=cache)
             assert (got - theirs(ids[:, :end], use_cache=False).logits[:, -1]).abs().max() < 1e-5
     assert export(run, None, tmp_path / "out", lambda line: None).logits.max_difference < 1e-5
+    assert (
+        hf_source.plain(transformers.AutoConfig.from_pretrained(tmp_path / "out")).items()
+        >= {
+            name: value for name, value in config.model.transformers.items() if name in SSM | {"time_step_limit": 0}
+        }.items()
+    )
 
 
 def test_a_loss_has_the_gradient_of_its_weighted_mean(data_path, tmp_path):
