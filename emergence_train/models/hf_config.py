@@ -45,7 +45,7 @@ class HFConfig(ModelConfig):
 
 
 def encoded(value: Any) -> Any:
-    """A setting as JSON has it: keys text, tuples lists, infinity and NaN as transformers writes them, {"__float__": "Infinity"}."""
+    """A setting as JSON has it: keys text, tuples lists, infinity as transformers writes it, {"__float__": "Infinity"}."""
     if isinstance(value, dict):
         return {str(key): encoded(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
