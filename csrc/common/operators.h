@@ -60,6 +60,8 @@ inline void check_rotary(const Tensor& x, const Tensor& cos, const Tensor& sin, 
   CHECK_INPUT(out.dim() == 4 && (out.stride(3) == 1 || out.size(3) == 1) && out.scalar_type() == x.scalar_type(),
                   "emergence_kernels: out must be as x, with adjacent features");
   for (int64_t d = 0; d < 4; ++d) CHECK_INPUT(out.size(d) == x.size(d), "emergence_kernels: out must have x's shape");
+  for (int64_t d = 0; d < 3; ++d)  // threads write them
+    CHECK_INPUT(out.size(d) < 2 || out.stride(d) >= out.size(3), "emergence_kernels: the result's rows overlap");
   CHECK_INPUT(2 * R <= x.size(3), "emergence_kernels: more angles than pairs of features");
 }
 

@@ -86,14 +86,15 @@ class PlannedSchedule:
     def _set_batch(self, batch: np.ndarray) -> None:
         """`batch` (K,) at each point, as a share of the run's mean."""
         self._batch = batch
-        change = np.diff(self.e / batch)
-        self._moving = (np.abs(change) > 1e-12) & (self.x[1:] > self.warmup_end)
-        self.rises_again = bool((change[self._moving] > 1e-3).any())  # by more than a log's rounding
+        rises = (np.diff(self.e / batch) > 1e-3) & (self.x[1:] > self.warmup_end)  # by more than a log's rounding
+        self.rises_again = bool(rises.any())
 
     def with_batches(self, x: np.ndarray, tokens: np.ndarray) -> "PlannedSchedule":
-        """The same rates for a run whose batch changes: `tokens` (n,) trained at steps `x` (n,), both growing from 0 on."""
-        at = np.unique(np.minimum(np.searchsorted(x, x[-1] * np.arange(PIECES + 1) / PIECES), len(x) - 1))
-        batch = np.diff(tokens[at]) / np.diff(x[at]) * (x[-1] / tokens[-1])
+        """The same rates for a run whose batch changes: `tokens` (n,) trained at steps `x` (n,), both growing. Before the first
+        of them the batch is the first one's, after the last the last one's; shares are of their mean."""
+        span = x[-1] - x[0]
+        at = np.unique(np.minimum(np.searchsorted(x, x[0] + span * np.arange(PIECES + 1) / PIECES), len(x) - 1))
+        batch = np.diff(tokens[at]) / np.diff(x[at]) * (span / (tokens[-1] - tokens[0]))
         other = copy.copy(self)
         other.by_batch = BY_BATCH
         other._set_batch(batch[np.clip(np.searchsorted(x[at], self.x, side="left") - 1, 0, len(batch) - 1)])
@@ -141,8 +142,9 @@ class PlannedSchedule:
         before any decay, 1 long after a decay to 0 from the peak at the mean batch."""
         x = np.asarray(x, float)
         over = self._batch ** (self.by_batch[0] if by_batch is None else by_batch)
-        fall = -np.diff((np.maximum(self.e, 0) / over) ** kernel.power)[self._moving]
-        at = self._middle[self._moving]
+        fall = -np.diff((np.maximum(self.e, 0) / over) ** kernel.power)
+        moving = (np.abs(fall) > 1e-12) & (self.x[1:] > self.warmup_end)
+        fall, at = fall[moving], self._middle[moving]
         if not len(fall):
             return np.zeros_like(x)
         if len(x) > BLOCK:

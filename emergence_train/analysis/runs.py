@@ -70,7 +70,9 @@ class Series:
     def batch_grows(self) -> bool:
         """Whether the rows are off one number of tokens a step by more than their rounding."""
         straight = self.step * (self.tokens[-1] / self.step[-1])
-        return bool(self.by_tokens and np.abs(self.tokens - straight).max() > SAME_BATCH * self.tokens[-1])
+        off = np.abs(self.tokens - straight).max()
+        unit = float(np.gcd.reduce(self.tokens.astype(np.int64)))  # that they are rounded to, at least
+        return bool(self.by_tokens and len(self.step) > 1 and off > max(SAME_BATCH * self.tokens[-1], unit))
 
     def _knots(self, to: float) -> tuple[np.ndarray, np.ndarray]:
         """Steps and tokens by the rows; beyond them, to step `to`, by the tokens a step of the last ones."""
@@ -352,10 +354,10 @@ def _set_batches(series: Series) -> None:
     if series.plan is None:
         effect = "without a learning rate the fall that a larger batch brings counts as learning; give --schedule"
     else:
-        series.plan = series.plan.with_batches(*series._knots(float(series.end_step)))
+        series.plan = series.plan.with_batches(series.step, series.tokens)
         effect = (
             "the loss is taken to fall with them as with a rate over the batch, or over its root, whichever the rows show (from "
-            "papers and simulations: no public log at hand has such a change)"
+            "papers and simulations: no public log at hand has such a change; a counter that misses tokens looks the same)"
         )
     series.notes.append(f"tokens a step change along the run: {effect}")
 

@@ -25,7 +25,14 @@ import numpy as np
 from emergence_train.analysis.planned_schedule import AT_ONCE, INTRINSIC, MOMENTUM, MULTI_POWER, Kernel, PlannedSchedule
 from emergence_train.analysis.temporal import priors
 from emergence_train.analysis.temporal.result import LawConstants
-from emergence_train.analysis.temporal.spikes import UnreturnedEnd, noise_along, noise_of, returned_part, without_spikes
+from emergence_train.analysis.temporal.spikes import (
+    UnreturnedEnd,
+    noise_of,
+    returned_part,
+    rounding_of,
+    shared_noise,
+    without_spikes,
+)
 
 WINDOW = 0.4  # a fit uses the observed part from this share of its length: earlier loss follows no power law
 BINS = 60  # at most; more rows are averaged in bins of log step
@@ -109,9 +116,9 @@ def observed_part(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) ->
     start = min(WINDOW * x[-1], max(FURTHEST * x[-1], x[-WANTED:][0]), x[-MINIMUM:][0])
     start = max(start, warm)
     keep = x >= max(start, 1e-9)
-    alone = noise_of(y[keep])
+    alone, rounding = noise_of(y[keep]), rounding_of(y[keep])
     x, y = x[keep], without_spikes(y, alone, effect)[keep]
-    noise, correlation = noise_along(y)
+    noise, correlation = shared_noise(_less_known(x, y, plan), alone, rounding)
     shared = noise**2 * (1 + correlation) / (1 - correlation) / max(len(x) / BINS, 1) if correlation else 0.0
     if len(x) <= BINS:  # of few rows the noise is not known
         return Curve(x, y, noise, alone**2 if len(x) > WANTED else 0.0, end, shared)
@@ -121,6 +128,16 @@ def observed_part(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) ->
     rows = len(x) / len(count)
     sampling = alone**2 / rows if rows >= 5 else 0.0
     return Curve(np.bincount(bin_of, x) / count, np.bincount(bin_of, y) / count, noise, float(sampling), end, shared)
+
+
+def _less_known(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) -> np.ndarray:
+    """(n,) losses less their least-squares fit by a line in log steps and by what the rate has done, at once and later."""
+    terms = [np.ones(len(x)), np.log(x)]
+    if plan is not None:
+        decays = [plan.decay(plan.x, kernel, power) for kernel in (AT_ONCE, INTRINSIC[2]) for power in plan.by_batch]
+        terms += [np.interp(x, plan.x, decay) for decay in decays]
+    known = np.column_stack(terms)
+    return y - known @ np.linalg.lstsq(known, y, rcond=None)[0]
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ ROWS = 600  # groups of rows at most
 LEAST_RISE = 0.05  # nats of an end: validation losses wander by less
 NOISE_ROWS = 40  # before an end, from which its noise is taken
 EFFECT = INTRINSIC[2]  # fast^0.75, the kernel of most weight on public curves
-LEAST_APART = 6  # rows; of fewer the noise is taken as independent from row to row
+LEAST_APART = 15  # rows; of fewer the noise is taken as independent from row to row
 CORRELATED = 1.25  # times the noise of neighbours that rows further apart have, where it is correlated
-FAR = 5.0  # medians
+MOST_MEDIANS = 5.0
 MOST_SHARED = 0.5  # correlation of rows that far apart
 DECIMALS = 3  # losses rounded to more have noise above their rounding
 
@@ -60,28 +60,30 @@ def noise_of(y: np.ndarray) -> float:
     return max(float(np.median(np.abs(np.diff(y, 2))) / 0.6745 / np.sqrt(6)), rounding_of(y))
 
 
-def noise_along(y: np.ndarray) -> tuple[float, float]:
-    """noise_of losses (n,) whose noise may be correlated from row to row, as a running mean's is, and that correlation.
+def shared_noise(rest: np.ndarray, alone: float, rounding: float) -> tuple[float, float]:
+    """The noise of rows that may share it with their neighbours, as a running mean's do, and its correlation from row to row.
 
-    Neighbours differ little where they share their noise. Third differences over many rows, which the curve does not enter
-    either, are then clearly larger than those of neighbours; autoregressive noise that has both is taken.
+    `rest` (n,) losses less a smooth curve and what the rate does to them; `alone` and `rounding` noise_of and rounding_of the
+    losses. Neighbours that share their noise differ little. Third differences of rows far apart, which a curve does not enter
+    either, are then clearly larger than those of neighbours; autoregressive noise that has both is taken, within what `rest` has.
     """
-    noise, apart = noise_of(y), len(y) // 10
-    if apart < LEAST_APART:
-        return noise, 0.0
-    near, far = _third_differences(y, 1), _third_differences(y, apart)
-    if far <= CORRELATED**2 * near:
-        return noise, 0.0
+    apart = len(rest) // 10
+    most = float(np.median(np.abs(rest - np.median(rest)))) / 0.6745
+    if apart < LEAST_APART or most <= CORRELATED * alone:
+        return alone, 0.0
+    near, far = max(_third_differences(rest, 1), 20 * rounding**2), _third_differences(rest, apart)
+    if near == 0 or far <= CORRELATED**2 * near:
+        return alone, 0.0
     grid = np.linspace(0, MOST_SHARED ** (1 / apart), 400)  # of more shared noise too little is seen
     shared = _seen(grid**apart) / np.maximum(_seen(grid), 1e-12)
     correlation = float(np.interp(far / near, shared, grid))
-    return noise / float(np.sqrt((1 - correlation) * (3 - correlation) / 3)), correlation
+    return min(alone / float(np.sqrt((1 - correlation) * (3 - correlation) / 3)), CORRELATED * most), correlation
 
 
 def _third_differences(y: np.ndarray, apart: int) -> float:
-    """Mean square of third differences of losses (n,), of rows so far apart, without those beyond FAR times their median."""
+    """Mean square of third differences of (n,), of rows so far apart, none counted beyond MOST_MEDIANS of their median."""
     third = np.abs(y[3 * apart :] - 3 * y[2 * apart : -apart] + 3 * y[apart : -2 * apart] - y[: -3 * apart])
-    return float(np.mean(np.minimum(third, FAR * np.median(third)) ** 2))
+    return float(np.mean(np.minimum(third, MOST_MEDIANS * np.median(third)) ** 2))
 
 
 def _seen(correlation: np.ndarray) -> np.ndarray:

@@ -262,7 +262,11 @@ def _shapes(
 
 def _measured(folder: Path, since: str, candidates: dict) -> list[tuple[str, dict]]:
     """(operation, shape) that runs of the same candidates since then have finished."""
-    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json")) if path.name >= since]
+    runs = [
+        json.loads(path.read_text())
+        for path in sorted(folder.glob(f"*-{candidates['dtype']}.json"))
+        if path.name >= since
+    ]
     alike = [run for run in runs if candidates.items() <= run.items()]
     return [(row["op"], row["shape"]) for run in alike for row in run.get("finished", [])]
 
@@ -380,11 +384,11 @@ def main(argv: list[str] | None = None) -> int:
     limits = ceilings(device, dtype)
     what, folder = f"{ops[0]}-{suite}" if len(ops) == 1 else suite, args.out / device_name(device)
     candidates = {"dtype": name, "suite": suite, "only": args.only}
-    candidates |= {"compiled": {name: library.describe(name) for name in library.VARIABLES}}
+    candidates |= {"versions": versions(), "compiled": {name: library.describe(name) for name in library.VARIABLES}}
     measured = _measured(folder, args.since, candidates) if args.since else []
     while (path := folder / f"{(stamp := _now())}-{what}-{name}.json").exists():
         time.sleep(0.1)  # another run began in this second
-    header = {"device": device_name(device), **candidates, "utc": stamp, "versions": versions()}
+    header = {"device": device_name(device), **candidates, "utc": stamp}
     header |= {"commit": commit(), "command": " ".join(["bench", *(sys.argv[1:] if argv is None else argv)])}
     header |= {"architecture": _architecture(device), "python": platform.python_version()}
     header |= {"threads": torch.get_num_threads(), "load_average": os.getloadavg()[0], "rounds": args.rounds}

@@ -289,7 +289,9 @@ def test_results_whose_rows_overlap_are_refused(cpu, rows, fits):
     flags = torch.zeros(rows, dtype=torch.int64), torch.ones(rows, dtype=torch.bool), torch.ones(rows)
     counts, sums = torch.zeros(2, rows, dtype=torch.int64), torch.zeros(3, rows, dtype=torch.float64)
     outputs = torch.zeros(rows), torch.zeros(1), counts[0], sums[0], sums[1], counts[1], sums[2]
+    heads, angles = torch.randn(1, rows, 2, 8), torch.randn(rows, 4)
     for run in (
+        lambda: operations.rotary(heads, angles, angles, torch.zeros(1, 1, 2, 8).expand(heads.shape), 1.0),
         lambda: operations.swiglu(x, of_row),
         lambda: operations.swiglu_backward(torch.ones(rows, 8), x, at),
         lambda: sweep("cpu", x, at, 16, *flags),
