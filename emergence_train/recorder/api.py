@@ -89,7 +89,7 @@ class Recorder:
         step: int | None = None,
         group: Any = None,
     ) -> None:
-        self.path, self.group = Path(path), group
+        self.path, self.group = Path(path).absolute(), group  # a later os.chdir moves no run
         self.sequence = whole("Recorder", "sequence", sequence, least=1)
         self.header: dict[str, Any] = {
             "run": text("Recorder", "run", run or self.path.resolve().name),

@@ -406,3 +406,15 @@ def test_sums_move_to_another_split(tmp_path):
         recorder.add(torch.full((1, SEQUENCE), 6.0))
         recorder.move("train", "other")
         assert recorder.checkpoint(2, 12) == {"other": 4.0}
+
+
+def test_a_run_stays_where_it_was_made(tmp_path, monkeypatch):
+    """os.chdir after a relative path moved its tables, and then ended training as if the log had been moved."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    with Recorder("runs/mine", params=10, sequence=SEQUENCE) as recorder:
+        monkeypatch.chdir("elsewhere")
+        recorder.add(torch.ones(1, SEQUENCE))
+        assert recorder.checkpoint(1, 6) == {"train": 1.0}
+    assert len(written(tmp_path / "runs" / "mine", 1, "train")) == SEQUENCE
+    assert not any((tmp_path / "elsewhere").iterdir())
