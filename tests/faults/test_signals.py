@@ -102,3 +102,17 @@ def test_an_interrupted_start_puts_the_handlers_back(monkeypatch, failing):
     with pytest.raises(KeyboardInterrupt):
         run.train(interrupt if failing == "config" else lambda: SimpleNamespace(run_directory=Path("none")))
     assert [signal.getsignal(number) for number in signals.SIGNALS] == before
+
+
+def test_a_block_has_all_signals_but_nohups():
+    heard = []
+    before = [signal.getsignal(number) for number in signals.WITH_INTERRUPT]
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.handled(lambda number, frame: heard.append(number)):
+            for number in signals.WITH_INTERRUPT:
+                os.kill(os.getpid(), number)
+    finally:
+        signal.signal(signal.SIGHUP, ignored)
+    assert sorted(heard) == sorted({*signals.WITH_INTERRUPT} - {signal.SIGHUP})
+    assert [signal.getsignal(number) for number in signals.WITH_INTERRUPT] == before
