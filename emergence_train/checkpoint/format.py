@@ -96,7 +96,7 @@ def refuse_newer(place: Path, content: Any) -> None:
     if type(saved) is int and saved > FORMAT:
         raise InputError(
             f"{place}: saved by a newer version of emergence-train (format {saved}; this one reads up to {FORMAT}); use that "
-            f"version, or move {place.parent.name} away to resume from the one before it"
+            f"version, or move {place.parent.name} away: the one before it is used, or the run starts over"
         )
 
 
@@ -293,7 +293,8 @@ def read_state(path: Path) -> dict:
         else:
             reason = " ".join(str(error).split())
         raise InputError(
-            f"{place}: is no state of this checkpoint ({reason}); move {path.name} away to resume from the one before it"
+            f"{place}: is no state of this checkpoint ({reason}); move {path.name} away: the one before it is used, "
+            f"or the run starts over"
         ) from None
     return content
 

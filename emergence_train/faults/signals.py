@@ -8,19 +8,38 @@ GRACE_SECONDS (a collective that hangs), the thread ends the process itself. A c
 met the others yet meets them first, so that they hear of it.
 """
 
+import contextlib
 import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 
 from emergence_train.errors import Stopped, tell
 from emergence_train.faults.compiling import Compilations
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+WITH_INTERRUPT = (*SIGNALS, signal.SIGINT)  # where Ctrl-C saves as well
 GRACE_SECONDS = 20.0  # torchrun and Slurm kill 30 s after SIGTERM
+
+
+@contextlib.contextmanager
+def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Let `handler` have the signals, Ctrl-C among them, in the block."""
+    before = _handle(WITH_INTERRUPT, handler)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _handle(numbers: Iterable[signal.Signals], handler: Callable[[int, FrameType | None], None]) -> dict:
+    """Set the handler, and return those before it; a SIGHUP that is ignored stays so (nohup)."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return {number: signal.signal(number, handler) for number in numbers if not (ignored and number == signal.SIGHUP)}
 
 
 class StopSignal:
@@ -44,10 +63,7 @@ class StopSignal:
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
         self._fd = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
-        for number in SIGNALS:
-            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
-                continue  # nohup
-            self._before[number] = signal.signal(number, self._interrupt)
+        self._before = _handle(SIGNALS, self._interrupt)
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
 
     def join(

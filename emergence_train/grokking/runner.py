@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from emergence_train.errors import InputError, OneLine, RunError, Stopped, describe, exit_code
+from emergence_train.faults.signals import WITH_INTERRUPT, handled
 from emergence_train.formatting import duration
 from emergence_train.grokking.stacked import Stack
 from emergence_train.grokking.store import Store
@@ -23,7 +24,6 @@ from emergence_train.grokking.sweep import Plan, Run
 from emergence_train.grokking.tasks import QuestionTable
 from emergence_train.parallel.ranks import keep_freed_memory
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SAVE_SECONDS = 20.0
 LINE_SECONDS = 5.0  # between two lines of progress
 POLL = 0.2  # seconds
@@ -152,14 +152,8 @@ class Runner:
         )
         if not waiting:
             return
-        before = {number: signal.getsignal(number) for number in SIGNALS}
-        try:
-            for number in SIGNALS:
-                signal.signal(number, self._stop)
+        with handled(self._stop):
             self._train(waiting)
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
         if self.stop_requested:
             raise Stopped(f"{self.store.out}: stopped, every stack is saved; run the same command to resume")
 
@@ -236,7 +230,7 @@ class Runner:
 
 def _worker(store: Store, table: QuestionTable, jobs: Any, reports: Any, stop: Any, parent: int) -> None:
     """Train stacks until none is left, a stop is requested, or the parent has gone."""
-    for number in SIGNALS:  # a terminal's interrupt is the parent's
+    for number in WITH_INTERRUPT:  # a terminal's interrupt is the parent's
         signal.signal(number, signal.SIG_IGN)
     settle_in()
 

@@ -13,6 +13,7 @@ from types import FrameType
 
 from emergence_train import files
 from emergence_train.errors import InputError, RunError, Stopped
+from emergence_train.faults.signals import handled
 from emergence_train.ladder.collect import write_index
 from emergence_train.ladder.file import LOGS, Ladder, Row
 from emergence_train.ladder.progress import done, process_note, read_notes, ready, write_notes
@@ -20,7 +21,6 @@ from emergence_train.ladder.progress import done, process_note, read_notes, read
 POLL = 0.2  # seconds
 RETRIES = 3  # of a run whose process was lost
 LOST = 76  # exit code: another process lost
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 BUSY = "another process runs this ladder; wait for it, or see --status"
 
 
@@ -104,14 +104,12 @@ class Runner:
             write_index(self.ladder)
             files.make_directory(self.ladder.out / LOGS)
             self.notes = read_notes(self.ladder)
-            before = {number: signal.signal(number, self._stop) for number in SIGNALS}
-            try:
-                prepare(self.ladder, self.program(1))
-                self._until_done()
-            finally:
-                self._end_all()
-                for number, handler in before.items():
-                    signal.signal(number, handler)
+            with handled(self._stop):
+                try:
+                    prepare(self.ladder, self.program(1))
+                    self._until_done()
+                finally:
+                    self._end_all()
         if self.stop_requested:
             raise Stopped(f"{self.ladder.path}: stopped, every run has saved; run the same command to resume")
         if self.failed:

@@ -89,7 +89,7 @@ class Recorder:
         step: int | None = None,
         group: Any = None,
     ) -> None:
-        self.path, self.group = Path(path), group
+        self.path, self.group = Path(path).absolute(), group  # a later os.chdir moves no run
         self.sequence = whole("Recorder", "sequence", sequence, least=1)
         self.header: dict[str, Any] = {
             "run": text("Recorder", "run", run or self.path.resolve().name),
@@ -277,9 +277,13 @@ class Recorder:
     def _close(self, code: int, reason: str) -> None:
         log, self._log = self._log, None
         with self._lock:
-            if log is not None:
+            if log is None:
+                return
+            try:
                 end_session(self.path, code, reason)
-            if log is not None and (problem := log.close()):
+            finally:
+                problem = log.close()
+            if problem:
                 raise RunError(problem)
 
     def __enter__(self) -> "Recorder":
@@ -288,7 +292,13 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close(0 if error is None else exit_code(error), "closed" if error is None else describe(error))
+        if error is None:
+            self.close()
+            return
+        try:
+            self._close(exit_code(error), describe(error))
+        except (RunError, OSError) as problem:  # raised, it would hide the error
+            warnings.warn(str(problem), stacklevel=2)
 
     def __repr__(self) -> str:
         return f"Recorder({str(self.path)!r}, run={self.header['run']!r}, tokens={self.tokens:,})"

@@ -1,5 +1,5 @@
 """Parts of a run's metrics.jsonl by seeking, while it is written: its end, a step's rows, points along it. The cost does not
-grow with the run."""
+grow with the run, but where a value is wrong: the number of its row takes a reading from the start at each opening."""
 
 import json
 import os

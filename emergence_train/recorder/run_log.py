@@ -150,8 +150,8 @@ class RunLog:
         """
         if not self.sync_failed and not self._in_place():
             raise RunError(
-                f"{self.path}: was moved, deleted or replaced while the run wrote to it; put it back as it was, then run the "
-                f"same command: it resumes from the last checkpoint"
+                f"{self.path}: was moved, deleted or replaced while the run wrote to it; put it back as it was, then resume "
+                f"from the last checkpoint"
             )
         while self.tables:
             try:
@@ -202,12 +202,16 @@ class RunLog:
         self.tables.append((path, tables.encode(schema, table, path, vocabulary=self.header["vocabulary"])))
 
     def close(self) -> str | None:
-        problem = self.flush()
+        """`flush`, and close the file even where that raises."""
+        unclosed = None
         try:
-            os.close(self.file)
-        except OSError as error:
-            return problem or str(files.disk_error(error, self.path))
-        return problem
+            problem = self.flush()
+        finally:
+            try:
+                os.close(self.file)
+            except OSError as error:
+                unclosed = str(files.disk_error(error, self.path))
+        return problem or unclosed
 
     def _drain(self) -> OSError | None:
         """Write the pending lines after the last complete one; a partial line is rewritten."""

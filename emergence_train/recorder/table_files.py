@@ -184,7 +184,9 @@ def _typed(column: pd.Series, kind: pa.DataType, refuse: _Refusal, sparse: bool 
     if not sparse:
         refuse(empty, column, "is empty or NaN")
     if kind == TEXT:
-        return (column.where(~empty, "") if sparse else column).astype(str)
+        if pd.api.types.is_float_dtype(column):
+            column = column.convert_dtypes()  # whole numbers beside an empty cell: 50257 as in files without one
+        return column.astype(str).where(~empty, "")
     if kind == BOOLEAN:
         words = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
         values = column.astype(str).str.lower().map(words)

@@ -14,7 +14,7 @@ import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,25 +105,27 @@ class Mirror:
 
     def _work(self, settings: dict, system: bool) -> None:
         try:
-            os.environ.setdefault("WANDB_SILENT", "true")
-            use_own_folders(self.directory / "wandb")
-            logging.raiseExceptions = False  # else W&B's log on a full disk fills the console with tracebacks
-            import wandb
-
-            run = self._start(wandb, settings, system)
-            define_axes(run)
-            if self.history is not None and settings["mode"] == "offline":
-                for point in self.history():
-                    log_point(run, point)
-                remove_older(self.directory, settings["id"], Path(run.dir).parent)
-            while (point := self.rows.get()) is not None:
-                self._log(run, point)
-            self._summarise(run)
-            run.finish()
+            with own_folders(self.directory / "wandb"), quiet_logging():
+                self._mirror(settings, system)
         except Exception as error:
             self.log(
                 f"W&B stopped ({' '.join(str(error).split())[:200]}); training continues, the run's files are complete"
             )
+
+    def _mirror(self, settings: dict, system: bool) -> None:
+        os.environ.setdefault("WANDB_SILENT", "true")
+        import wandb
+
+        run = self._start(wandb, settings, system)
+        define_axes(run)
+        if self.history is not None and settings["mode"] == "offline":
+            for point in self.history():
+                log_point(run, point)
+            remove_older(self.directory, settings["id"], Path(run.dir).parent)
+        while (point := self.rows.get()) is not None:
+            self._log(run, point)
+        self._summarise(run)
+        run.finish()
 
     def _log(self, run: Any, point: Point | Summary) -> None:
         if not self.directory.is_dir():
@@ -143,18 +145,36 @@ class Mirror:
             self.references.send(run)
 
 
-def use_own_folders(folder: Path) -> None:
-    """Let W&B keep its data, cache and settings in `folder`, each where nothing says where and its place under the user's home
-    cannot be written (compute nodes, containers). Elsewhere they stay: the settings may name a server."""
+@contextlib.contextmanager
+def own_folders(folder: Path) -> Iterator[None]:
+    """In the block W&B keeps its data, cache and settings in `folder`, each where nothing says where and its place under the
+    user's home cannot be written (compute nodes, containers). Elsewhere they stay: the settings may name a server."""
+    named = []
     for kind, home in (("DATA", "~/.local/share"), ("CACHE", "~/.cache"), ("CONFIG", "~/.config")):
         if f"WANDB_{kind}_DIR" in os.environ:
             continue
         try:
-            usual = Path(os.environ.get(f"XDG_{kind}_HOME", home)).expanduser() / "wandb"
+            usual = Path(os.environ.get(f"XDG_{kind}_HOME") or home).expanduser() / "wandb"
             usual.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=usual).close()
         except (OSError, RuntimeError):  # RuntimeError: no home is known
-            os.environ[f"WANDB_{kind}_DIR"] = str(folder / kind.lower())
+            named.append(f"WANDB_{kind}_DIR")
+            os.environ[named[-1]] = str(folder / kind.lower())
+    try:
+        yield
+    finally:  # the next run of this process has folders of its own
+        for name in named:
+            os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def quiet_logging() -> Iterator[None]:
+    """In the block W&B's log on a full disk does not fill the console with tracebacks."""
+    before, logging.raiseExceptions = logging.raiseExceptions, False
+    try:
+        yield
+    finally:
+        logging.raiseExceptions = before
 
 
 def init_settings(wandb: Wandb, run: str, directory: Path, shown: dict, mode: str) -> dict:

@@ -107,7 +107,8 @@ class RunWriter(NullWriter):
         return self.run_log.flush()
 
     def close(self, *, stopped: bool = False) -> str | None:
-        problem = self.run_log.close()
-        for observer in self.observers:
-            observer.on_close(stopped=stopped)
-        return problem
+        try:
+            return self.run_log.close()
+        finally:
+            for observer in self.observers:
+                observer.on_close(stopped=stopped)

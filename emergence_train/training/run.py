@@ -61,11 +61,11 @@ def train(
     received a signal to stop and PeerLost where another process of the run is lost.
     """
     stop = stop or StopSignal()
-    read, wrong = attempt(config) if callable(config) else (config, None)
-    if read:
-        flight_recorder.prepare(read.run_directory, torch.cuda.is_available())
     with contextlib.ExitStack() as failing, rendezvous():
         failing.callback(stop.close)
+        read, wrong = attempt(config) if callable(config) else (config, None)
+        if read:
+            flight_recorder.prepare(read.run_directory, torch.cuda.is_available())
         mesh = start(read.training.threads if read else None)
         config = on_every_rank(lambda: _given(read, wrong))
         lines = RankLog(mesh.world.rank, log)

@@ -149,6 +149,29 @@ def test_vocabularies_of_parquet_metadata_part_families(tmp_path):
     assert [family.family for family in families] == ["v1", "v2"]
 
 
+@pytest.mark.parametrize("name", ["vocabulary", "data", "family"])
+def test_a_column_that_differs_within_a_run_parts_none(tmp_path, name):
+    """A family of tasks: one run's rows were in two families."""
+    other = scores().assign(task="piqa")
+    frame = pd.concat([scores(**{name: ["reasoning"] * 3}), other.assign(**{name: "physical"})])
+    frame = frame.rename(columns={"run": "model", "value": "score"})
+    frame.to_csv(tmp_path / "x.csv", index=False)
+    analysis = investigate([tmp_path / "x.csv"])
+    assert len(analysis.result.families) == 1
+    assert f"'{name}' is not taken for a {name} of runs, it differs within a run" in str(analysis.result)
+    given = investigate([tmp_path / "x.csv"], options=ScoreOptions(columns={name: name})).result.families
+    assert {part.family for part in given} == {"physical", "reasoning"}
+
+
+def test_a_padded_vocabulary_names_its_remedy(tmp_path):
+    frame = scores(vocabulary=["50257", "50304", "50257"]).rename(columns={"run": "model", "value": "score"})
+    for columns, count in (({}, 2), ({"vocabulary": "padded"}, 1)):
+        frame.rename(columns=columns).to_csv(tmp_path / "x.csv", index=False)
+        result = investigate([tmp_path / "x.csv"]).result
+        assert len(result.families) == count
+        assert ("rename a column vocabulary that says something else" in str(result)) == (count == 2)
+
+
 # ------------------------------------------------------------------------------------------------------------ refusals
 
 WRONG = {

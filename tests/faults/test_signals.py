@@ -6,9 +6,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from emergence_train.faults import signals
+from emergence_train.training import run
 from faults.launch import free_port
 from support import ROOT
 
@@ -87,3 +90,29 @@ def test_a_signal_where_no_other_rank_comes_ends_with_75(number):
 
 def test_a_lost_terminal_under_nohup_is_ignored():
     assert alone(str(int(signal.SIGHUP)), "nohup").stdout == "goes on False False\n"
+
+
+@pytest.mark.parametrize("failing", ["config", "prepare"])
+def test_an_interrupted_start_puts_the_handlers_back(monkeypatch, failing):
+    def interrupt(*of):
+        raise KeyboardInterrupt
+
+    before = [signal.getsignal(number) for number in signals.SIGNALS]
+    monkeypatch.setattr(run.flight_recorder, "prepare", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run.train(interrupt if failing == "config" else lambda: SimpleNamespace(run_directory=Path("none")))
+    assert [signal.getsignal(number) for number in signals.SIGNALS] == before
+
+
+def test_a_block_has_all_signals_but_nohups():
+    heard = []
+    before = [signal.getsignal(number) for number in signals.WITH_INTERRUPT]
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.handled(lambda number, frame: heard.append(number)):
+            for number in signals.WITH_INTERRUPT:
+                os.kill(os.getpid(), number)
+    finally:
+        signal.signal(signal.SIGHUP, ignored)
+    assert sorted(heard) == sorted({*signals.WITH_INTERRUPT} - {signal.SIGHUP})
+    assert [signal.getsignal(number) for number in signals.WITH_INTERRUPT] == before

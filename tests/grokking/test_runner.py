@@ -97,12 +97,13 @@ def test_a_sweep_is_trained_by_one_command_at_a_time(sweep_file, tmp_path):
         train(sweep_file(), tmp_path / "out", silent, jobs=1)
 
 
-def test_a_signal_stops_with_everything_saved(sweep_file, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_with_everything_saved(sweep_file, tmp_path, monkeypatch, number):
     path = sweep_file()
     store, table = store_of(path, tmp_path / "out")
     (tmp_path / "out").mkdir()
     sweeper = Runner(store, table, silent, jobs=1)
-    monkeypatch.setattr(Progress, "at", lambda *of: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(Progress, "at", lambda *of: os.kill(os.getpid(), number))
     with pytest.raises(Stopped, match="run the same command to resume"):
         sweeper.run()
     monkeypatch.undo()

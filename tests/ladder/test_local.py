@@ -115,10 +115,11 @@ def test_a_lost_process_is_started_again(ladder_file, behave, tmp_path, code):
     assert len(starts(tmp_path / "rungs", "a")) == 3 + 4, "three times again, no more"
 
 
-def test_a_signal_lets_every_run_save(ladder_file, behave, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_lets_every_run_save(ladder_file, behave, tmp_path, number):
     behave(**{"a-s1": {"seconds": 60}, "a-s2": {"seconds": 60}})
     path = ladder_file(seeds=[1, 2])
-    threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    threading.Timer(1.5, os.kill, (os.getpid(), number)).start()
     with pytest.raises(Stopped, match="run the same command to resume"):
         run(path)
     assert states(path) == {"a-s1": "stopped", "a-s2": "stopped"}

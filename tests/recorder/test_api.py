@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import nn
 
 from emergence_train import cli
-from emergence_train.errors import InputError
+from emergence_train.errors import InputError, RunError
 from emergence_train.recorder import Recorder, tables, token_losses
 from support import metrics, run_python
 
@@ -406,3 +408,34 @@ def test_sums_move_to_another_split(tmp_path):
         recorder.add(torch.full((1, SEQUENCE), 6.0))
         recorder.move("train", "other")
         assert recorder.checkpoint(2, 12) == {"other": 4.0}
+
+
+def test_a_run_stays_where_it_was_made(tmp_path, monkeypatch):
+    """os.chdir after a relative path moved its tables, and then ended training as if the log had been moved."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    with Recorder("runs/mine", params=10, sequence=SEQUENCE) as recorder:
+        monkeypatch.chdir("elsewhere")
+        recorder.add(torch.ones(1, SEQUENCE))
+        assert recorder.checkpoint(1, 6) == {"train": 1.0}
+    assert len(written(tmp_path / "runs" / "mine", 1, "train")) == SEQUENCE
+    assert not any((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:.*was moved, deleted or replaced")
+def test_an_error_is_not_hidden_by_a_lost_log(tmp_path):
+    """Nor is the lost log left open."""
+    before = len(os.listdir("/proc/self/fd"))
+    with (
+        pytest.raises(ValueError, match="the loop's own"),
+        Recorder(tmp_path / "mine", params=10, sequence=6) as recorder,
+    ):
+        recorder.log(1, 6, 1.5)
+        shutil.rmtree(tmp_path / "mine")
+        raise ValueError("the loop's own")
+    assert len(os.listdir("/proc/self/fd")) == before
+    recorder = Recorder(tmp_path / "mine", params=10, sequence=6)
+    shutil.rmtree(tmp_path / "mine")
+    with pytest.raises(RunError, match="was moved, deleted or replaced"):
+        recorder.close()
+    assert len(os.listdir("/proc/self/fd")) == before

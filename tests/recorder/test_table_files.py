@@ -46,3 +46,24 @@ def test_a_small_file_of_many_rows_is_refused_unread(tmp_path, monkeypatch):
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *_: pytest.fail("was read"))
     with pytest.raises(InputError, match=r"bomb.parquet: holds 400,000 rows, and no more than 300,000"):
         tables.read(tables.POSITIONS, path)
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (pd.Series([50257, None]), ["50257", ""]),
+        (pd.Series([0.5, None]), ["0.5", ""]),
+        (pd.Series([1e300, 2.0]), ["1e+300", "2.0"]),
+        (pd.Series(["a", None], dtype="category"), ["a", ""]),
+        (pd.Series([50257, None], dtype="Int64"), ["50257", ""]),
+        (pd.to_datetime(pd.Series(["2020-01-01", None])), ["2020-01-01", ""]),
+        (pd.Series([None, None], dtype=object), ["", ""]),
+        (pd.Series(["a", None], dtype="string"), ["a", ""]),
+    ],
+    ids=["whole", "real", "large", "category", "integer", "date", "empty", "text"],
+)
+def test_text_of_any_kind_reads_as_from_csv(tmp_path, cells, expected):
+    frame = pd.DataFrame({"run": "a", "params": 1, "step": [1, 2], "tokens": [64, 128], "loss": 3.0, "task": "t"})
+    frame = frame.assign(metric="acc", value=0.5, family=cells)
+    frame.to_parquet(tmp_path / "e.parquet")
+    assert tables.read(tables.EVALUATIONS, tmp_path / "e.parquet")["family"].tolist() == expected

@@ -296,14 +296,18 @@ def test_wandb_keeps_its_files_in_the_run_without_a_home(tmp_path, monkeypatch, 
     """A home that cannot be written (to root neither); where it can, and where a folder is named, nothing changes."""
     monkeypatch.setenv("HOME", str(tmp_path / "home") if home == "writable" else home)
     for name in ("WANDB_DATA_DIR", "WANDB_CONFIG_DIR", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
+        monkeypatch.setenv(name, "")  # empty is not given, by the specification
+        if name.startswith("WANDB"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_CACHE_DIR", "/named")
-    module.use_own_folders(tmp_path / "run" / "wandb")
-    chosen = [module.os.environ.get(f"WANDB_{kind}_DIR") for kind in ("DATA", "CACHE", "CONFIG")]
+    monkeypatch.setattr(module.logging, "raiseExceptions", True)  # a mirror that another test left behind is quiet
+    with module.own_folders(tmp_path / "run" / "wandb"), module.quiet_logging():
+        chosen = [module.os.environ.get(f"WANDB_{kind}_DIR") for kind in ("DATA", "CACHE", "CONFIG")]
+    assert "WANDB_DATA_DIR" not in module.os.environ and module.logging.raiseExceptions
     own = [str(tmp_path / "run" / "wandb" / kind) for kind in ("data", "config")]
     assert chosen == ([None, "/named", None] if home == "writable" else [own[0], "/named", own[1]])
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run").exists() and not (tmp_path / "wandb").exists()
 
 
 def test_the_mirror_of_a_run_without_a_home_is_whole(config_file, tmp_path):

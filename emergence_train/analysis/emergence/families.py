@@ -85,7 +85,8 @@ def _by_columns(frame: pd.DataFrame, columns: list[str]) -> Families:
         known = sorted(values[name].unique())
         notes.append(
             f"runs of different {COLUMNS[name]} ({', '.join(value or 'unknown' for value in known)}): their losses in nats per "
-            "token are not comparable, so each is analysed apart and none is pooled"
+            f"token are not comparable, so each is analysed apart and none is pooled; rename a column {name} that "
+            "says something else"
         )
         if "" in known:
             first = frame["run"][values[name] == ""].iloc[0]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,16 @@ from emergence_train.analysis.logs.encoded import suffix_of
 from emergence_train.analysis.logs.names import plain
 from emergence_train.analysis.logs.numbers import PERPLEXITY, ROLES, Role, scales_of
 from emergence_train.analysis.scores import json_tables
-from emergence_train.analysis.scores.options import NAMES, NUMERIC, OPTIONAL, Format, ScoreOptions, Scores, place_of
+from emergence_train.analysis.scores.options import (
+    NAMES,
+    NUMERIC,
+    OF_RUNS,
+    OPTIONAL,
+    Format,
+    ScoreOptions,
+    Scores,
+    place_of,
+)
 from emergence_train.analysis.scores.parts import SHOT, candidates
 from emergence_train.analysis.scores.percents import MOST, SIGNED, in_one_unit, numbers, signed
 from emergence_train.errors import InputError, listed
@@ -124,16 +134,37 @@ def _metrics(columns: list[str]) -> list[str]:
 def _read_table(path: Path, options: ScoreOptions) -> list[Scores]:
     frame = _cells(path)
     columns = list(frame.columns)
-    known = _recognised(columns, options.columns, path)
+    known, varying = _of_runs(frame, _recognised(columns, options.columns, path), options.columns)
+    scores = _named_by_file(_of_columns(path, frame, known))
+    return [replace(scores, note=scores.note + varying)]
+
+
+def _of_runs(frame: pd.DataFrame, known: Mapping[str, str], given: Mapping[str, str]) -> tuple[dict[str, str], str]:
+    """-> (`known` without a family, data or vocabulary that differ within a run, as a task's family; what to say of them)."""
+    runs = frame[known["run"]].astype(str) if "run" in known else pd.Series("", frame.index)
+    varying = [
+        ours
+        for ours in OF_RUNS
+        if ours in known and ours not in given and (_known(frame[known[ours]]).groupby(runs).nunique() > 1).any()
+    ]
+    note = "".join(
+        f"; {known[ours]!r} is not taken for a {ours} of runs, it differs within a run (--column {ours}={known[ours]} takes it)"
+        for ours in varying
+    )
+    return {ours: name for ours, name in known.items() if ours not in varying}, note
+
+
+def _of_columns(path: Path, frame: pd.DataFrame, known: dict[str, str]) -> Scores:
+    columns = list(frame.columns)
     if "task" in known:  # tables to be read name a task once above its metrics
         frame[known["task"]] = frame[known["task"]].ffill()
     wide = {} if "task" in known and "value" in known else _wide(columns, known)
     if wide:
         for ours in ("task", "metric", "value"):
             known.pop(ours, None)
-        return [_named_by_file(_melted(path, frame, known, wide))]
+        return _melted(path, frame, known, wide)
     if "task" in known and "value" not in known and (metrics := _metrics(columns)):
-        return [_named_by_file(_by_metric(path, frame, known, metrics))]
+        return _by_metric(path, frame, known, metrics)
     missing = [ours for ours in ("task", "value") if ours not in known]
     if missing:
         flags = " ".join(f"--column {ours}=NAME" for ours in missing)
@@ -146,8 +177,7 @@ def _read_table(path: Path, options: ScoreOptions) -> list[Scores]:
         rows["metric"] = "score"
     reading = ", ".join(f"{ours} from {name!r}" for ours, name in known.items())
     bad = _left_out(frame, [known[ours] for ours in NUMERIC if ours in rows and rows[ours].isna().any()])
-    scores = _scores(path, rows, f"{path}: a row a score; {reading}{extra}{bad}", placed=not is_ours(columns))
-    return [_named_by_file(scores)]
+    return _scores(path, rows, f"{path}: a row a score; {reading}{extra}{bad}", placed=not is_ours(columns))
 
 
 def _cells(path: Path) -> pd.DataFrame:
