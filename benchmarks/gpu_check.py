@@ -42,7 +42,7 @@ RED, PLAIN = ("\033[31m", "\033[0m") if sys.stdout.isatty() else ("", "")
 
 def stages() -> dict[str, list[Path]]:
     files = [f for f in sorted((ROOT / "tests" / "kernels").rglob("test_*.py")) if f.name not in NEVER]
-    training = [ROOT / "tests" / "training" / "test_micro_batch.py"]
+    training = [ROOT / "tests" / "training" / f"test_{name}.py" for name in ("micro_batch", "early_reduction")]
     return {
         "first": [f for f in files if f.name in FIRST] + training,
         "rest": [f for f in files if f.name not in FIRST],

@@ -170,6 +170,9 @@ def _estimate(training: Training, model: ModelConfig, sequence: int, gpus: int, 
         elements = model.exchanged(ranks)
         exchanged = exchanged_per_step(elements, size, ranks, tokens, training.activation_checkpointing)
     exposed = step_time.exposed_seconds(sent, gpus, kind, stage, passes.total, inside, hpz)
+    if main and not training.compile:
+        reduced = bytes_per_step(parameters, 0, stage, gpus, rounds, main_gradients=True)
+        exposed -= step_time.hidden_seconds(reduced, gpus, kind, passes.total / rounds)
     exposed += step_time.exposed_seconds(exchanged, ranks, kind, 0, 0)  # attention waits for it
     host, optimizer = Offload(), 0.0
     if training.zero.offload_optimizer == "none":

@@ -5,15 +5,17 @@
     traffic     bytes that everything else reads and writes / (share of the memory's bandwidth)
     exposed     communication that nothing hides
 
-The four add up: a GPU does one thing at a time, and communication overlaps at stage 3 alone, where a step takes at least as long
-as it. Widths matter by themselves: traffic grows with the width, products with its square. benchmarks/studies/plan_published.py
-scores the model on steps that it was not fitted to.
+The four add up: a GPU does one thing at a time, and communication overlaps at stage 3, where a step takes at least as long as
+it, and where main gradients are reduced during the last backward pass (training/early_reduction.py). Widths matter by
+themselves: traffic grows with the width, products with its square. benchmarks/studies/plan_published.py scores the model on
+steps that it was not fitted to.
 """
 
 from dataclasses import dataclass
 
 from emergence_train.models.config import Work
 from emergence_train.models.gpus import Gpu
+from emergence_train.models.memory import REDUCED_PARTS
 
 NODE = 8  # GPUs
 # Of a link's rate, by collectives of large tensors. A convention: no step of several nodes was measured.
@@ -104,3 +106,12 @@ def exposed_seconds(
     """Communication that `computing` seconds of passes do not hide: `sent` bytes a GPU over all `ranks`, `inside` over `hpz`."""
     seconds = link_seconds(sent, ranks, gpu) + link_seconds(inside, hpz, gpu)
     return max(0.0, seconds - computing) if stage == 3 else seconds
+
+
+def hidden_seconds(reduced: float, ranks: int, gpu: Gpu, computing: float) -> float:
+    """Of the reduction of main gradients, `reduced` bytes a GPU, what the backward pass of the last micro-batch hides.
+
+    `computing`: seconds of both passes of a micro-batch, of which the backward pass is two thirds. The part that is complete
+    last, one of REDUCED_PARTS, is never hidden.
+    """
+    return min(2 / 3 * computing, (1 - 1 / REDUCED_PARTS) * link_seconds(reduced, ranks, gpu))

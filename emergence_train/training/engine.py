@@ -1,6 +1,7 @@
 """The DeepSpeed engine around the model: configuration, optimizer and initial weights."""
 
 import contextlib
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from emergence_train.models.memory import MOST_PREFETCH, NVME_BUFFERS, NVME_GROU
 from emergence_train.models.registry import build_model
 from emergence_train.parallel.mesh import Group, Mesh
 from emergence_train.parallel.ranks import import_deepspeed, leave_compiler_out
-from emergence_train.training import fp8, main_gradients, whole_matrices
+from emergence_train.training import early_reduction, fp8, main_gradients, whole_matrices
 from emergence_train.training.micro_batch import own_stream
 
 
@@ -95,10 +96,15 @@ def build(model_config: ModelConfig, training: Training, seed: int, mesh: Mesh, 
             part.compile()
     model.to(mesh.device)
     optimizer = training.optimizer.build(model, training.schedule.lr)
+    main = main_gradients_possible(training, mesh)
+    early = main and mesh.gradients.size > 1
+    if early:
+        optimizer.param_groups[:] = early_reduction.split(optimizer.param_groups, model.compiled_parts())
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     whole_matrices.attach(engine, mesh)
-    if main_gradients_possible(training, mesh):
-        main_gradients.install(engine)
+    if main:
+        blocks = [] if training.compile else list(model.compiled_parts())
+        main_gradients.install(engine, blocks, partial(torch.cuda.Event, external=True) if early else None)
     if training.zero_stage == 0:
         engine.zero_grad = engine.optimizer.zero_grad  # the engine's own walks over all modules
         if mesh.gradients.size == 1:

@@ -6,7 +6,8 @@ parameter and micro-batch to add a bf16 gradient to it. Here
 - a linear layer's backward pass multiplies straight into the main gradient (dW += dy^T x with float32 accumulation, as
   Megatron-LM's fused weight gradients do): 8 bytes per parameter, no rounding to bf16, and no bf16 gradient exists;
 - other gradients (norms, embedding, head) are added when they are ready (`bf16.immediate_grad_update`);
-- ranks are sent the sum of the part of the gradient whose weights they update, not of all of it;
+- ranks are sent the sum of the part of the gradient whose weights they update, not of all of it, while the backward pass goes
+  on (training/early_reduction.py);
 - clipping, finiteness and the update stay on the device: the fused AdamW divides by the clip factor and skips the update where
   the norm is not finite. DeepSpeed's own step synchronises with the host three times.
 
@@ -15,6 +16,7 @@ Bytes and launches are counted in tests/training/test_main_gradients.py.
 
 import math
 import types
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emergence_kernels.backends import accumulating
+from emergence_train.training.early_reduction import Reduction
 from emergence_train.training.fp8 import Fp8Linear
 
 
@@ -40,8 +43,11 @@ class AccumulatingLinear(nn.Linear):
         return accumulating.linear(x, self.weight, main_grad)
 
 
-def install(engine: Any) -> bool:
-    """Install main gradients and the step below in an engine with a BF16_Optimizer; False for other optimizers."""
+def install(engine: Any, blocks: Sequence[nn.Module] = (), new_event: Callable[[], Any] | None = None) -> bool:
+    """Install main gradients and the step below in an engine with a BF16_Optimizer; False for other optimizers.
+
+    `blocks`, `new_event`: for Reduction.
+    """
     optimizer = engine.optimizer
     if not (hasattr(optimizer, "fp32_groups_gradients") and isinstance(optimizer.optimizer, torch.optim.AdamW)):
         return False
@@ -55,7 +61,8 @@ def install(engine: Any) -> bool:
             module.weight.main_grad = main_grads[module.weight]
             if type(module) is nn.Linear:  # an Fp8Linear adds to it by itself
                 module.__class__ = AccumulatingLinear
-    engine.enable_backward_allreduce = False  # the step reduces the gradients, in one piece
+    engine.enable_backward_allreduce = False  # the step does
+    optimizer.reduction = Reduction(optimizer.bf16_groups, blocks, new_event)
     optimizer.step = types.MethodType(step, optimizer)
     return True
 
@@ -72,10 +79,8 @@ def step(self: Any, closure: None = None) -> None:
     weights and moments are unchanged where it is not finite."""
     group, own = self.dp_process_group, self.fp32_groups_gradient_flat_partition
     world = dist.get_world_size(group)
-    if world > 1:  # a rank updates its own part alone: half of what an all-reduce sends
-        for gradients, part in zip(self.fp32_groups_gradients_flat, own):
-            dist.reduce_scatter_tensor(part, gradients, group=group)
-            part.mul_(1 / world)
+    if world > 1:
+        self.reduction(self.fp32_groups_gradients_flat, own, group)
     norms = torch.stack([torch.linalg.vector_norm(part) for part in own])
     norm = torch.linalg.vector_norm(norms, dtype=torch.float64)  # whose square may be beyond float32
     if world > 1:

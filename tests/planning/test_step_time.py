@@ -10,7 +10,7 @@ from emergence_train.models.decoder_config import DecoderConfig
 from emergence_train.models.gpus import GPUS
 from emergence_train.models.presets import PRESETS
 from emergence_train.planning.planner import plan_run
-from emergence_train.planning.step_time import AMPERE, HOPPER, LINK_SHARE, exposed_seconds
+from emergence_train.planning.step_time import AMPERE, HOPPER, LINK_SHARE, exposed_seconds, hidden_seconds
 from support import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -91,3 +91,12 @@ def test_communication_hides_at_stage_3_alone():
     alone = 450e9 * LINK_SHARE  # bytes of a second within a node
     assert [exposed_seconds(alone, 8, gpu, stage, computing=0.75) for stage in (1, 2, 3)] == pytest.approx([1, 1, 0.25])
     assert exposed_seconds(alone, 16, gpu, 1, 1) == pytest.approx(450 / 400), "eight networks of 50 GB/s a node"
+
+
+def test_backward_hides_all_but_the_last_part():
+    """A second of sending within a node: seven eighths behind a long backward pass, two thirds of a short micro-batch."""
+    gpu = GPUS["h100-80gb"]
+    second = 450e9 * LINK_SHARE
+    assert hidden_seconds(second, 8, gpu, computing=30.0) == pytest.approx(7 / 8)
+    assert hidden_seconds(second, 8, gpu, computing=0.3) == pytest.approx(0.2)
+    assert hidden_seconds(0.0, 1, gpu, computing=1.0) == 0
