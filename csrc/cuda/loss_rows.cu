@@ -65,7 +65,8 @@ __global__ void __launch_bounds__(1024) statistics_kernel(
   if (threadIdx.x == 0) put(row, all, log_of_total, z_target, loss, top, log_total, correct, entropy);
   if (!GRADIENT) return;
 
-  const Slope slope{all.top, log_of_total, 2.0f * z_loss * (all.top + log_of_total), load(scale + row), softcap, target};
+  const Slope slope{all.top, log_of_total, 2.0f * z_loss * (all.top + log_of_total), load(scale + row), softcap,
+                    column_of(target, V)};
   for (int column = threadIdx.x * N; column < V && column < kept; column += step)
     store(reinterpret_cast<Pack<DZ, N>*>(dz + column), gradient<SOFTCAP, Z, DZ, N>(held[column / N], column, V, slope));
   overwrite<SOFTCAP, Z, DZ, N>(z, dz, kept, V, slope);
@@ -82,7 +83,8 @@ __global__ void __launch_bounds__(1024) gradient_kernel(
   dz += row * stride_dz;
   if (!load(valid + row)) return zero<DZ, N>(dz, V, blockDim.x);
   const float of_top = load(top + row), of_total = load(log_total + row);
-  const Slope slope{of_top, of_total, 2.0f * z_loss * (of_top + of_total), load(scale + row), softcap, load(targets + row)};
+  const Slope slope{of_top, of_total, 2.0f * z_loss * (of_top + of_total), load(scale + row), softcap,
+                    column_of(load(targets + row), V)};
   overwrite<SOFTCAP, Z, DZ, N>(z, dz, 0, V, slope);
 }
 

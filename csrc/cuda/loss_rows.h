@@ -87,35 +87,63 @@ __device__ __forceinline__ float capped(float z, float softcap) {
   return SOFTCAP ? softcap * tanhf(z / softcap) : z;
 }
 
-// A pack of a row as float32, kLow beyond its end.
-template <bool SOFTCAP, typename Z, int N>
-__device__ __forceinline__ void widen(const Pack<Z, N>& pack, int column, int V, float softcap, float (&z)[N]) {
+// A pack of a row as float32, kLow beyond its end; WHOLE: the pack does not reach beyond.
+template <bool SOFTCAP, bool WHOLE, typename Z, int N>
+__device__ __forceinline__ void widen(const Pack<Z, N>& pack, int column, int V, float softcap, float* z) {
 #pragma unroll
-  for (int i = 0; i < N; ++i) z[i] = column + i < V ? capped<SOFTCAP>(to_float(pack.v[i]), softcap) : kLow;
+  for (int i = 0; i < N; ++i) z[i] = WHOLE || column + i < V ? capped<SOFTCAP>(to_float(pack.v[i]), softcap) : kLow;
 }
+
+// The same where that is not known: a test a pack, not one a logit.
+template <bool SOFTCAP, typename Z, int N>
+__device__ __forceinline__ void widen(const Pack<Z, N>& pack, int column, int V, float softcap, float* z) {
+  if (column + N <= V)
+    widen<SOFTCAP, true>(pack, column, V, softcap, z);
+  else
+    widen<SOFTCAP, false>(pack, column, V, softcap, z);
+}
+
+// A target as a column; -1 where it is out of range.
+__device__ __forceinline__ int column_of(int64_t target, int V) { return target >= 0 && target < V ? int(target) : -1; }
 
 // The factors of a logit's gradient.
 struct Slope {
   float top, log_total, pull, scale, softcap;
-  int64_t target;
+  int target;  // -1: none of the columns
 };
+
+template <bool SOFTCAP, bool WHOLE, typename Z, typename DZ, int N>
+__device__ __forceinline__ Pack<DZ, N> gradient(const Pack<Z, N>& pack, int column, int V, const Slope& s) {
+  float z[N];
+  widen<SOFTCAP, WHOLE>(pack, column, V, s.softcap, z);
+  const float log2_total = s.log_total * kLog2e, factor = s.scale + s.pull * s.scale;
+  float dz[N];
+#pragma unroll
+  for (int i = 0; i < N; ++i) dz[i] = exp2_fast((z[i] - s.top) * kLog2e - log2_total) * factor;
+  if (unsigned(s.target - column) < unsigned(N)) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const float p = exp2_fast((z[i] - s.top) * kLog2e - log2_total);
+      if (column + i == s.target) dz[i] = ((p - 1.0f) + s.pull * p) * s.scale;
+    }
+  }
+  if (SOFTCAP) {  // d capped / d z = 1 - tanh^2
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const float t = z[i] / s.softcap;
+      dz[i] *= 1.0f - t * t;
+    }
+  }
+  Pack<DZ, N> out;
+#pragma unroll
+  for (int i = 0; i < N; ++i) out.v[i] = from_float<DZ>(WHOLE || column + i < V ? dz[i] : 0.0f);
+  return out;
+}
 
 template <bool SOFTCAP, typename Z, typename DZ, int N>
 __device__ __forceinline__ Pack<DZ, N> gradient(const Pack<Z, N>& pack, int column, int V, const Slope& s) {
-  float z[N];
-  widen<SOFTCAP>(pack, column, V, s.softcap, z);
-  Pack<DZ, N> out;
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    const float p = exp_fast((z[i] - s.top) - s.log_total);
-    float dz = ((column + i == s.target ? p - 1.0f : p) + s.pull * p) * s.scale;
-    if (SOFTCAP) {  // d capped / d z = 1 - tanh^2
-      const float t = z[i] / s.softcap;
-      dz *= 1.0f - t * t;
-    }
-    out.v[i] = from_float<DZ>(column + i < V ? dz : 0.0f);
-  }
-  return out;
+  return column + N <= V ? gradient<SOFTCAP, true, Z, DZ, N>(pack, column, V, s)
+                         : gradient<SOFTCAP, false, Z, DZ, N>(pack, column, V, s);
 }
 
 template <typename DZ, int N>

@@ -51,42 +51,66 @@ __device__ __forceinline__ void produce(const Slots& slots, const Z* z, int64_t 
   }
 }
 
-// This thread's share of a row's statistics; every slot has arrived then. n: of the block's rows.
-template <typename Z>
-__device__ __forceinline__ Online share_of_row(const Slots& slots, int n, int V) {
+// A slot's logits -> this thread's statistics. from: its first pack, column: of that. WHOLE: the slot does not reach beyond V.
+template <bool WHOLE, typename Z>
+__device__ __forceinline__ void add_slot(Online& mine, uint32_t from, int column, int V) {
   constexpr int N = 16 / sizeof(Z);
-  Online mine{kLow, 0.0f, 0.0f};
-  for (int i = 0; i < slots.count; ++i) {
-    wait(slots.full(i), n & 1, "logits have arrived before they are read (wait)");
+  float wide[kPacks * N];
 #pragma unroll
-    for (int k = 0; k < kPacks; ++k) {
-      const int place = threadIdx.x + k * kThreads, column = (i * (kSlot / 16) + place) * N;
-      if (column >= V) continue;
-      float wide[N];
-      widen<false>(pack_at<Z>(slots.slot(i) + place * 16), column, V, 0.0f, wide);
-      add(mine, wide);
+  for (int k = 0; k < kPacks; ++k) {
+    const int of_pack = column + k * kThreads * N;
+    if (WHOLE || of_pack < V) {
+      widen<false, WHOLE>(pack_at<Z>(from + k * kThreads * 16), of_pack, V, 0.0f, wide + k * N);
+    } else {
+#pragma unroll
+      for (int j = 0; j < N; ++j) wide[k * N + j] = kLow;
     }
+  }
+  if (WHOLE || column < V) add(mine, wide);
+}
+
+// This thread's share of a row's statistics; every slot has arrived then. n: of the block's rows. whole: slots within V.
+template <typename Z>
+__device__ __forceinline__ Online share_of_row(const Slots& slots, int n, int V, int whole) {
+  Online mine{kLow, 0.0f, 0.0f};
+  uint32_t from = slots.base + threadIdx.x * 16;
+  int column = threadIdx.x * (16 / sizeof(Z));
+  for (int i = 0; i < slots.count; ++i, from += kSlot, column += kSlot / sizeof(Z)) {
+    wait(slots.full(i), n & 1, "logits have arrived before they are read (wait)");
+    if (i < whole)
+      add_slot<true, Z>(mine, from, column, V);
+    else
+      add_slot<false, Z>(mine, from, column, V);
   }
   return mine;
 }
 
+// A slot's gradients. to: of the pack at `from`.
+template <bool WHOLE, typename Z, typename DZ>
+__device__ __forceinline__ void put_slot(DZ* to, uint32_t from, int column, int V, const Slope& slope) {
+  constexpr int N = 16 / sizeof(Z), kNext = kThreads * N;
+  Pack<Z, N> packs[kPacks];
+#pragma unroll
+  for (int k = 0; k < kPacks; ++k)
+    if (WHOLE || column + k * kNext < V) packs[k] = pack_at<Z>(from + k * kThreads * 16);
+#pragma unroll
+  for (int k = 0; k < kPacks; ++k)
+    if (WHOLE || column + k * kNext < V)
+      store(reinterpret_cast<Pack<DZ, N>*>(to + k * kNext),
+            gradient<false, WHOLE, Z, DZ, N>(packs[k], column + k * kNext, V, slope));
+}
+
 // The gradient of the row; its slots are free then.
 template <typename Z, typename DZ>
-__device__ __forceinline__ void put_gradient(const Slots& slots, DZ* dz, int V, const Slope& slope) {
-  constexpr int N = 16 / sizeof(Z);
-  for (int i = 0; i < slots.count; ++i) {
-    Pack<Z, N> packs[kPacks];
-#pragma unroll
-    for (int k = 0; k < kPacks; ++k) {
-      const int place = threadIdx.x + k * kThreads;
-      if ((i * (kSlot / 16) + place) * N < V) packs[k] = pack_at<Z>(slots.slot(i) + place * 16);
-    }
-#pragma unroll
-    for (int k = 0; k < kPacks; ++k) {
-      const int column = (i * (kSlot / 16) + threadIdx.x + k * kThreads) * N;
-      if (column < V)
-        store(reinterpret_cast<Pack<DZ, N>*>(dz + column), gradient<false, Z, DZ, N>(packs[k], column, V, slope));
-    }
+__device__ __forceinline__ void put_gradient(const Slots& slots, DZ* dz, int V, int whole, const Slope& slope) {
+  uint32_t from = slots.base + threadIdx.x * 16;
+  int column = threadIdx.x * (16 / sizeof(Z));
+  DZ* to = dz + column;
+  for (int i = 0; i < slots.count; ++i, from += kSlot, column += kSlot / sizeof(Z), to += kSlot / sizeof(Z)) {
+    if (i < whole)
+      put_slot<true, Z>(to, from, column, V, slope);
+    else
+      put_slot<false, Z>(to, from, column, V, slope);
     // After stores of what was read: right behind the loads, a copy overwrote on an H100 what they had yet to read.
     sync_warp("a warp has read a slot before it says so");
     if (threadIdx.x % kWarp == 0) arrive(slots.empty(i), "a row is read before the next one overwrites it (arrival)");
@@ -106,6 +130,7 @@ __global__ void __launch_bounds__(kThreads + kWarp, 1)
   TILES(memory);
   SHARED(Online, of_warp, 2 * kWarps);  // of this row and the last: one barrier a row is enough
   const Slots slots{memory, (bytes + kSlot - 1) / kSlot};
+  const int whole = V / (kSlot / int(sizeof(Z)));
   if (threadIdx.x == 0) {
     for (int i = 0; i < slots.count; ++i) {
       mbarrier_init(slots.full(i), 1);
@@ -128,7 +153,7 @@ __global__ void __launch_bounds__(kThreads + kWarp, 1)
       continue;
     }
     const int64_t target = load(targets + row);
-    Online mine = share_of_row<Z>(slots, n, V);
+    Online mine = share_of_row<Z>(slots, n, V, whole);
     float z_target = -INFINITY;  // a target out of range gives an infinite loss and no access out of bounds
     if (threadIdx.x == 0 && target >= 0 && target < V) {
       const Pack<Z, N> pack = pack_at<Z>(memory + target / N * 16);
@@ -143,8 +168,8 @@ __global__ void __launch_bounds__(kThreads + kWarp, 1)
     for (int other = 1; other < kWarps; ++other) all = merge(all, of_warp[n % 2 * kWarps + other]);
     const float log_of_total = logf(all.sum);
     if (threadIdx.x == 0) put(row, all, log_of_total, z_target, loss, top, log_total, correct, entropy);
-    put_gradient<Z, DZ>(slots, to, V,
-                        {all.top, log_of_total, 2.0f * z_loss * (all.top + log_of_total), load(scale + row), 0.0f, target});
+    put_gradient<Z, DZ>(slots, to, V, whole,
+                        {all.top, log_of_total, 2.0f * z_loss * (all.top + log_of_total), load(scale + row), 0.0f, column_of(target, V)});
     ++n;
   }
 #endif

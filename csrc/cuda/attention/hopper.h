@@ -15,7 +15,6 @@ struct Problem {
 };
 
 constexpr int kOwn = 1;  // number of the first warpgroup's own barrier
-constexpr float kLog2e = 1.4426950408889634f;
 
 // Blocks and heads are both in the grid's first dimension, the only one that may exceed 65,535, with the blocks of a head
 // adjacent, since they share keys and values in the L2 cache.

@@ -15,7 +15,6 @@ constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarp;
 constexpr int kRangeBlock = 64;      // positions that share an entry of Problem::ranges
 constexpr int kUnbounded = 1 << 29;  // in the place of a distance; sequences are shorter
-constexpr float kLog2e = 1.4426950408889634f;
 
 // 1 / x to 1 ulp. A division proper calls a function for rare cases, for which registers would be spilled.
 __device__ __forceinline__ float reciprocal(float x) {

@@ -259,7 +259,6 @@ __device__ __forceinline__ void finish_slot(uint32_t done) {
 
 // The sigmoid. Where 2^-x is infinite it is 0, and NaN stays NaN.
 __device__ __forceinline__ float sigmoid(float x) {
-  constexpr float kLog2e = 1.4426950408889634f;
   return reciprocal_fast(1.0f + exp2_fast(-kLog2e * x));
 }
 

@@ -377,6 +377,8 @@ def test_nvcc_compiles_without_warnings_or_spills(tmp_path):
                 [cuobjdump, "-sass", "-arch", arch, str(out)], capture_output=True, text=True
             ).stdout
             functions = re.split(r"\n\s*Function : ", listing)[1:]
+            rows = [f for f in functions if re.match(r"\S*(rows_hopper|statistics_kernel|gradient_kernel)", f)]
+            assert len(rows) >= 21 and not any("STG.E.U16" in f for f in rows), "packs are stored whole"
             attending = [f for f in functions if re.match(r"\S*mma_\S*(forward|keys|queries)_kernel", f)]
             assert len(attending) == 24
             for (
