@@ -61,7 +61,7 @@ FLOORS = (
 # Rooms of emergence_kernels, likewise: an operation needs the backends, attention rotary, feed_forward SwiGLU.
 KERNEL_FLOORS = (
     ("backends",),
-    ("cross_entropy", "fp8_linear", "rms_norm", "rotary", "swiglu"),
+    ("adamw", "cross_entropy", "fp8_linear", "rms_norm", "rotary", "swiglu"),
     ("attention", "feed_forward"),
     ("modules", "llama_patch"),
     ("bench",),

@@ -8,8 +8,9 @@ parameter and micro-batch to add a bf16 gradient to it. Here
 - other gradients (norms, embedding, head) are added when they are ready (`bf16.immediate_grad_update`);
 - ranks are sent the sum of the part of the gradient whose weights they update, not of all of it, while the backward pass goes
   on (training/early_reduction.py);
-- clipping, finiteness and the update stay on the device: the fused AdamW divides by the clip factor and skips the update where
-  the norm is not finite. DeepSpeed's own step synchronises with the host three times.
+- clipping, finiteness and the update stay on the device: one pass divides by the clip factor, updates weights and moments
+  where the norm is finite, writes the bf16 weights and zeroes the gradient (emergence_kernels.adamw_step), which are three with
+  torch's fused AdamW. DeepSpeed's own step synchronises with the host three times.
 
 Bytes and launches are counted in tests/training/test_main_gradients.py.
 """
@@ -24,6 +25,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from emergence_kernels import adamw_step
 from emergence_kernels.backends import accumulating
 from emergence_train.training.early_reduction import Reduction
 from emergence_train.training.fp8 import Fp8Linear
@@ -64,6 +66,8 @@ def install(engine: Any, blocks: Sequence[nn.Module] = (), new_event: Callable[[
     engine.enable_backward_allreduce = False  # the step does
     optimizer.reduction = Reduction(optimizer.bf16_groups, blocks, new_event)
     optimizer.step = types.MethodType(step, optimizer)
+    optimizer.zeroed = False  # by the update, all gradients
+    optimizer.clear_hp_grads = types.MethodType(clear_gradients, optimizer)
     return True
 
 
@@ -87,14 +91,33 @@ def step(self: Any, closure: None = None) -> None:
         dist.all_reduce(norm.square_(), group=group)
         norm.sqrt_()
     norm = norm.float()
-    inner, limit = self.optimizer, self.clip_grad or math.inf
-    # the fused kernel divides by it; 1e-6 as DeepSpeed has it
-    inner.grad_scale = ((norm + 1e-6) / limit).clamp_min(1.0)
+    scale = ((norm + 1e-6) / (self.clip_grad or math.inf)).clamp_min(1.0)  # 1e-6 as DeepSpeed has it
     self.applied = norm.isfinite()
-    inner.found_inf = (~self.applied).float()  # and skips the update where this is 1
-    for weights, gradients in zip(self.fp32_groups_flat_partition, own):
-        weights.grad = gradients
-    inner.step()
-    self.overflow, self._global_grad_norm = False, norm
+    alone = world == 1
+    flats = zip(self.optimizer.param_groups, self.fp32_groups_flat_partition, own, self.bf16_groups_flat)
+    for settings, weights, gradient, copy in flats:
+        state = self.optimizer.state[weights]
+        if not state:
+            state |= {"step": weights.new_zeros(()), "exp_avg": torch.zeros_like(weights)}
+            state["exp_avg_sq"] = torch.zeros_like(weights)
+        adamw_step(
+            *(weights, gradient, state["exp_avg"], state["exp_avg_sq"], state["step"]),
+            **{name: settings[name] for name in ("lr", "betas", "eps", "weight_decay")},
+            grad_scale=scale,
+            applied=self.applied,
+            copy=copy if alone else None,
+            backend="auto",  # whatever EMERGENCE_KERNELS_BACKEND has for the model
+        )
+    self.overflow, self._global_grad_norm, self.zeroed = False, norm, alone
     self._lazy_init_hp_params_optimizer_state()
-    self.update_lp_params()  # the engine zeroes the gradients after this
+    if not alone:
+        self.update_lp_params()  # of all ranks
+
+
+def clear_gradients(self: Any) -> None:
+    """BF16_Optimizer.clear_hp_grads, without the pass over what the update has zeroed."""
+    if not self.zeroed:
+        for gradients in self.fp32_groups_gradients_flat:
+            gradients.zero_()
+    self.zeroed = False
+    self.fp32_groups_has_gradients = [[False] * len(group) for group in self.fp32_groups_gradients]

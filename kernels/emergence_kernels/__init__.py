@@ -5,6 +5,7 @@ Every operation has a PyTorch reference ("torch") that defines it, and faster ba
 package needs torch only; Triton is imported when a Triton kernel is used.
 """
 
+from .adamw.op import adamw_step
 from .attention.document_ranges import DocumentPlan
 from .attention.op import attention, document_plan
 from .attention.projected_attention import projected_attention
@@ -31,6 +32,7 @@ __all__ = [
     "PositionSums",
     "RMSNorm",
     "SwiGLU",
+    "adamw_step",
     "attention",
     "available_backends",
     "document_plan",

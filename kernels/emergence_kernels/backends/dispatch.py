@@ -40,6 +40,7 @@ IMPLEMENTED = {
     "attention": ("flash", "triton", "cuda", "cpu", "torch"),
     "linear_cross_entropy": ("triton", "cuda", "cpu", "torch"),
     "position_loss": ("triton", "cuda", "cpu", "torch"),
+    "adamw_step": ("triton", "torch"),
 }
 
 

@@ -20,7 +20,7 @@ import torch._dynamo
 from ..backends import library
 from ..backends.dispatch import HAS_TRITON, IMPLEMENTED, interpreting
 from ..backends.ranking import device_name
-from . import attention, feed_forwards, linears, losses, norms, step
+from . import attention, feed_forwards, linears, losses, norms, step, updates
 from .candidate import Candidate, Case
 from .timing import Stopwatch, Timing, ceilings, clocks, measure, peak_extra_bytes, summary
 
@@ -33,6 +33,7 @@ OPS = (
     "swiglu",
     "feed_forward",
     "fp8_linear",
+    "adamw_step",
     "step",
 )
 CUT = 75  # exit status of what ended before it was done, with everything written
@@ -254,6 +255,9 @@ def _shapes(
     """(shape, its rows, which are measured together as they are asked for) of one operation."""
     if op == "step":
         yield {}, step_rows(suite, device, dtype, limits)
+        return
+    if op == "adamw_step":
+        yield {}, updates.rows(suite, device, limits)
         return
     for case in all_cases(op, suite, device, dtype):
         if re.search(args.where, _spelled(case.shape)):

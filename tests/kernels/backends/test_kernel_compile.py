@@ -105,6 +105,17 @@ def test_swiglu(number):
 
 
 @pytest.mark.slow
+@both
+def test_adamw(number):
+    """16 bytes an access but for the copy, whose neighbours in a thread are eight."""
+    rows = compiled("adamw", "bfloat16", number, tables=(f"sm_{number}",))
+    check(rows, ())
+    for row in rows:
+        wide = [access for access in row["global"] if access.endswith(".128")]
+        assert len(wide) == 2 and not any("U16" in access for access in row["global"]), row
+
+
+@pytest.mark.slow
 def test_fp8_linear():
     """Hopper's alone: values are read and written by 16 bytes, scales and maxima apart."""
     rows = compiled("fp8_linear", "bfloat16", "90", tables=("sm_90",))

@@ -124,7 +124,7 @@ def test_the_framework_is_not_imported():
 
 def test_available_backends():
     table = ek.available_backends("cpu")
-    others = {"rms_norm", "rotary", "swiglu", "attention", "feed_forward", "fp8_linear"}
+    others = {"rms_norm", "rotary", "swiglu", "attention", "feed_forward", "fp8_linear", "adamw_step"}
     assert set(table) == {"linear_cross_entropy", "position_loss", *others}
     assert all(row["torch"] == "yes" for row in table.values())
     assert table["rms_norm"]["flash"] == "it has no rms_norm"

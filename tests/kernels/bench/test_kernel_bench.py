@@ -36,7 +36,7 @@ def test_everything_once(tmp_path, capsys):
     data = json.loads(file.read_text())
     assert data["complete"] and not data["failures"] and data["versions"]["torch"]
     ops = ["position_loss", "linear_cross_entropy", "rms_norm", "attention", "rotary", "swiglu"]
-    ops += ["feed_forward", "fp8_linear", "step"]
+    ops += ["feed_forward", "fp8_linear", "adamw_step", "step"]
     assert list(dict.fromkeys(row["op"] for row in data["rows"])) == ops
     for row in data["rows"]:
         both = row["modes"]["both"]
@@ -51,7 +51,7 @@ def test_everything_once(tmp_path, capsys):
     assert draw.main([str(tmp_path)]) == 0
     text = file.with_suffix(".md").read_text()
     assert all(row["contender"] in text for row in data["rows"]) and "Not complete" not in text
-    assert len(list((tmp_path / "cpu").glob("*.png"))) == 9
+    assert len(list((tmp_path / "cpu").glob("*.png"))) == 10
 
 
 @pytest.mark.parametrize("name", ["nosuch", "notes.md", "broken/cpu.json"])

@@ -34,6 +34,7 @@ TRITON_KERNELS = {
     "_loss_rows_kernel",
     "_scale_kernel",
     "_sum_shares_kernel",
+    "_adamw_kernel",
 }
 # Of each module a choice of its cases that is quick.
 TRITON = {
@@ -41,6 +42,7 @@ TRITON = {
     "rotary": "float64",
     "rotary_attention": "composition and plain or every_rotation and partial",
     "swiglu": "float64 and (prime or packs or odd or expanded) or extreme",
+    "adamw": "float64s",
     "position_loss": "float64 and (bfloat16 and (edges or off or blocks) or float16 and (confident or strided)) or descriptors "
     "or logits or bits_repeat",
     "linear_cross_entropy": "float64 and bfloat16 and (edges or confident or transposed or off) or tf32",

@@ -251,6 +251,15 @@ def swiglu(dtype: str, arch: str):
             )
 
 
+def adamw(dtype: str, arch: str):
+    from emergence_kernels.adamw import triton as module
+
+    types = {name: "*fp32:16" for name in module._adamw_kernel.arg_names if name.endswith("_ptr")}
+    types |= {"copy_ptr": POINTER[dtype], "applied_ptr": "*i1:16", "N": "i32:16", "lr": "fp32"}
+    constants = dict(BETA1=0.9, BETA2=0.95, EPS=1e-8, DECAY=0.1, COPY=True, BLOCK=module.BLOCK)
+    yield "update", module._adamw_kernel, types, constants, dict(num_warps=module.WARPS, num_stages=3)
+
+
 def fp8_linear(dtype: str, arch: str):
     """Rows of the widths that a 1.2B model has, one wider than registers hold, and a weight's columns; Hopper's alone."""
     from emergence_kernels.fp8_linear import triton as module
@@ -274,6 +283,7 @@ SUITES = {
     "rotary": rotary,
     "swiglu": swiglu,
     "fp8_linear": fp8_linear,
+    "adamw": adamw,
     "attention": attention,
     "attention_common": attention_common,
     "attention_scores": attention_scores,

@@ -1,0 +1,1 @@
+"""The update of AdamW over flat float32 tensors."""
