@@ -48,6 +48,12 @@ TEXTS = {
     "lingua.jsonl": text(
         lambda s, x: json.dumps({"global_step": s, "acc_step": 0, "optim": {"lr": 1}, "loss": {"out": x}})
     ),
+    "padded.log": text(
+        lambda s, x: f"Epoch {(s - 1) // 1000} | Step {(s - 1) % 1000 + 1:8d}/1000 | Loss: {x} | LR: 0.1"
+    ),
+    "padded_wide.log": text(
+        lambda s, x: f"epoch: {(s - 1) // 1000 + 1:6d}/3 |     Batches [{(s - 1) % 1000 + 1:6d}/1000] loss: {x}"
+    ),
     "counted_on.log": text(lambda s, x: f"Epoch {(s - 1) // 1000}, iteration {s}/3000 loss: {x}"),
     "cut.log": text(lambda s, x: f"step: {s}, loss: {x}") + "step: 3100, lo",
     "table.txt": "step,loss\n" + text(lambda s, x: f"{s},{x}"),
@@ -57,7 +63,7 @@ TEXTS = {
 }
 
 
-EPOCHS = ("tutorial.log", "from_zero.log", "pytorch.log", "in_epochs.log")
+EPOCHS = ("tutorial.log", "from_zero.log", "pytorch.log", "in_epochs.log", "padded.log", "padded_wide.log")
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -69,6 +75,20 @@ def test_a_known_curve_is_read(name, tmp_path):
     assert ("ranks" in name or "torchrun" in name) == any("those of rank 0 count" in note for note in curve.notes)
     if name == "before.log":
         assert curve.frame["tokens"].tolist() == [10**6 * s for s in STEPS] and curve.log.end_step == 10_000
+
+
+@pytest.mark.parametrize("width", [1, 4, 9])
+@pytest.mark.parametrize("end", [650, 651])
+def test_padded_steps_of_epochs_are_one_run(end, width, tmp_path):
+    """Steps of one digit have the most blanks before them: all three epochs count, with and without their last row."""
+    rows = [(epoch, step, 2 + (epoch * 651 + step + 5) ** -0.4) for epoch in range(3) for step in range(0, end, 10)]
+    lines = [f"Epoch {e} | Step {s:{width}d}/651 | Loss: {x:.4f} | LR: 0.1" for e, s, x in rows]
+    (tmp_path / "x.log").write_text("\n".join(lines) + "\n")
+    (curve,) = logs.read(tmp_path / "x.log", LogOptions())
+    assert curve.frame["step"].tolist() == [epoch * 651 + step for epoch, step, _ in rows]
+    assert [note for note in curve.notes if "counted through" in note] == [
+        "steps are counted in each epoch: they are counted through"
+    ]
 
 
 def test_tokens_are_enough_for_a_line(tmp_path):

@@ -19,12 +19,12 @@ from emergence_train.errors import InputError
 WORDS = re.compile(r"[A-Za-z]+")
 STEPS = NAMES["step"].split()
 IN_EPOCH = re.compile(
-    r"\bepoch(?:\(train\))?\W{0,4}(\d+)(?:\s*/\s*(\d+))?\W{1,8}"  # the epoch, then what counts in it
-    r"(?:(?:step|batch|iter(?:ation)?)s?\W{0,3}|\[\s*|(?=\d+\s*/\s*\d+\s+(?:batches|steps)\b))"
+    r"\bepoch(?:\(train\))?\W{0,4}\s*(\d+)(?:\s*/\s*(\d+))?\W{1,8}\s*"  # the epoch, then what counts in it; both padded
+    r"(?:(?:step|batch(?:es)?|iter(?:ation)?)s?\W{0,3}\s*|\[\s*|(?=\d+\s*/\s*\d+\s+(?:batches|steps)\b))"
     r"(\d+)\s*/\s*(\d+)(?:\s+(?:batches|steps))?\W?",
     re.IGNORECASE,
 )
-EPOCH = re.compile(r"\b(?:epoch|ep)\b\W{0,4}(\d+(?:\.\d+)?)(?![\d.]*%)", re.IGNORECASE)
+EPOCH = re.compile(r"\b(?:epoch|ep)\b\W{0,4}\s*(\d+(?:\.\d+)?)(?![\d.]*%)", re.IGNORECASE)
 ITER = re.compile(r"\bIter\(train\)\s*\[\s*(\d+)/(\d+)\]")  # mmengine's
 # "12.3B tokens", but no rate
 TOKENS_BEFORE = re.compile(
