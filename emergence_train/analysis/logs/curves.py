@@ -22,7 +22,7 @@ from emergence_train.analysis.logs.names import (
 )
 from emergence_train.analysis.logs.numbers import ROLES, Role, are_sizes, is_ambiguous, numbers_of, scales_of
 from emergence_train.analysis.logs.ranks import rows_of_lowest
-from emergence_train.analysis.logs.resumption import JOBS, check_runs, logged_again, resumed
+from emergence_train.analysis.logs.resumption import JOBS, check_order, check_runs, logged_again, resumed
 from emergence_train.analysis.logs.validation import training_rows
 from emergence_train.errors import InputError, listed
 from emergence_train.formatting import short
@@ -326,9 +326,11 @@ def _with_loss(
             f"its negative"
         )
     again = logged_again(rows["step"].to_numpy(float))
-    if again.any():
-        if options.columns.get("run") != ONE_RUN:
+    if options.columns.get("run") != ONE_RUN:
+        if again.any():
             check_runs(log, rows["step"], columns)
+        check_order(log, rows["step"])
+    if again.any():
         notes.append(
             f"{int(again.sum())} rows are of steps that were logged again later (a resumed run?); the last counts"
         )
