@@ -195,7 +195,7 @@ def _may_name_runs(cells: pd.Series, step: pd.Series, columns: Mapping[str, str]
 def check_order(log: Log, step: pd.Series) -> None:
     """Raises InputError where rows are no run's in time: steps fall again and again, or often beside a label of every row.
 
-    Rows of one run in another order lie evenly, as checkpoints sorted by their names; those of a table of runs do not.
+    Rows of one run in another order lie evenly, as checkpoints sorted by a score; those of a table of runs do not.
 
     Args:
         step: of the rows with a loss, by their places in the log.
@@ -210,10 +210,10 @@ def check_order(log: Log, step: pd.Series) -> None:
     label = next((column for column in log.rows.columns if _labels_rows(log.rows[column].reindex(step.index))), None)
     if label is None and sum(values[k] not in values[:k] for k in falls) < AGAIN_AND_AGAIN:
         return
-    beside = f" and {str(label)!r} differs in each" if label is not None else ""
+    first, beside = step.index[falls[0]], f" and {str(label)!r} differs in each" if label is not None else ""
     raise InputError(
-        f"{log.path}: the steps fall at {len(falls)} of {len(values)} rows (the first is row {step.index[falls[0]]}){beside}, as in "
-        f"a table with a row a run; name the log of one run, or give --column run={ONE_RUN} where they are one run's"
+        f"{log.path}: the steps fall at {len(falls)} of {len(values)} rows (the first is row {first}){beside}, as in a table "
+        f"with a row a run; name the log of one run, or give --column run={ONE_RUN} where they are one run's"
     )
 
 
