@@ -54,6 +54,7 @@ TEXTS = {
     "padded_wide.log": text(
         lambda s, x: f"epoch: {(s - 1) // 1000 + 1:6d}/3 |     Batches [{(s - 1) % 1000 + 1:6d}/1000] loss: {x}"
     ),
+    "log.txt": text(lambda s, x: f"{s} val {x + 1:.4f}\n{s} hella 0.2413\n{s} train {x}") + "3100 trai",
     "counted_on.log": text(lambda s, x: f"Epoch {(s - 1) // 1000}, iteration {s}/3000 loss: {x}"),
     "cut.log": text(lambda s, x: f"step: {s}, loss: {x}") + "step: 3100, lo",
     "table.txt": "step,loss\n" + text(lambda s, x: f"{s},{x}"),
