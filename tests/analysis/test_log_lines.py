@@ -100,6 +100,24 @@ def test_tokens_are_enough_for_a_line(tmp_path):
     assert curve.frame["step"].tolist() == STEPS and curve.frame["loss"].tolist() == LOSSES
 
 
+def test_losses_without_steps_are_refused_with_a_remedy(tmp_path):
+    """Lines, and columns that are a run each: what is done as the message says is read."""
+    (tmp_path / "x.log").write_text(text(lambda s, x: f"INFO - Epoch {s // 1000} - Batch loss: {x}"))
+    with pytest.raises(
+        InputError, match="lines without a step, as 'INFO - Epoch 0 - Batch loss: .*write it before each"
+    ):
+        logs.read(tmp_path / "x.log", LogOptions())
+    (tmp_path / "x.log").write_text(text(lambda s, x: f"step {s} loss {x}"))
+    (curve,) = logs.read(tmp_path / "x.log", LogOptions())
+    assert curve.frame["loss"].tolist() == LOSSES
+    (tmp_path / "x.csv").write_text("size_50,size_100\n" + text(lambda s, x: f"{x},{x + 1}"))
+    with pytest.raises(InputError, match="; where none counts steps, add a column step that does"):
+        logs.read(tmp_path / "x.csv", LogOptions(columns={"loss": "size_*"}))
+    (tmp_path / "x.csv").write_text("step,size_50,size_100\n" + text(lambda s, x: f"{s},{x},{x + 1}"))
+    first, second = logs.read(tmp_path / "x.csv", LogOptions(columns={"loss": "size_*"}))
+    assert (first.run, second.run) == ("50", "100") and first.frame["loss"].tolist() == LOSSES
+
+
 def test_a_tag_of_no_loss_is_none(tmp_path):
     (tmp_path / "run-a-tag-train_lr.csv").write_text(TEXTS["run-a-tag-train_loss.csv"])
     with pytest.raises(InputError, match="no column was recognised as loss"):

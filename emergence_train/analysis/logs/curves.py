@@ -150,6 +150,7 @@ def _curve(log: Log, options: LogOptions) -> Curve:
         several += (
             f"; {listed(others, SHOWN)} {'are' if others[1:] else 'is'} no step's own loss by name" if others else ""
         )
+        several += "; where none counts steps, add a column step that does" if "step" in missing else ""
         raise InputError(
             f"{log.path}: no column was recognised as {' or '.join(missing)} (it has {listed(log.rows, SHOWN)}); give "
             f"{flags}{several}"
