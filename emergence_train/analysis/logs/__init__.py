@@ -91,7 +91,8 @@ def read(path: Path, options: LogOptions) -> list[Curve]:
         if len(losses) >= LEAST and suffix_of(path) not in TABLES:
             line = losses[0][:SHOWN]
             raise InputError(
-                f"{path}: its losses are in lines without a step, as {line!r}; write it before each, as 'step 10 loss 6.1'"
+                f"{path}: not a log that is known: its losses are in lines without a step, as {line!r}; write it before each, as "
+                "'step 10 loss 6.1'"
             )
         raise InputError(f"{path}: not a log that is known; give --format {', '.join(FORMATS)}, or a table a header")
     if path.is_dir() and not FORMATS[name].takes(path, ""):
