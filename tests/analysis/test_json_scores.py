@@ -5,6 +5,7 @@ import json
 import pytest
 
 from emergence_train.analysis.scores import ScoreOptions, holds_scores, with_scores
+from emergence_train.errors import InputError
 from emergence_train.recorder import tables
 
 VALUES = {
@@ -38,6 +39,18 @@ FILES = {
     "a directory a checkpoint": {f"m-70m/step_{s}/results.json": json.dumps({"results": n}) for s, n in CHECKPOINTS},
     "a key a checkpoint": {"x.json": json.dumps({f"step{s}": n for s, n in CHECKPOINTS})},
     "a number a checkpoint": {"x.json": json.dumps({s: n for s, n in CHECKPOINTS})},
+    "an item a checkpoint": {
+        "x.json": json.dumps(
+            {
+                "tokens": [10_000, 20_000],
+                "checkpoints": [1000, 2000],
+                "results": {
+                    task: {"acc": [VALUES[s, task] for s in (1000, 2000)], "acc_stderr": [0.01, 0.01]}
+                    for task in ("piqa", "x")
+                },
+            }
+        )
+    },
     "a model a key": {"x.json": json.dumps({f"m-70m-step{s}": n for s, n in CHECKPOINTS})},
 }
 
@@ -73,3 +86,40 @@ NO_SCORES = {
 def test_what_has_no_task_holds_no_scores(name, tmp_path):
     (tmp_path / name).write_text(NO_SCORES[name])
     assert not holds_scores(tmp_path / name)
+
+
+WHOLE = json.dumps(
+    {"results": {task: {"acc,none": 0.3, "alias": task} for task in ("piqa", "x")}, "configs": {}}, indent=1
+)
+REFUSED = {
+    "cut.json": (WHOLE[: WHOLE.index("0.3") + 2], "is cut off at line 4; name a whole file"),
+    "cut_in_text.json": (WHOLE[: WHOLE.index('"x"') + 2], "is cut off at line 7; name a whole file"),
+    "broken.json": (WHOLE.replace(":", "=", 1), "is no JSON .* at line 2; name a whole file"),
+    "cut.jsonl": (lines(ROWS)[:-20], "is cut off at line 4; name a whole file"),
+    "icl.json": (
+        '{"name": "m", "eval_metrics": {"icl": {"piqa": 0.6}}}',
+        r"it has name, eval_metrics\); write an object a",
+    ),
+    "numbers.json": ("[1, 2]", "its JSON is not as a harness writes it; write an object a score"),
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"run": "m", "params": {"": 70}}, {"format": "lm-eval"}])
+@pytest.mark.parametrize("name", REFUSED)
+def test_json_without_scores_says_what_is_wrong(name, options, tmp_path):
+    content, says = REFUSED[name]
+    (tmp_path / name).write_text(content)
+    if "cut" not in name and "broken" not in name and "format" in options:
+        says = "holds no results of lm-eval"
+    with pytest.raises(InputError, match=says):
+        with_scores([tmp_path / name], ScoreOptions(**options))
+
+
+def test_the_layout_that_is_asked_for_is_read(tmp_path):
+    """As the message writes it."""
+    (tmp_path / "x.json").write_text('{"step": 1000, "task": "piqa", "metric": "acc", "value": 0.6}')
+    (tmp_path / "step1000.json").write_text('{"piqa": {"acc": 0.6}}')
+    for name in ("x.json", "step1000.json"):
+        options = ScoreOptions(run="m", params={"": 70}, tokens_per_step=10)
+        with pytest.raises(InputError, match="json: loss is not said by the results"):
+            with_scores([tmp_path / name], options)

@@ -48,6 +48,13 @@ TEXTS = {
     "lingua.jsonl": text(
         lambda s, x: json.dumps({"global_step": s, "acc_step": 0, "optim": {"lr": 1}, "loss": {"out": x}})
     ),
+    "padded.log": text(
+        lambda s, x: f"Epoch {(s - 1) // 1000} | Step {(s - 1) % 1000 + 1:8d}/1000 | Loss: {x} | LR: 0.1"
+    ),
+    "padded_wide.log": text(
+        lambda s, x: f"epoch: {(s - 1) // 1000 + 1:6d}/3 |     Batches [{(s - 1) % 1000 + 1:6d}/1000] loss: {x}"
+    ),
+    "log.txt": text(lambda s, x: f"{s} val {x + 1:.4f}\n{s} hella 0.2413\n{s} train {x}") + "3100 trai",
     "counted_on.log": text(lambda s, x: f"Epoch {(s - 1) // 1000}, iteration {s}/3000 loss: {x}"),
     "cut.log": text(lambda s, x: f"step: {s}, loss: {x}") + "step: 3100, lo",
     "table.txt": "step,loss\n" + text(lambda s, x: f"{s},{x}"),
@@ -57,7 +64,7 @@ TEXTS = {
 }
 
 
-EPOCHS = ("tutorial.log", "from_zero.log", "pytorch.log", "in_epochs.log")
+EPOCHS = ("tutorial.log", "from_zero.log", "pytorch.log", "in_epochs.log", "padded.log", "padded_wide.log")
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -71,12 +78,44 @@ def test_a_known_curve_is_read(name, tmp_path):
         assert curve.frame["tokens"].tolist() == [10**6 * s for s in STEPS] and curve.log.end_step == 10_000
 
 
+@pytest.mark.parametrize("width", [1, 4, 9])
+@pytest.mark.parametrize("end", [650, 651])
+def test_padded_steps_of_epochs_are_one_run(end, width, tmp_path):
+    """Steps of one digit have the most blanks before them: all three epochs count, with and without their last row."""
+    rows = [(epoch, step, 2 + (epoch * 651 + step + 5) ** -0.4) for epoch in range(3) for step in range(0, end, 10)]
+    lines = [f"Epoch {e} | Step {s:{width}d}/651 | Loss: {x:.4f} | LR: 0.1" for e, s, x in rows]
+    (tmp_path / "x.log").write_text("\n".join(lines) + "\n")
+    (curve,) = logs.read(tmp_path / "x.log", LogOptions())
+    assert curve.frame["step"].tolist() == [epoch * 651 + step for epoch, step, _ in rows]
+    assert [note for note in curve.notes if "counted through" in note] == [
+        "steps are counted in each epoch: they are counted through"
+    ]
+
+
 def test_tokens_are_enough_for_a_line(tmp_path):
     (tmp_path / "x.log").write_text(
         text(lambda s, x: f"tokens seen: {s / 1000:.3f}B tokens, train loss = {x}, ppl = 9")
     )
     (curve,) = logs.read(tmp_path / "x.log", LogOptions(tokens_per_step=1_000_000))
     assert curve.frame["step"].tolist() == STEPS and curve.frame["loss"].tolist() == LOSSES
+
+
+def test_losses_without_steps_are_refused_with_a_remedy(tmp_path):
+    """Lines, and columns that are a run each: what is done as the message says is read."""
+    (tmp_path / "x.log").write_text(text(lambda s, x: f"INFO - Epoch {s // 1000} - Batch loss: {x}"))
+    with pytest.raises(
+        InputError, match="lines without a step, as 'INFO - Epoch 0 - Batch loss: .*write it before each"
+    ):
+        logs.read(tmp_path / "x.log", LogOptions())
+    (tmp_path / "x.log").write_text(text(lambda s, x: f"step {s} loss {x}"))
+    (curve,) = logs.read(tmp_path / "x.log", LogOptions())
+    assert curve.frame["loss"].tolist() == LOSSES
+    (tmp_path / "x.csv").write_text("size_50,size_100\n" + text(lambda s, x: f"{x},{x + 1}"))
+    with pytest.raises(InputError, match="; where none counts steps, add a column step that does"):
+        logs.read(tmp_path / "x.csv", LogOptions(columns={"loss": "size_*"}))
+    (tmp_path / "x.csv").write_text("step,size_50,size_100\n" + text(lambda s, x: f"{s},{x},{x + 1}"))
+    first, second = logs.read(tmp_path / "x.csv", LogOptions(columns={"loss": "size_*"}))
+    assert (first.run, second.run) == ("50", "100") and first.frame["loss"].tolist() == LOSSES
 
 
 def test_a_tag_of_no_loss_is_none(tmp_path):

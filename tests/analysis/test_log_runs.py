@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 
+import numpy as np
 import pytest
 
 from emergence_train.analysis import logs
@@ -155,3 +156,34 @@ def test_sizes_that_are_nearly_equal_have_names_of_their_own(tmp_path):
     rows = [{"params": n, "step": s, "loss": x} for k, n in enumerate(sizes.values()) for s, x in KNOWN[k]]
     expected = {f"x-{size}": (n, KNOWN[k]) for k, (size, n) in enumerate(sizes.items())}
     assert curves(written(tmp_path / "x.csv", rows)) == expected
+
+
+RUNS_TABLE = {180: 5.1, 167: 3.8, 653: 3.2, 648: 3.1, 1293: 3.3, 456: 3.4, 689: 3.0, 685: 3.15}
+
+
+@pytest.mark.parametrize("label", ["commit", "Name", "run_id", ""])
+def test_a_table_with_a_row_a_run_is_refused(label, tmp_path):
+    """A label differs in each row, or the steps fall again and again; --column run=- reads it nevertheless."""
+    rows = [f"a{k}9f,{step},{loss}" for k, (step, loss) in enumerate(RUNS_TABLE.items())]
+    (tmp_path / "x.csv").write_text("\n".join([f"{label or 'status'},num_steps,loss", *rows]) + "\n")
+    beside = f"and '{label}' differs in each, " if label else "as"
+    with pytest.raises(InputError, match=rf"the steps fall at 4 of 8 rows \(the first is row 2\).*{beside}.*run=-"):
+        logs.read(tmp_path / "x.csv", LogOptions())
+    (curve,) = logs.read(tmp_path / "x.csv", LogOptions(columns={"run": "-"}))
+    assert dict(zip(curve.frame["step"], curve.frame["loss"])) == RUNS_TABLE
+
+
+@pytest.mark.parametrize("order", ["by loss", "resumed", "newest", "crashing"])
+def test_rows_of_one_run_in_another_order_are_read(order, tmp_path):
+    """Checkpoints in the order of a score, a run that was resumed, one with the newest row first, one that crashed often."""
+    steps = {
+        "by loss": random.Random(0).sample(range(1000, 24000, 1000), 23),
+        "resumed": [*range(100, 1300, 100), *range(1050, 2450, 100)],
+        "newest": [*range(2000, 0, -100)],
+        "crashing": [100 * step for k in range(6) for step in range(k + 1, k + 5)],
+    }[order]
+    rows = [f"ckpt-{k}-{step},{step},{2 + step**-0.3:.6f}" for k, step in enumerate(steps)]
+    (tmp_path / "x.csv").write_text("\n".join([f"{'file' if order == 'crashing' else 'name'},step,loss", *rows]) + "\n")
+    (curve,) = logs.read(tmp_path / "x.csv", LogOptions())
+    assert {*curve.frame["step"]} >= {*steps} - {1100, 1200}
+    np.testing.assert_allclose(curve.frame["loss"], 2 + curve.frame["step"] ** -0.3, atol=1e-6)

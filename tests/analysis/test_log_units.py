@@ -360,3 +360,47 @@ def test_tokens_of_a_batch_are_no_lost_unit(tmp_path):
     )
     (curve,) = logs.read(tmp_path / "x.csv", LogOptions())
     assert curve.frame["step"].tolist() == list(range(1000, 30_001, 1000))
+
+
+BEHIND = {
+    "BPC": "nats a character",
+    "bpb": "nats a byte",
+    "bits": "taken as bits",
+    "bits/char": "nats a character",
+    "bits per byte": "nats a byte",
+    "(bits/dim)": "taken as bits",
+    "nats": "",
+    "ppl": "taken as perplexity",
+    "(perplexity)": "taken as perplexity",
+}
+FORMS = {
+    "nanogpt": "iter {s}: loss {x:.9f} {u}, time 25.1ms, mfu 6.0%",
+    "text": "step: {s} | train/loss: {x:.9f} {u} | lr: 0.001 | tokens: {s}K",
+    "blank": "step {s} train loss {x:.9f} {u} lr 0.001",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("unit", BEHIND)
+def test_a_unit_behind_the_number_counts(unit, form, tmp_path):
+    """As that of a column so called; an estimate of a validation beside it is none of the steps' own."""
+    values = np.exp(LOSSES) if "pp" in unit or "perp" in unit else LOSSES / (1 if unit == "nats" else math.log(2))
+    rows = [FORMS[form].format(s=s, x=x, u=unit) for s, x in zip(STEPS, values)]
+    (tmp_path / "x.log").write_text(
+        "\n".join(["step 0: train loss 6.1 " + unit + ", val loss 6.2 " + unit, *rows]) + "\n"
+    )
+    frame, notes = read(tmp_path / "x.log")
+    np.testing.assert_allclose(frame["loss"].to_numpy()[-20:], LOSSES, rtol=1e-7)
+    assert BEHIND[unit] in notes and ("ln" in notes) == (unit != "nats")
+
+
+@pytest.mark.parametrize(
+    "behind", ["ppl 24.5", "bits: 4.6", "bpb=0.9", "| bpb 0.9", "(ppl 24.5)", "val_loss 4.6 bits", ""]
+)
+def test_another_field_behind_the_number_is_no_unit(behind, tmp_path):
+    for form in ("step: {s} loss: {x:.9f} {u}", "iter {s}: loss {x:.9f} {u}"):
+        rows = [form.format(s=s, x=x, u=behind) for s, x in zip(STEPS, LOSSES)]
+        (tmp_path / "x.log").write_text("\n".join(rows) + "\n")
+        frame, notes = read(tmp_path / "x.log")
+        np.testing.assert_allclose(frame["loss"], LOSSES, rtol=1e-7)
+        assert "ln" not in notes

@@ -269,6 +269,25 @@ def test_the_analysis_of_results_is_that_of_the_same_table(tmp_path, capsys):
     assert any("lm-eval, 1 tasks of pythia-70m, step 1000" in note for note in result["notes"])
 
 
+def test_an_empty_cell_is_named_by_its_run(tmp_path):
+    """The remedy that was given already is not said again; without that row the scores are read."""
+    path, columns = tmp_path / "x.csv", {"tokens": "Data", "step": "at", "params": "size", "loss": "ce"}
+    rows = [
+        "Model,size,Data,at,ce,MMLU",
+        "a,7000,2000,100,2.1,0.43",
+        "b,6700,1000,100,2.2,0.35",
+        "c,8000,,100,2.0,0.66",
+    ]
+    path.write_text("\n".join(rows) + "\n")
+    says = str(refusal([path], columns=columns))
+    assert (
+        "x.csv: tokens of 'c' is not said by the results; give tokens: numbers in its empty cells, or the table" in says
+    )
+    assert "--column" not in says
+    path.write_text("\n".join(rows[:3]) + "\n")
+    assert len(read([path], columns=columns)) == 2
+
+
 def test_wrong_options_of_results_are_one_line(tmp_path):
     with pytest.raises(InputError, match="--format x: unknown; choose auto, evaluations, lm-eval"):
         options_of("x", None, [], None, [], None)

@@ -7,13 +7,14 @@ from pathlib import Path
 from emergence_train.analysis.logs.cells import HEAD
 from emergence_train.analysis.logs.curves import Curve, curves_of
 from emergence_train.analysis.logs.delimited import CSV
-from emergence_train.analysis.logs.encoded import text_of
-from emergence_train.analysis.logs.fields import FIELDS
+from emergence_train.analysis.logs.encoded import suffix_of, text_of
+from emergence_train.analysis.logs.fields import FIELDS, TABLES
 from emergence_train.analysis.logs.jsonl import JSONL
 from emergence_train.analysis.logs.lightning import LIGHTNING
 from emergence_train.analysis.logs.log import LogOptions
 from emergence_train.analysis.logs.mlflow import MLFLOW
 from emergence_train.analysis.logs.names import QUANTITIES
+from emergence_train.analysis.logs.ranks import NUMBER
 from emergence_train.analysis.logs.tensorboard import TENSORBOARD
 from emergence_train.analysis.logs.text import MEGATRON_FORMAT, NANOGPT
 from emergence_train.analysis.logs.trainer import HF
@@ -30,6 +31,8 @@ FORMATS = {
 }
 
 
+LEAST = 3  # lines with a loss, which are no accident
+SHOWN = 60  # letters of a line that a message shows
 LONGEST = 20_000_000  # bytes looked through where the beginning says nothing
 
 
@@ -84,6 +87,13 @@ def read(path: Path, options: LogOptions) -> list[Curve]:
     """The training curves of a log, a run each. Raises InputError for what no format takes."""
     name = format_of(path) if options.format == "auto" else options.format
     if name is None:
+        losses = [line.strip() for line in _head(path, HEAD).splitlines() if NUMBER.search(line)]
+        if len(losses) >= LEAST and suffix_of(path) not in TABLES:
+            line = losses[0][:SHOWN]
+            raise InputError(
+                f"{path}: not a log that is known: its losses are in lines without a step, as {line!r}; write it before each, as "
+                "'step 10 loss 6.1'"
+            )
         raise InputError(f"{path}: not a log that is known; give --format {', '.join(FORMATS)}, or a table a header")
     if path.is_dir() and not FORMATS[name].takes(path, ""):
         raise InputError(f"{path}: a directory without a log of {name}; name a file of it, or give another --format")

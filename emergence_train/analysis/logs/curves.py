@@ -22,7 +22,7 @@ from emergence_train.analysis.logs.names import (
 )
 from emergence_train.analysis.logs.numbers import ROLES, Role, are_sizes, is_ambiguous, numbers_of, scales_of
 from emergence_train.analysis.logs.ranks import rows_of_lowest
-from emergence_train.analysis.logs.resumption import JOBS, check_runs, logged_again, resumed
+from emergence_train.analysis.logs.resumption import JOBS, check_order, check_runs, logged_again, resumed
 from emergence_train.analysis.logs.validation import training_rows
 from emergence_train.errors import InputError, listed
 from emergence_train.formatting import short
@@ -150,6 +150,7 @@ def _curve(log: Log, options: LogOptions) -> Curve:
         several += (
             f"; {listed(others, SHOWN)} {'are' if others[1:] else 'is'} no step's own loss by name" if others else ""
         )
+        several += "; where none counts steps, add a column step that does" if "step" in missing else ""
         raise InputError(
             f"{log.path}: no column was recognised as {' or '.join(missing)} (it has {listed(log.rows, SHOWN)}); give "
             f"{flags}{several}"
@@ -326,9 +327,11 @@ def _with_loss(
             f"its negative"
         )
     again = logged_again(rows["step"].to_numpy(float))
-    if again.any():
-        if options.columns.get("run") != ONE_RUN:
+    if options.columns.get("run") != ONE_RUN:
+        if again.any():
             check_runs(log, rows["step"], columns)
+        check_order(log, rows["step"])
+    if again.any():
         notes.append(
             f"{int(again.sum())} rows are of steps that were logged again later (a resumed run?); the last counts"
         )

@@ -19,7 +19,14 @@ from collections.abc import Collection
 from pathlib import Path
 
 from emergence_train.analysis.logs.encoded import stem_of, suffix_of
-from emergence_train.analysis.logs.lines import TOKENS_BEFORE, epoch_of, lines_in, lines_of, of_commoner_form
+from emergence_train.analysis.logs.lines import (
+    TOKENS_BEFORE,
+    epoch_of,
+    lines_in,
+    lines_of,
+    of_commoner_form,
+    with_loss_units,
+)
 from emergence_train.analysis.logs.log import Format, Log, finished_apart, frame_of
 from emergence_train.analysis.logs.names import NAMES, known_names, plain
 from emergence_train.analysis.logs.numbers import in_full
@@ -147,7 +154,7 @@ def read_fields(path: Path) -> list[Log]:
     end = next((ends[k] for k in reversed(kept) if ends[k]), None)
     rows, places = [rows[k] for k in kept], [places[k] for k in kept]
     rows, places, notes = of_commoner_form(rows, places, lines)
-    frame = frame_of(rows, places)
+    frame = with_loss_units(frame_of(rows, places), lines)
     if len(frame) > ONCE:
         frame = frame.loc[:, frame.notna().sum() > 1]
     return finished_apart(Log(stem_of(path), path, frame, end_step=end, notes=(*text.notes, *notes)))

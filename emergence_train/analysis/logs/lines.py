@@ -2,6 +2,7 @@
 
 [rank0]: step 100 loss 5.5        [rank1]: step 100 loss 5.6        the lowest rank that logs a loss
 Epoch [2/3], Step [100/2000], Loss: 5.5                             step 2100/6000
+100 train 5.5 (build-nanogpt)                                       step 100 train loss 5.5
 """
 
 import re
@@ -9,23 +10,36 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from emergence_train.analysis.logs.encoded import text_of, without_cut_line
 from emergence_train.analysis.logs.names import NAMES, plain
 from emergence_train.analysis.logs.numbers import ambiguous_step, with_commas, with_units
 from emergence_train.analysis.logs.ranks import LOSS, rank_of_lines, unglued
-from emergence_train.analysis.logs.validation import SPLIT
+from emergence_train.analysis.logs.validation import OWN, SPLIT
 from emergence_train.errors import InputError
 
 WORDS = re.compile(r"[A-Za-z]+")
 STEPS = NAMES["step"].split()
 IN_EPOCH = re.compile(
-    r"\bepoch(?:\(train\))?\W{0,4}(\d+)(?:\s*/\s*(\d+))?\W{1,8}"  # the epoch, then what counts in it
-    r"(?:(?:step|batch|iter(?:ation)?)s?\W{0,3}|\[\s*|(?=\d+\s*/\s*\d+\s+(?:batches|steps)\b))"
+    r"\bepoch(?:\(train\))?\W{0,4}\s*(\d+)(?:\s*/\s*(\d+))?\W{1,8}\s*"  # the epoch, then what counts in it; both padded
+    r"(?:(?:step|batch(?:es)?|iter(?:ation)?)s?\W{0,3}\s*|\[\s*|(?=\d+\s*/\s*\d+\s+(?:batches|steps)\b))"
     r"(\d+)\s*/\s*(\d+)(?:\s+(?:batches|steps))?\W?",
     re.IGNORECASE,
 )
-EPOCH = re.compile(r"\b(?:epoch|ep)\b\W{0,4}(\d+(?:\.\d+)?)(?![\d.]*%)", re.IGNORECASE)
+EPOCH = re.compile(r"\b(?:epoch|ep)\b\W{0,4}\s*(\d+(?:\.\d+)?)(?![\d.]*%)", re.IGNORECASE)
 ITER = re.compile(r"\bIter\(train\)\s*\[\s*(\d+)/(\d+)\]")  # mmengine's
+# A step, its split and a number, and nothing else: a loss
+OF_SPLIT = re.compile(
+    r"^[ \t]*(\d+)[ \t]+(train(?:ing)?|val(?:id(?:ation)?)?|eval|dev|test)[ \t]+([-+]?\d+\.\d+(?:e[-+]?\d+)?|nan|inf)[ \t\r]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+# A loss with its unit behind it, "loss 6.0 BPC", which is no other field: "loss 3.2 ppl 24.5"
+UNIT = re.compile(
+    r"([\w./-]*loss)['\"]?\s*[:=]?\s*[-+]?\d[\d.,]*(?:e[-+]?\d+)?\s*[\[(]?\s*\b(bp[bctw]|nats?|ppl|perplexity"
+    r"|bits?(?:\s*(?:/|per)\s*(?:byte|char(?:acter)?|word|tok(?:en)?|dim(?:ension)?))?)\b(?!['\"]?\s*[:=]?\s*[-+.]?\d)",
+    re.IGNORECASE,
+)
 # "12.3B tokens", but no rate
 TOKENS_BEFORE = re.compile(
     r"(?<![\w.,/=:])(\d[\d,]*(?:\.\d+)?[KMBT])(?:\s*/\s*\d[\d,]*(?:\.\d+)?[KMBT])?\s+(?:tokens|toks?)\b(?!\s*[/=:]|\s+per\b)"
@@ -52,6 +66,9 @@ def lines_in(path: Path) -> Lines:
 def lines_of(text: str) -> Lines:
     text, cut = without_cut_line(text)
     notes = [*cut]
+    if first := OF_SPLIT.search(text):
+        notes.append(f"lines as {first[0].strip()!r} are a step, its split and the loss")
+        text = OF_SPLIT.sub(r"step \1 \2 loss \3", text)
     text = with_commas(unglued(ITER.sub(r"iter: \1/\2 ", text)))
     if (step := ambiguous_step(text)) is not None:
         problem = f"its steps as {step!r} may be whole or thousands; write them without points"
@@ -99,6 +116,25 @@ def of_commoner_form(
     note = f"left out: {len(left)} lines in other words beside those of their steps (row {places[left[0]]})"
     kept = sorted({*range(len(rows))} - {*left})
     return [rows[k] for k in kept], [places[k] for k in kept], (note,)
+
+
+def with_loss_units(frame: pd.DataFrame, lines: list[str]) -> pd.DataFrame:
+    """A frame whose losses are called by the unit that stands behind their numbers in most of their lines: "loss (bpc)"."""
+    of = {place: lines[place - 1] for place in frame.index}
+    units = {place: UNIT.findall(OWN.sub("|", line)) if UNIT.search(line) else [] for place, line in of.items()}
+    names = {}
+    for column in (name for name in frame if plain(name).endswith("loss")) if any(units.values()) else ():
+        word = plain(column)
+        own = ([unit for name, unit in units[k] if _are_alike(plain(name), word)] for k in frame[column].dropna().index)
+        unit = Counter(behind[0] if behind else "" for behind in own).most_common(1)[0][0].lower()
+        if unit:
+            unit = re.sub(r"^(bit|nat)\b", r"\1s", re.sub(r"\s*(?:/|\bper\b)\s*", " per ", unit))
+            names[column] = f"{column} ({unit})"
+    return frame.rename(columns=names)
+
+
+def _are_alike(name: str, word: str) -> bool:
+    return name.endswith(word) or word.endswith(name)
 
 
 def _counted_through(lines: list[str]) -> list[str] | None:

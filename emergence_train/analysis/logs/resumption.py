@@ -24,6 +24,11 @@ JOBS = re.compile(r"job|run_?u?u?id|attempt|restart|session")  # ids that a star
 COUNTS = re.compile(r"step|iter|update|micro|accum|sample|token")  # columns of what goes on within a run, or a step
 PLACES = (*RANKS.split(), "host", "hostname", "machine")  # where a run is
 LASTING = 0.5  # of the steps up to its last: more of them has a value that names a run
+FALLS = 0.1  # of the rows: more whose step is below the one before are not in the order of time
+AGAIN_AND_AGAIN = 3  # falls to steps that were not there yet, without a label of the rows
+LABELS = re.compile(
+    r"(?:^|_)(?:name|commit|sha|hash|u?u?id|run|exp|experiment|model|trial)$"
+)  # columns that may name rows
 MODELS = "model model_name experiment experiment_name exp exp_name"  # columns that no resumption changes
 
 
@@ -185,6 +190,37 @@ def _may_name_runs(cells: pd.Series, step: pd.Series, columns: Mapping[str, str]
     lasting = of_value.nunique() > LASTING * np.searchsorted(every, of_value.max(), side="right")
     lasts = bool(of_value.size()[lasting].sum() > len(step) / 2)
     return lasts and bool((of_value.min() < step.min() + max(interval, 1.0)).sum() > 1)
+
+
+def check_order(log: Log, step: pd.Series) -> None:
+    """Raises InputError where rows are no run's in time: steps fall again and again, or often beside a label of every row.
+
+    Rows of one run in another order lie evenly, as checkpoints sorted by a score; those of a table of runs do not.
+
+    Args:
+        step: of the rows with a loss, by their places in the log.
+    """
+    values, every = step.to_numpy(float), np.unique(step)
+    falls = np.flatnonzero(np.diff(values) < 0) + 1
+    apart = np.diff(every)
+    if len(falls) <= FALLS * len(values) or len(falls) == len(values) - 1:  # in order, or the newest first
+        return
+    if len(every) == len(values) and 2 * np.sum(apart == np.median(apart)) >= len(apart):
+        return
+    label = next((column for column in log.rows.columns if _labels_rows(log.rows[column].reindex(step.index))), None)
+    if label is None and sum(values[k] not in values[:k] for k in falls) < AGAIN_AND_AGAIN:
+        return
+    first, beside = step.index[falls[0]], f" and {str(label)!r} differs in each" if label is not None else ""
+    raise InputError(
+        f"{log.path}: the steps fall at {len(falls)} of {len(values)} rows (the first is row {first}){beside}, as in a table "
+        f"with a row a run; name the log of one run, or give --column run={ONE_RUN} where they are one run's"
+    )
+
+
+def _labels_rows(cells: pd.Series) -> bool:
+    """Whether a column names each row, in words and not by numbers."""
+    named = LABELS.search(plain(cells.name)) is not None and cells.notna().all() and cells.is_unique
+    return bool(named and np.isinf(numbers_of(cells)).any())
 
 
 def logged_again(step: np.ndarray) -> np.ndarray:

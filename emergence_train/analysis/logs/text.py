@@ -13,7 +13,14 @@ from pathlib import Path
 
 from emergence_train.analysis.logs.encoded import stem_of, suffix_of
 from emergence_train.analysis.logs.fields import TABLES, fields_of
-from emergence_train.analysis.logs.lines import TOKENS_BEFORE, epoch_of, lines_in, lines_of, of_commoner_form
+from emergence_train.analysis.logs.lines import (
+    TOKENS_BEFORE,
+    epoch_of,
+    lines_in,
+    lines_of,
+    of_commoner_form,
+    with_loss_units,
+)
 from emergence_train.analysis.logs.log import Format, Log, finished_apart, frame_of
 from emergence_train.analysis.logs.names import NAMES, increases, is_loss, plain
 from emergence_train.analysis.logs.numbers import in_full
@@ -80,7 +87,7 @@ def read_nanogpt(path: Path) -> list[Log]:
         raise InputError(f"{path}: no line has a step and its loss, as 'iter 100: loss 6.1'; give --format or a table")
     _name_alike(rows, [text.lines[place - 1] for place in places])
     rows, places, notes = of_commoner_form(rows, places, text.lines)
-    frame = frame_of(rows, places)
+    frame = with_loss_units(frame_of(rows, places), text.lines)
     if "tokens" in frame and len(frame) > 1 and not increases(frame["tokens"]):
         frame = frame.drop(columns="tokens")  # of a batch
     return finished_apart(Log(stem_of(path), path, frame, per_step, end, (*text.notes, *notes)))

@@ -9,6 +9,7 @@ import pandas as pd
 from emergence_train.analysis.logs.cells import SUFFIXES as TABLES
 from emergence_train.analysis.logs.encoded import suffix_of
 from emergence_train.analysis.logs.units import UnitError
+from emergence_train.analysis.scores import json_tables
 from emergence_train.analysis.scores.complete import completed
 from emergence_train.analysis.scores.harness import ALL, LIGHTEVAL, LM_EVAL, METRICS, OLMES
 from emergence_train.analysis.scores.helm_runs import HELM
@@ -34,6 +35,9 @@ ITEMS = re.compile(
 def with_scores(paths: list[str | Path], options: ScoreOptions) -> tuple[list[str | Path | Frame], list[str]]:
     """The paths with results of other programs read as evaluations, all of them in one table; and how they were read."""
     theirs = [Path(path) for path in paths if _is_foreign(Path(path), options)]
+    unread = (json_tables.refusal(Path(path)) for path in paths if Path(path) not in theirs)
+    if (reason := next(filter(None, unread), None)) is not None:
+        raise InputError(reason)
     if not theirs:
         if replace(options, format="auto").given or options.format not in ("auto", "evaluations"):
             _refuse(Path(paths[0]), options)
@@ -69,9 +73,11 @@ def read(file: Path, options: ScoreOptions) -> list[Scores]:
     if name is None and options.columns and TABLE.columns(file):
         name = TABLE.name
     if name is None:
-        raise InputError(f"{file}: not task results that are known; give --format {', '.join(FORMATS)}")
+        known = f"{file}: not task results that are known; give --format {', '.join(FORMATS)}"
+        raise InputError(json_tables.refusal(file) or known)
     if name != TABLE.name and not FORMATS[name].takes(file):
-        raise InputError(f"{file}: holds no results of {name}; name a file of them, or give another --format")
+        other = f"{file}: holds no results of {name}; name a file of them, or give another --format"
+        raise InputError(json_tables.damage(file) or other)
     try:
         return FORMATS[name].read(file, options)
     except UnitError as error:

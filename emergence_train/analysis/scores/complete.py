@@ -56,12 +56,7 @@ def completed(scores: list[Scores], options: ScoreOptions) -> tuple[pd.DataFrame
     frame = parted(frame, where, notes)
     if options.loss is not None:
         frame = _with_loss(frame, options, notes)
-    missing = [name for name in FLAGS if frame[name].isna().any()]
-    if missing:
-        named = "; ".join(f"{name}: {FLAGS[name]}" for name in missing)
-        raise InputError(
-            f"{where}: {', '.join(missing)} {'are' if missing[1:] else 'is'} not said by the results; give {named}"
-        )
+    _check_complete(frame, where, options)
     frame = frame.dropna(subset=["value"])
     if frame.empty:
         raise InputError(f"{where}: none of its scores is a number; name their column")
@@ -75,6 +70,22 @@ def completed(scores: list[Scores], options: ScoreOptions) -> tuple[pd.DataFrame
     for name in ("params", "step", "tokens"):
         frame[name] = frame[name].round().astype("int64")
     return frame.reset_index(drop=True), notes
+
+
+def _check_complete(frame: pd.DataFrame, where: str, options: ScoreOptions) -> None:
+    """Raises InputError naming all that is missing; of a column with some empty cells the runs that have them."""
+    names, remedies = [], []
+    for name, flags in FLAGS.items():
+        if not (empty := frame[name].isna()).any():
+            continue
+        runs = [] if empty.all() else [repr(run) for run in frame.loc[empty, "run"].dropna().unique()]
+        names.append(f"{name} of {listed(runs, MOST_FILES)}" if runs else name)
+        filled = "numbers in its empty cells, or the table without their rows"
+        remedies.append(f"{name}: {filled if name in options.columns and not empty.all() else flags}")
+    if names:
+        raise InputError(
+            f"{where}: {', '.join(names)} {'are' if names[1:] else 'is'} not said by the results; give {'; '.join(remedies)}"
+        )
 
 
 def _reading(scores: list[Scores]) -> list[str]:

@@ -19,6 +19,7 @@ from emergence_train.analysis.temporal.mean_law import (
     SCHEDULE_AWARE,
     Fit,
     Z,
+    above_zero,
     below,
     fit,
     observed_part,
@@ -105,6 +106,8 @@ def forecast(
     if plan is not None:
         notes += _identification(fits["schedule"], used, x_future, prior)
     mean, sd = _combine([fits[name] for name in weights], list(weights.values()), x_future)
+    if (y >= 0).all():  # a cross-entropy's
+        mean = above_zero(mean, sd, float(curve.y[-MINIMUM:].mean()))
     return Forecast(x_future, mean, sd, curve.noise, weights, scores, fits, shift_low, notes, unreturned)
 
 

@@ -57,6 +57,17 @@ def below(mean: np.ndarray, width: np.ndarray) -> np.ndarray:
     return np.where(bent, room * np.exp(-np.where(bent, beyond, 0) / np.where(bent, room, 1)), mean - width)
 
 
+def above_zero(mean: np.ndarray, sd: np.ndarray, last: float) -> np.ndarray:
+    """Forecasts `mean` of a loss that is positive, and was `last`: bent to stay so where less than `sd` and a quarter of `last`.
+
+    Smooth where the bend begins, and bend^2 / |mean| far below 0: near the median of the positive part of a normal
+    distribution.
+    """
+    bend = np.minimum(sd, (1 - STRAIGHT) * last)
+    near = mean < bend
+    return np.where(near, bend**2 / np.where(near, np.maximum(2 * bend - mean, 1e-300), 1.0), mean)
+
+
 @dataclass(frozen=True)
 class Law:
     """A family: which clocks, kernels and shapes its hypotheses combine. No kernel: the rate is not used."""

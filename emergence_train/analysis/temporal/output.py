@@ -94,8 +94,9 @@ def format_table(result: TemporalResult) -> str:
         lines += [f"  note: {note}" for note in run.notes]
     lines += [f"left out: {run.reason}" for run in result.skipped]
     for ranking in result.ranking:
+        width = max(30, *(len(place.run) + 1 for place in ranking.order))
         on = f" on {ranking.split}" if ranking.split else ""
         lines.append(f"ranking{on} (right with probability {ranking.probability:.2f}):")
         for number, place in enumerate(ranking.order, 1):
-            lines.append(f"  {number}. {place.run:<30}{place.loss:.4f} +- {place.sd:.4f}")
+            lines.append(f"  {number}. {place.run:<{width}}{place.loss:.4f} +- {place.sd:.4f}")
     return "\n".join(lines)

@@ -22,7 +22,7 @@ from emergence_train.analysis.planned_schedule import INTRINSIC, Kernel, Planned
 from emergence_train.analysis.position_matrix import PositionMatrix, position_bins
 from emergence_train.analysis.temporal import priors
 from emergence_train.analysis.temporal.forecast import Forecast, forecast
-from emergence_train.analysis.temporal.mean_law import WINDOW, Z, below
+from emergence_train.analysis.temporal.mean_law import WINDOW, Z, above_zero, below
 from emergence_train.analysis.temporal.parameter_laws import ParameterLaw, _basis, constant_law, fit_parameter
 from emergence_train.analysis.temporal.position_law import (
     ONLY_RATIO,
@@ -138,7 +138,7 @@ def forecast_positions(
         a2,
         level,
         pattern,
-        loss,
+        _above_zero(loss, shared, matrix),
         shared,
         _wandered(pattern, x, x_future),
         bool(identified),
@@ -234,9 +234,15 @@ def _level_only(
     loss = level.mean[:, None] + pattern.value - pattern.value @ share
     variance = _wandered(pattern, x, x_future)
     level.notes.append("not identified: the position law, at too few observed checkpoints; the last shape is carried")
+    loss = _above_zero(loss, level.sd[:, None], matrix)
     return PositionForecast(
         x_future, matrix.position, share, nothing, nothing, level, level, pattern, loss, level.sd, variance, False, fits
     )
+
+
+def _above_zero(loss: np.ndarray, sd: np.ndarray, matrix: PositionMatrix) -> np.ndarray:
+    """(m, P) forecasts of a loss that was positive at every position, which its shape takes below 0 where it is small."""
+    return above_zero(loss, sd, float(matrix.mean_loss[-1])) if (matrix.loss >= 0).all() else loss
 
 
 # ------------------------------------------------------------------------------------------------------- joint fit

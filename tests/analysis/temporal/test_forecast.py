@@ -12,7 +12,7 @@ from emergence_train.analysis.position_matrix import observed_rows, position_mat
 from emergence_train.analysis.temporal import mean_law, priors, simulate
 from emergence_train.analysis.temporal.analyze import forecast_final
 from emergence_train.analysis.temporal.forecast import forecast
-from emergence_train.analysis.temporal.mean_law import CLASSICAL, LAWS, Curve, below, fit, observed_part
+from emergence_train.analysis.temporal.mean_law import CLASSICAL, LAWS, Curve, above_zero, below, fit, observed_part
 from emergence_train.analysis.temporal.parameter_laws import fit_family, fit_parameter
 from emergence_train.analysis.temporal.position_forecast import forecast_positions, joint
 from emergence_train.analysis.temporal.ranking import rank
@@ -176,6 +176,36 @@ def test_lower_ends_bend_before_zero():
     assert np.array_equal(low[straight], 2.0 - width[straight]) and np.all(np.diff(low) < 0) and low[-1] > 0
     assert np.allclose(low[~straight], 0.5 * np.exp(3 - width[~straight] / 0.5))
     assert below(np.array([-1.0]), np.array([2.0])) == [-3.0]  # no loss of words: as it is
+
+
+def test_means_bend_before_zero():
+    """As they are down to `sd` or a quarter of the last loss, the lesser; below it a hyperbola of the same slope there."""
+    mean = np.linspace(-3, 2, 5001)
+    for sd, last, bend in ((0.1, 4.0, 0.1), (2.0, 4.0, 1.0)):
+        bent, far = above_zero(mean, np.full(5001, sd), last), mean >= bend
+        assert np.array_equal(bent[far], mean[far]) and np.all(np.diff(bent) > 0) and bent[0] > 0
+        assert np.allclose(bent[~far], bend**2 / (2 * bend - mean[~far]))
+        assert np.all(np.diff(bent) <= 0.001 + 1e-9)  # steps of 0.001
+    assert above_zero(np.zeros(1), np.zeros(1), 0.0) == [0.0]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_forecasts_of_memorised_texts_are_positive(seed):
+    """Losses that fall as an exponential to 0.002 to 0.01: none of the laws, whose powers pass 0 there."""
+    rng = np.random.default_rng(seed)
+    x = np.arange(10.0, 610, 10)
+    true = rng.uniform(0.002, 0.01) + rng.uniform(4, 11) * np.exp(-x / rng.uniform(70, 120))
+    y = true * np.exp(0.02 * rng.standard_normal(60))
+    ahead = forecast(x[:36], y[:36], x[36:], None)
+    by_laws = sum(w * ahead.fits[name].predict(x[36:])[0] for name, w in ahead.weights.items())
+    assert by_laws.min() < 0 < ahead.mean.min()
+    for noisy in (True, False):
+        low, high = ahead.interval(95, noisy=noisy)
+        assert low.min() >= 0 and np.mean((low <= true[36:]) & (true[36:] <= high)) > 0.9
+    end = forecast_final(x[:36], y[:36], x, np.full(60, 1e-3), 1e6)
+    assert end.loss > 0 and end.low95 >= 0
+    negative = forecast(x[:36], y[:36] - 2, x[36:], None)  # a log-likelihood's: as it is
+    assert negative.mean.min() < -2
 
 
 def test_no_interval_of_a_young_run_is_below_zero():

@@ -164,3 +164,18 @@ def test_a_carried_residual_of_noise_is_less_than_its_mean(rows):
         carried.append(_carried(noise, np.ones((rows, 64), bool), position, x).value)
     rms = np.sqrt(np.mean(np.square(carried), 0))
     assert np.sqrt(np.mean(rms[:8] ** 2)) < 0.7 / np.sqrt(rows) and np.sqrt(np.mean(rms[8:] ** 2)) < 0.6 / np.sqrt(rows)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.9])
+def test_positions_of_a_small_loss_are_positive(tmp_path, slope):
+    """A memorised text, of which the late positions are known best: neither a mean nor a low bound is below 0."""
+    position = np.arange(1, 129)
+
+    def curve(step, at):
+        return (4 * np.exp(-step / 500) + 0.004) * (0.1 + at**-slope)
+
+    path = table(tmp_path / "p.parquet", position, curve, tokens=10**9)
+    (run,) = investigate(path, fit_fraction=0.5).runs
+    rows = run.positions.forecast
+    assert rows["loss"].min() > 0 and min(rows[f"low{level}"].min() for level in (50, 80, 95)) >= 0
+    assert run.forecast["loss"].min() > 0 and run.result.final.low95 >= 0

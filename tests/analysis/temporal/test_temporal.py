@@ -245,6 +245,14 @@ def test_ranking_of_several_runs(tmp_path):
     assert "1. good" in format_table(result)
 
 
+def test_a_ranking_has_a_blank_behind_long_names(tmp_path):
+    names = ["a" * 29, "b" * 30, "c" * 45]
+    frames = [curve(run=name).assign(loss=lambda f, k=k: f["loss"] + k) for k, name in enumerate(names)]
+    lines = format_table(temporal.analyze_temporal(written(pd.concat(frames), tmp_path), fit_fraction=0.5)).splitlines()
+    ranked = [line.split() for line in lines[-3:]]
+    assert [line[1] for line in ranked] == names and all(float(line[2]) > 0 for line in ranked)
+
+
 def test_step_logs_of_30000_rows(tmp_path):
     frame = simulate.curve(np.random.default_rng(0), "cosine", rows=20000, noise=0.04)[0]
     run = analyze_temporal(written(frame, tmp_path), fit_fraction=0.2)["runs"][0]
