@@ -196,7 +196,7 @@ def _check_scores(op: str, q: Tensor, options: Options) -> None:
             check_float(op, **{name: tensor})
             require(
                 tuple(tensor.shape) == (H,),
-                f"{op}: {name} have shape {tuple(tensor.shape)}, expected ({H},)",
+                lambda name=name, tensor=tensor, H=H: f"{op}: {name} have shape {tuple(tensor.shape)}, expected ({H},)",
             )
             require(tensor.device == q.device, f"{op}: {name} are on {tensor.device}, q on {q.device}")
     require(
