@@ -48,6 +48,8 @@ def _measured(op: str, device: torch.device, dtype: torch.dtype) -> list[tuple[l
         return []
     major, minor = torch.cuda.get_device_capability(device)
     rows = table.get(f"sm_{major}{minor}", {}).get(op, {}).get(str(dtype).removeprefix("torch."), [])
+    if not rows:
+        return []
     name = device_name(device)
     rows = [row for row in rows if row["device"] == name] or rows
     return [(row["widths"], list(row["milliseconds"])) for row in rows]
