@@ -12,7 +12,7 @@ QUICK  := $(BIN)/emergence-train train configs/quickstart.yaml
 # the same on real benchmarks, see configs/ladder.yaml
 RUNGS  := 0.05m:1.2e-2 0.2m:6e-3 0.4m:3e-3 0.9m:2e-3 3m:1e-3
 
-.PHONY: install quickstart ladder story grok test test-slow fault-trials soak lint docs cuda wheel bench-cpu gpu-check gpu-sanitize gpu-bench gpu-first \
+.PHONY: install quickstart ladder story grok test test-slow fault-trials soak lint docs cuda wheel bench-cpu gpu-python gpu-check gpu-sanitize gpu-bench gpu-first \
         gpu-wheels bench-redraw clean
 
 install: $(VENV)/.installed $(VENV)/.compiled
@@ -111,6 +111,11 @@ bench-cpu: install
 PATHS  := PYTHONPATH=$(CURDIR):$(CURDIR)/kernels:$(PYTHONPATH)
 ON_GPU := $(PATHS) $(PYTHON)
 BUILD_CUDA = $(ON_GPU) -m emergence_kernels.backends.build cuda || echo "the CUDA kernels are left out"
+gpu-check gpu-sanitize gpu-bench gpu-first: gpu-python
+gpu-python:
+	@$(PYTHON) -c 'import torch' 2>/dev/null || \
+	  { echo "$(PYTHON) cannot import torch: name one that can, as in make gpu-check PYTHON=.venv/bin/python" >&2; exit 2; }
+
 gpu-check:
 	@$(BUILD_CUDA)
 	@$(ON_GPU) -m emergence_kernels.backends.build checks || echo "products by themselves are not tested"

@@ -122,9 +122,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     arguments, options = parser.parse_known_args()
     try:
+        import torch  # noqa: I001  what everything else is for comes first
         import pytest  # noqa: F401
         import pytest_timeout  # noqa: F401
-        import torch
         import xdist  # noqa: F401
     except ImportError as error:
         print(f"gpu-check: {error.name} is not installed (benchmarks/README.md says how, offline too)", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -224,3 +225,21 @@ def test_every_stage_is_a_command_that_exists(tmp_path, capsys):
 def test_without_a_gpu_it_says_so(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert call(tmp_path, 1) == 2 and "no CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make")
+@pytest.mark.parametrize("target", ["gpu-check", "gpu-sanitize", "gpu-bench", "gpu-first"])
+def test_a_python_without_torch_is_named(target):
+    """In one line, before anything is built: -S leaves the installed packages out."""
+    python = f"{sys.executable} -IS"
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # not one of `make test`
+    command = ["make", "--silent", target, f"PYTHON={python}"]
+    done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True)
+    line, *rest = done.stderr.splitlines()
+    assert done.returncode == 2 and line.startswith(f"{python} cannot import torch") and "PYTHON=" in line
+    assert not done.stdout and all(text.startswith("make: ***") for text in rest)
+
+
+def test_checking_asks_for_torch_first():
+    done = subprocess.run([sys.executable, "-IS", "benchmarks/gpu_check.py"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("gpu-check: torch is not installed")

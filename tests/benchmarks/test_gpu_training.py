@@ -101,3 +101,19 @@ def test_contestants_beyond_the_limit_are_named(pretended, capsys):
 def test_peers_are_first():
     ours = [name.startswith("ours") for name in gpu_training.CONTESTANTS]
     assert ours == sorted(ours) and "plain" in gpu_training.CONTESTANTS
+
+
+def test_the_page_has_the_errors_of_stored_predictions():
+    """docs/concepts/training.md, micro_batch: auto: of plain steps, of checkpointing, of operations apart."""
+    errors: dict[str, list[float]] = {}
+    for file in (ROOT / "benchmarks" / "results").glob("nvidia-*/*-training-*.json"):
+        for row in json.loads(file.read_text())["rows"]:
+            if row.get("predicted_gib") and row.get("peak_gib"):
+                kind = row["contestant"].partition(", ")[2].partition("=")[0]
+                errors.setdefault(kind, []).append(100 * (row["predicted_gib"] / row["peak_gib"] - 1))
+    page = " ".join((ROOT / "docs" / "concepts" / "training.md").read_text(encoding="utf-8").split())
+    assert errors.keys() == {"", "activation_checkpointing", "swiglu"} and min(map(min, errors.values())) > -0.05
+    assert f"are met to {max(map(abs, errors[''])):.2f}%" in page
+    assert {f"{error:.1f}" for error in errors["activation_checkpointing"]} == {"0.3"}
+    assert "selective and full checkpointing (0.3%, one step each)" in page
+    assert f"apart from the products ({max(errors['swiglu']):.1f}%)" in page

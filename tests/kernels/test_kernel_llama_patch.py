@@ -197,3 +197,14 @@ def test_modules_are_the_operations():
     gate, up = mlp.gate_up(x).chunk(2, -1)
     torch.testing.assert_close(mlp(x), mlp.down(torch.nn.functional.silu(gate) * up))
     assert repr(norm) == "RMSNorm(16, eps=1e-05)"
+
+
+def test_compiled_at_several_lengths_it_is_one_graph():
+    _, model = pair("llama")
+    torch._dynamo.reset()
+    compiled, losses = torch.compile(model, backend="aot_eager", fullgraph=True), []
+    for length in (17, 33, 48, 40, 29):
+        ids, labels = inputs(length=length)
+        losses.append([run(input_ids=ids, labels=labels).loss.item() for run in (compiled, model)])
+    torch._dynamo.reset()
+    assert all(ours == pytest.approx(eager, rel=1e-6) for ours, eager in losses)

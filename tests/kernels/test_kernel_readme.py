@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+from emergence_kernels.backends import ranking
+from emergence_kernels.rms_norm.op import MAX_FEATURES, MAX_FEATURES_SINGLY
 from support import ROOT
 
 README = ROOT / "kernels" / "README.md"
@@ -19,6 +21,12 @@ def test_every_operation_has_an_example():
         used = "LMHead" if name == "position_loss" else name  # which calls it
         assert any(f"ek.{used}(" in example for example in EXAMPLES), name
     assert all(len(example.splitlines()) <= 12 for example in EXAMPLES)
+
+
+def test_the_page_has_the_limits_of_the_code():
+    page = (ROOT / "docs" / "concepts" / "kernels.md").read_text(encoding="utf-8")
+    assert f"backends within {100 * (ranking.LEVEL - 1):.1f}% of the fastest" in page
+    assert f"up to {MAX_FEATURES} features, and to {MAX_FEATURES_SINGLY} where a row is no multiple of 16 bytes" in page
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..backends.tracing import constant_while_tracing
 from .document_ranges import DocumentPlan
+from .inputs import grouped
 
 # Generations of flash-attn, preferred first, and the major compute capabilities that they are used on.
 GENERATIONS = {3: (9,), 4: (9, 10, 11), 2: (8, 9, 10, 11, 12)}
@@ -122,7 +123,7 @@ def attention(
         with sdpa_kernel(kernels, set_priority=True):
             q, k, v = (t.transpose(1, 2) for t in (q, k, v))
             out = F.scaled_dot_product_attention(
-                q, k, v, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+                q, k, v, is_causal=causal, scale=scale, enable_gqa=grouped(q.shape[1], k.shape[1])
             )
         return out.transpose(1, 2)
     all_keys = (None, None) if by == 4 else (-1, -1)

@@ -26,3 +26,10 @@ def positive(q: Tensor, scale: float | None) -> tuple[Tensor, float, int]:
     if scale > 0:
         return q, scale, 1
     return (q * 0, 1.0, 0) if scale == 0 else (-q, -scale, -1)
+
+
+def grouped(heads: int, kv_heads: int) -> bool:
+    """Whether query heads share key heads."""
+    if heads != kv_heads:  # noqa: SIM103  a branch is a guard; of symbolic sizes != is symbolic, and PyTorch's kernels want a bool
+        return True
+    return False

@@ -192,17 +192,19 @@ def _check_scores(op: str, q: Tensor, options: Options) -> None:
     )
     for name, tensor in (("sinks", sinks), ("alibi", alibi)):
         if tensor is not None:
-            H = q.shape[2]
-            check_float(op, **{name: tensor})
-            require(
-                tuple(tensor.shape) == (H,),
-                f"{op}: {name} have shape {tuple(tensor.shape)}, expected ({H},)",
-            )
-            require(tensor.device == q.device, f"{op}: {name} are on {tensor.device}, q on {q.device}")
+            _check_by_head(op, name, tensor, q)
     require(
         alibi is None or not alibi.requires_grad,
         lambda: f"{op}: alibi slopes are constants; pass them detached",
     )
+
+
+def _check_by_head(op: str, name: str, tensor: Tensor, q: Tensor) -> None:
+    H = q.shape[2]
+    check_float(op, **{name: tensor})
+    shape = tuple(tensor.shape)
+    require(shape == (H,), lambda: f"{op}: {name} have shape {shape}, expected ({H},)")
+    require(tensor.device == q.device, lambda: f"{op}: {name} are on {tensor.device}, q on {q.device}")
 
 
 def _limits(q: Tensor, options: Options, plan: DocumentPlan | None) -> dict[str, str | None]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backends.checks import without_autocast
-from .inputs import positive
+from .inputs import grouped, positive
 
 
 def attention_mask(
@@ -61,7 +61,7 @@ def attention(
         attn_mask=mask,
         is_causal=causal and mask is None,
         scale=scale,
-        enable_gqa=q_BTHD.shape[2] != k_BTGD.shape[2],
+        enable_gqa=grouped(q_BTHD.shape[2], k_BTGD.shape[2]),
     )
     return out_BHTD.transpose(1, 2)
 

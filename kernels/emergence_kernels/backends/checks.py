@@ -82,7 +82,7 @@ def check_weights(op: str, weights: torch.Tensor, targets_BT: torch.Tensor) -> N
     """Check token weights (T,) or (B, T): finite, not negative, without gradient."""
     B, T = targets_BT.shape
     require(
-        tuple(weights.shape) in {(T,), (B, T)},
+        tuple(weights.shape) in ((T,), (B, T)),
         lambda: f"{op}: weights have shape {tuple(weights.shape)}, expected ({T},) or ({B}, {T})",
     )
     require(

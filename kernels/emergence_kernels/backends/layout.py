@@ -8,8 +8,8 @@ def adjacent_rows(t: Tensor) -> Tensor:
     """(N, D) of (..., D), whose last stride is 1; a view where that is possible."""
     if t.dim() != 2:
         t = t.reshape(-1, t.shape[-1])
-    # not contiguous(), which returns an empty tensor whatever its strides
-    return t if t.stride(1) == 1 or t.shape[1] == 1 else t.clone(memory_format=torch.contiguous_format)
+    # not contiguous(), which returns a tensor that is empty or has rows of one whatever its strides
+    return t if t.stride(1) == 1 else t.clone(memory_format=torch.contiguous_format)
 
 
 def rows_for_copies(t: Tensor) -> Tensor:

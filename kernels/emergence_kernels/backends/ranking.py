@@ -42,8 +42,8 @@ def _table() -> dict:
 
 
 @constant_while_tracing
-def fastest(op: str, device: torch.device, dtype: torch.dtype, widths: tuple[int, ...]) -> list[str]:
-    """Backends, fastest first, at the nearest widths measured on this device, else on its architecture; [] without any."""
+def _measured(op: str, device: torch.device, dtype: torch.dtype) -> list[tuple[list[int], list[str]]]:
+    """(widths, backends from the fastest) of each entry of this device, else of its architecture."""
     if not (table := _table()) or device.type != "cuda":
         return []
     major, minor = torch.cuda.get_device_capability(device)
@@ -52,11 +52,24 @@ def fastest(op: str, device: torch.device, dtype: torch.dtype, widths: tuple[int
         return []
     name = device_name(device)
     rows = [row for row in rows if row["device"] == name] or rows
+    return [(row["widths"], list(row["milliseconds"])) for row in rows]
 
-    def distance(row: dict) -> float:
-        return sum(abs(math.log(a / b)) for a, b in zip(row["widths"], widths))
 
-    return list(min(rows, key=distance)["milliseconds"])
+def fastest(op: str, device: torch.device, dtype: torch.dtype, widths: tuple[int, ...]) -> list[str]:
+    """Backends, fastest first, at the nearest widths measured on this device, else on its architecture; [] without any.
+
+    Near by ratios, which are compared as integers: a graph of symbolic widths is then guarded by a range of them, where a
+    logarithm needs their values.
+    """
+    nearest: list[str] = []
+    ratio = (1, 0)
+    for measured, backends in _measured(op, device, dtype):
+        more, less = 1, 1
+        for a, b in zip(measured, widths):
+            more, less = more * max(a, b), less * min(a, b)
+        if more * ratio[1] < ratio[0] * less or not nearest:
+            nearest, ratio = backends, (more, less)
+    return nearest
 
 
 def _order(op: str, mean: dict[str, float]) -> list[str]:

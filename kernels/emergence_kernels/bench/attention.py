@@ -50,7 +50,7 @@ SHAPES = {
     "tiny": [(1, 32, 2, 1, 16, "causal")],
 }
 WINDOW = 1024
-DOCUMENT = 512  # tokens
+DOCUMENTS = 4  # a row, of one length
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, kind: str, ids: Tensor | None) -> Forward:
@@ -85,7 +85,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, causal: bool, kernel: SDPBackend) -> 
 def _varlen(q: Tensor, k: Tensor, v: Tensor) -> Iterator[tuple[str, Forward]]:
     """(name, callable) of attention over packed documents, given where each begins, which is known beforehand."""
     (B, T), flat = q.shape[:2], [t.flatten(0, 1) for t in (q, k, v)]
-    longest = min(DOCUMENT, T)
+    longest = T // DOCUMENTS
     begins = torch.arange(0, B * T + 1, longest, device=q.device, dtype=torch.int32)
     lengths = {"cu_seqlens_q": begins, "cu_seqlens_k": begins, "max_seqlen_q": longest, "max_seqlen_k": longest}
 
@@ -131,8 +131,8 @@ def _pairs(T: int, kind: str) -> float:
         near = min(WINDOW, T)
         return near * (near + 1) / 2 + (T - near) * near
     if kind == "documents":
-        near = min(DOCUMENT, T)
-        return (T / near) * near * (near + 1) / 2
+        near = T // DOCUMENTS
+        return DOCUMENTS * near * (near + 1) / 2
     return T * (T + 1) / 2
 
 
@@ -143,7 +143,7 @@ def cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[s
         upstream = torch.randn(B, T, H, D, device=device).to(dtype)
         ids = None
         if kind == "documents":
-            ids = (torch.arange(T, device=device) // DOCUMENT).expand(B, T).contiguous()
+            ids = (torch.arange(T, device=device) // (T // DOCUMENTS)).expand(B, T).contiguous()
         options: dict[str, Any] = dict(
             causal=kind != "full", document_ids=ids, window=WINDOW if kind == "window" else None
         )

@@ -22,7 +22,7 @@ from ..backends.dispatch import HAS_TRITON, IMPLEMENTED, interpreting
 from ..backends.ranking import device_name
 from . import attention, feed_forwards, linears, losses, norms, step, updates
 from .candidate import Candidate, Case
-from .timing import Stopwatch, Timing, ceilings, clocks, measure, peak_extra_bytes, summary
+from .timing import Stopwatch, Timing, ceilings, clocks, difference, measure, peak_extra_bytes, summary
 
 OPS = (
     "position_loss",
@@ -191,10 +191,9 @@ def measure_case(
 def _row(case, candidate, modes, times, watch: Stopwatch, limits: dict[str, float], upstream) -> dict:
     """backward is both minus forward, where that is positive."""
     timings = {mode: summary(samples) for mode, samples in times.items()}
-    both, forward = timings["both"], timings["forward"]
-    rest = [ms - forward.median_ms for ms in (both.median_ms, both.low_ms, both.high_ms)]
-    if rest[0] > 0:  # else the machine was too unsteady to say
-        timings["backward"] = Timing(rest[0], max(rest[1], 0.0), rest[2], both.repeats)
+    backward = difference(times["both"], times["forward"])
+    if backward.median_ms > 0:  # else the machine was too unsteady to say
+        timings["backward"] = backward
     row: dict = {"op": case.op, "shape": case.shape, "contender": candidate.name, "formula": case.formula}
     row["modes"] = {mode: asdict(timing) | _rates(case, mode, timing, limits) for mode, timing in timings.items()}
     row["host_ms"] = watch.host_ms(modes["both"])

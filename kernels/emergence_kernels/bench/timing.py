@@ -5,7 +5,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -26,6 +26,12 @@ def summary(times: list[float]) -> Timing:
     times = sorted(times)
     low, high = times[len(times) // 5], times[-1 - len(times) // 5]
     return Timing(statistics.median(times), low, high, len(times))
+
+
+def difference(longer: list[float], shorter: list[float]) -> Timing:
+    """What one takes beyond the other: the spread of both is in it, so of every pair of their times."""
+    pairs = summary([a - b for a in longer for b in shorter])
+    return replace(pairs, repeats=min(len(longer), len(shorter)))
 
 
 class Stopwatch:

@@ -1,5 +1,6 @@
 """RMSNorm with an optional fused residual addition."""
 
+import math
 from typing import overload
 
 import torch
@@ -119,7 +120,7 @@ def _backward(ctx, gradients, dy: Tensor | None, d_residual: Tensor | None, _) -
 
 def _fake(x, weight, eps, residual, backend):
     new_residual = x.new_empty(0 if residual is None else x.shape)
-    return x.new_empty(x.shape), new_residual, x.new_empty(x.shape[:-1].numel(), dtype=torch.float32)
+    return x.new_empty(x.shape), new_residual, x.new_empty(math.prod(x.shape[:-1]), dtype=torch.float32)
 
 
 _rms_norm = register_op(

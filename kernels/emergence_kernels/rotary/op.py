@@ -16,7 +16,7 @@ def check_angles(op: str, x: Tensor, cos: Tensor, sin: Tensor) -> None:
     R = cos.shape[-1]
     require(cos.shape == sin.shape, lambda: f"{op}: cos has shape {tuple(cos.shape)} but sin has {tuple(sin.shape)}")
     require(
-        tuple(cos.shape) in {(T, R), (B, T, R)} and 0 < 2 * R <= D,
+        tuple(cos.shape) in ((T, R), (B, T, R)) and 0 < 2 * R <= D,
         lambda: f"{op}: cos has shape {tuple(cos.shape)}, expected ({T}, R) or ({B}, {T}, R) with 2R at most {D}",
     )
     require(cos.device == x.device, lambda: f"{op}: cos is on {cos.device} but x is on {x.device}")

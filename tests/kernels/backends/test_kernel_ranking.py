@@ -1,15 +1,20 @@
 """ "auto" on a GPU follows measurements, and never chooses an unmeasured backend."""
 
 import json
+import math
+import random
+from fractions import Fraction
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from emergence_kernels.attention import flash
 from emergence_kernels.attention.op import as_plan, checked
 from emergence_kernels.attention.options import Options
 from emergence_kernels.backends import ranking
 from emergence_kernels.backends.dispatch import resolve_backend
+from emergence_kernels.backends.tracing import constant_while_tracing
 from emergence_kernels.bench import draw
 from support import ROOT
 
@@ -137,6 +142,43 @@ def test_the_nearest_widths_decide(measured):
     assert auto("rms_norm", 8192) == auto("rms_norm", 5000) == "triton"
     assert auto("rms_norm", 1024, dtype=torch.float16) == "triton", "another dtype was not measured"
     assert auto("position_loss", 1024, 50304) == "triton", "another operation was not measured"
+
+
+def _nearest(table: list, widths: tuple[int, ...]) -> list[str]:
+    """By the definition, the least sum of logarithmic distances: exactly, the least product of ratios; the first of equals."""
+    return min(
+        table, key=lambda entry: math.prod(max(Fraction(a, b), Fraction(b, a)) for a, b in zip(entry[0], widths))
+    )[1]
+
+
+def test_near_is_by_the_ratios_of_widths(monkeypatch):
+    chance = random.Random(0)
+    for _ in range(300):
+        table = [([chance.randint(1, 300), chance.randint(1, 300)], [name]) for name in "abcde"]
+        monkeypatch.setattr(ranking, "_measured", lambda *_, table=table: table)
+        widths = chance.randint(1, 300), chance.randint(1, 300)
+        assert ranking.fastest("attention", GPU, torch.bfloat16, widths) == _nearest(table, widths)
+    assert ranking.fastest("attention", GPU, torch.bfloat16, (64, 0)), "no position: any entry"
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_graphs_choose_by_the_length_they_run_at(monkeypatch, dynamic):
+    """A graph holds for the lengths nearest to an entry, not for one length; their choices are those of eager mode."""
+    table = [([64, 32], ["cuda"]), ([64, 128], ["flash"]), ([128, 64], ["triton"])]
+    monkeypatch.setattr(ranking, "_measured", constant_while_tracing(lambda *_: table))
+    torch._dynamo.reset()
+    counter = CompileCounter()
+
+    def choice(x):
+        names = ranking.fastest("attention", GPU, torch.bfloat16, (x.shape[1], x.shape[0]))
+        return x.sum() * 0 + ["cuda", "flash", "triton"].index(names[0])
+
+    compiled = torch.compile(choice, fullgraph=True, dynamic=dynamic, backend=counter)
+    lengths = list(range(20, 200, 7))
+    choices = [("cuda", "flash", "triton")[int(compiled(torch.zeros(T, 64)))] for T in lengths]
+    torch._dynamo.reset()
+    assert choices == [_nearest(table, (64, T))[0] for T in lengths] and len(set(choices)) == 2
+    assert counter.frame_count <= 1 + len(table)
 
 
 def test_several_numbers_of_tokens_count_alike(measured):

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import math
+import statistics
 import sys
 import time
 import types
@@ -10,11 +12,11 @@ import pytest
 import torch
 
 from emergence_kernels.backends import library
-from emergence_kernels.bench import draw, losses, main
+from emergence_kernels.bench import attention, draw, losses, main
 from emergence_kernels.bench.attention import _pairs
 from emergence_kernels.bench.run import CUT, Results
 from emergence_kernels.bench.step import Model, flops_per_token
-from emergence_kernels.bench.timing import Stopwatch, measure
+from emergence_kernels.bench.timing import Stopwatch, difference, measure
 
 OF_LOSSES = losses._peers
 TINY = ["--suite", "tiny", "--device", "cpu"]
@@ -178,6 +180,17 @@ def test_a_cpu_gets_shapes_for_one(tmp_path, monkeypatch):
     assert json.loads(file.read_text())["suite"] == "laptop"
 
 
+def test_backward_has_the_spread_of_both_times():
+    """Two normal distributions: of their difference the 20th and 80th percentiles are 0.8416 of its deviation away."""
+    forward, both = (
+        [statistics.NormalDist(mean, sd).inv_cdf((i + 0.5) / 100) for i in range(100)]
+        for mean, sd in ((10, 1.0), (30, 0.5))
+    )
+    got, away = difference(both, forward), 0.8416 * math.hypot(1.0, 0.5)
+    assert got.median_ms == pytest.approx(20, abs=0.02) and got.repeats == 100
+    assert (got.low_ms, got.high_ms) == pytest.approx((20 - away, 20 + away), abs=0.02)
+
+
 def test_a_backward_lost_in_noise_is_left_out(tmp_path, monkeypatch):
     """Where forward and backward together measure shorter than forward alone."""
     times = itertools.cycle([1.0, 2.0, 1.5])
@@ -272,10 +285,23 @@ def test_wrong_use(tmp_path, capsys):
 def test_formulas():
     assert _pairs(4, "full") == 16 and _pairs(4, "causal") == 10
     assert _pairs(2048, "window") == 1024 * 1025 / 2 + 1024**2
-    assert _pairs(1024, "documents") == 2 * 512 * 513 / 2
+    assert _pairs(2048, "documents") == 4 * 512 * 513 / 2
     model = Model(8, 16, 2, 1, 11, 4, "torch")
     multiplied = 8 * 24 + 8 * 8 + 8 * 32 + 16 * 8 + 11 * 8  # qkv, out, gate and up, down, the tied head once
     assert flops_per_token(model, 8, 1, 4) == 6 * multiplied + 6 * 1 * 8 * 4
+
+
+def test_documents_are_several_in_every_suite():
+    """The FLOPs are those of the pairs that the ids of the row let see each other, counted one by one."""
+    shapes = {shape for suite in attention.SHAPES.values() for shape in suite if shape[-1] == "documents"}
+    assert len({T for _, T, *_ in shapes}) > 1
+    for case in attention.cases("laptop", torch.device("cpu"), torch.float32, ["torch"]):
+        ids, shape = case.candidates[0].args[1].keywords["document_ids"], case.shape
+        if shape["kind"] == "documents":
+            assert all(len(set(row)) > 1 for row in ids.tolist())
+            pairs = ((ids[:, :, None] == ids[:, None]) & torch.ones(256, 256, dtype=torch.bool).tril()).sum().item()
+            assert case.flops["forward"] == 4 * pairs * shape["heads"] * shape["head_dim"]
+    assert all(T % attention.DOCUMENTS == 0 and T > attention.DOCUMENTS for _, T, *_ in shapes)
 
 
 def test_timing_counts():

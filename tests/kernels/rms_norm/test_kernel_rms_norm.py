@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernel_checks import DTYPES, assert_as_good, leaves
+from kernel_checks import DTYPES, assert_as_good, leaves, narrow
 
 import emergence_kernels as ek
 
@@ -66,6 +66,30 @@ def test_against_float64(layout, with_residual, dtype, backend, device):
     names = ["y", "new residual", "dx", "dweight", "dresidual"] if with_residual else ["y", "dx", "dweight"]
     for name, *three in zip(names, got, *results):
         assert_as_good(name, *(t.detach() for t in three))
+
+
+@pytest.mark.parametrize("stride", [0, 2])
+@pytest.mark.parametrize("apart", range(4), ids=["x", "residual", "dy", "dsum"])
+def test_one_feature_of_any_stride(apart, stride, backend, device):
+    """In closed form, s = x + residual: y = w s / r with r^2 = s^2 + eps, dy/ds = w eps / r^3, dy/dw = s / r. The gradient that
+    a sum has is expanded: stride 0."""
+    eps, dtype = 0.5, narrow(backend)
+    inputs = [torch.randn(2, 5, 1, device=device, dtype=dtype) for _ in range(4)]
+    inputs[apart] = torch.randn(2, 5, stride or 1, device=device, dtype=dtype)[..., :: stride or 1]
+    if not stride:
+        inputs[apart] = inputs[apart][0, 0, 0].expand(2, 5, 1)
+    x, residual, dy, d_sum = inputs
+    x, residual = x.requires_grad_(), residual.requires_grad_()
+    weight = torch.full((1,), 1.5, device=device, dtype=dtype, requires_grad=True)
+    y, total = ek.rms_norm(x, weight, eps, residual=residual, backend=backend)
+    got = y, total, *torch.autograd.grad((y, total), (x, residual, weight), (dy, d_sum))
+    s = total.detach().double()
+    r = (s.square() + eps).sqrt()
+    dx = dy * 1.5 * eps / r**3 + d_sum
+    for ours, exact in zip(
+        got, (1.5 * s / r, (x + residual).detach(), dx, dx, (dy * s / r).sum().view(1)), strict=True
+    ):
+        assert (ours.double() - exact).abs().max() <= 4 * torch.finfo(dtype).eps * exact.abs().max()
 
 
 def test_a_sum_over_thousands_of_rows(device):
