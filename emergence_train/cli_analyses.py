@@ -1,19 +1,32 @@
 """The verbs that analyse runs, tables and logs: what each calls, no logic. Imports are inside, as those of cli_runs."""
 
 import argparse
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from emergence_train.cli_arguments import log_options, reading
 from emergence_train.cli_runs import progress_log
 from emergence_train.collector import no_collection
+from emergence_train.errors import tell
 
 
-def _expanded(paths: list[str]) -> list[str]:
-    """The paths, with a ladder's runs in its place."""
+@contextlib.contextmanager
+def _expanded(paths: list[str]) -> Iterator[list[str]]:
+    """The paths, with a ladder's runs in its place, a pipe as a file until the block ends, and without runs that have no losses
+    beside others."""
+    from emergence_train.analysis.logs.streams import as_files
     from emergence_train.ladder.collect import expanded
+    from emergence_train.recorder.tables import POSITIONS, has_rows
 
-    return expanded(paths)
+    with as_files(paths) as files:
+        runs = expanded(files)
+        kept = [run for run in runs if has_rows(POSITIONS, Path(run))]
+        for run in runs if kept else ():
+            if run not in kept:
+                tell(f"{run}: left out, its checkpoints have no losses (a run that diverged has none that are finite)")
+        yield kept or runs
 
 
 def _shown(arguments: argparse.Namespace, result: object, table: str) -> dict:
@@ -69,7 +82,8 @@ def verb_memorise(arguments: argparse.Namespace) -> dict:
     texts = read_texts(Path(arguments.texts)) if arguments.texts else None
     log = progress_log(arguments)
     try:
-        runs = list(dict.fromkeys(map(Path, _expanded(arguments.runs))))
+        with _expanded(arguments.runs) as given:
+            runs = list(dict.fromkeys(map(Path, given)))
         rows = {run: probe_run(run, probe, arguments.step, log, texts) for run in runs}
     finally:
         distributed.stop()
@@ -88,13 +102,15 @@ def verb_temporal(arguments: argparse.Namespace) -> dict:
         from emergence_train.analysis.outlook import Ahead, parse_schedule
         from emergence_train.analysis.temporal import investigate, output
 
-    analysis = investigate(
-        _expanded(arguments.tables),
-        fit_fraction=arguments.fit_fraction,
-        splits=arguments.split,
-        ahead=Ahead(arguments.to_tokens, parse_schedule(arguments.schedule) if arguments.schedule else None),
-        options=log_options(arguments),
-    )
+    ahead = Ahead(arguments.to_tokens, parse_schedule(arguments.schedule) if arguments.schedule else None)
+    with _expanded(arguments.tables) as tables:
+        analysis = investigate(
+            tables,
+            fit_fraction=arguments.fit_fraction,
+            splits=arguments.split,
+            ahead=ahead,
+            options=log_options(arguments),
+        )
     result = output.write(Path(arguments.out), analysis, _suffixes(arguments)) if arguments.out else analysis.result
     return _shown(arguments, result, output.format_table(result))
 
@@ -102,7 +118,8 @@ def verb_temporal(arguments: argparse.Namespace) -> dict:
 def verb_weights(arguments: argparse.Namespace) -> dict:
     from emergence_train.analysis import position_weights
 
-    result = position_weights.compare_position_weights(_expanded(arguments.runs))
+    with _expanded(arguments.runs) as runs:
+        result = position_weights.compare_position_weights(runs)
     if arguments.out:
         result = position_weights.write(Path(arguments.out), result, _suffixes(arguments))
     return _shown(arguments, result, position_weights.format_table(result))
@@ -122,7 +139,8 @@ def verb_emergence(arguments: argparse.Namespace) -> dict:
         arguments.column or [],
         arguments.loss,
     )
-    analysis = investigate(_expanded(arguments.tables), options=options)
+    with _expanded(arguments.tables) as tables:
+        analysis = investigate(tables, options=options)
     result = output.write(Path(arguments.out), analysis, _suffixes(arguments)) if arguments.out else analysis.result
     return _shown(arguments, result, output.format_table(result))
 
@@ -132,10 +150,12 @@ def verb_report(arguments: argparse.Namespace) -> dict | None:
     with no_collection():
         from emergence_train.report import page, serve
 
-    runs, log = [Path(run) for run in _expanded(arguments.runs)], progress_log(arguments)
-    if arguments.serve is not None:
-        serve.serve(runs, arguments.serve, reading(arguments), log)
-        return None
-    path = page.report(runs, Path(arguments.out) if arguments.out else None, reading(arguments))
+    log = progress_log(arguments)
+    with _expanded(arguments.runs) as given:
+        runs = [Path(run) for run in given]
+        if arguments.serve is not None:
+            serve.serve(runs, arguments.serve, reading(arguments), log)
+            return None
+        path = page.report(runs, Path(arguments.out) if arguments.out else None, reading(arguments))
     log(f"report: {path}")
     return {"report": str(path)}

@@ -7,6 +7,8 @@ import os
 import sys
 from typing import Any, NoReturn
 
+from emergence_train.input_files import read_text
+
 SERVE_PORT = 8008
 
 
@@ -55,8 +57,7 @@ class Commands(Parser):
             return words, None
         path = words[at][1:].replace("%a", os.environ.get("SLURM_ARRAY_TASK_ID", "%a"))
         try:
-            with open(path, encoding="utf-8") as file:
-                return [*words[:at], *file.read().splitlines(), *words[at + 1 :]], None
+            return [*words[:at], *read_text(path).splitlines(), *words[at + 1 :]], None
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
             return (

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from emergence_train.errors import InputError
+from emergence_train.input_files import read_text
 
 
 class Loader(yaml.SafeLoader):
@@ -33,7 +34,7 @@ Loader.add_implicit_resolver(
 def read(path: Path) -> dict:
     """The tree in a YAML file."""
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8-sig"), Loader)
+        tree = yaml.load(read_text(path, encoding="utf-8-sig"), Loader)
     except FileNotFoundError:
         raise InputError(f"{path}: no such configuration file; see configs/ for examples") from None
     except (OSError, UnicodeDecodeError) as error:

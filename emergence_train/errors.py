@@ -1,6 +1,7 @@
 """Errors that are reported as one line, each with its exit code. Any other exception is a bug, reported as such."""
 
 import contextlib
+import errno
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -8,6 +9,11 @@ from typing import TypeVar
 
 T = TypeVar("T")
 SURROGATE = re.compile("[\ud800-\udfff]")  # half of a pair, which is no text: of JSON, or of a byte that is not UTF-8
+
+# Of a process: the words of Python, the C library and torch
+NO_MEMORY = re.compile(
+    "can't start new thread|failed to map segment|cannot allocate memory|can't allocate memory", re.IGNORECASE
+)
 
 
 def tell(text: str) -> None:
@@ -73,7 +79,7 @@ def exit_code(error: BaseException) -> int:
 
 
 def describe(error: BaseException) -> str:
-    """The one line to show for `error`: a bug is said to be one; a file that cannot be used is not."""
+    """The one line to show for `error`: a bug is said to be one; a file that cannot be used, or a machine's limit, is not."""
     if isinstance(error, OneLine):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
@@ -81,6 +87,10 @@ def describe(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}; fix that and run the same command again"
     reason = " ".join(str(error).split())[:500]
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{reason}; raise the limit (ulimit -n) and run the same command again"
+    if isinstance(error, MemoryError) or NO_MEMORY.search(reason):
+        return f"{reason or 'out of memory'}; free some memory, or raise the limits (ulimit -v, -u), and run it again"
     return f"{type(error).__name__}: {reason} (a bug? see it with --debug)"
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from emergence_train.input_files import read_text
+
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is
 # They say nothing about the result.
 KEPT = ("save_state", "keep_last", "keep_every", "keep_best", "state_tokens")
@@ -67,7 +69,7 @@ def other_than(run: Path, other: Path, sections: tuple[str, ...]) -> list[str]:
 def _begun_from(run: Path) -> tuple[Any, ...] | None:
     """Path and step of the state that a run began from, by its parent.json."""
     try:
-        parent = json.loads((run / "parent.json").read_text(encoding="utf-8"))
+        parent = json.loads(read_text(run / "parent.json"))
         return parent.get("path"), parent.get("step")
     except (OSError, ValueError, AttributeError):
         return None
@@ -104,7 +106,7 @@ def seed_groups(runs: list[Path]) -> list[list[int]]:
 def read_config(run: Path) -> Any:
     """A run's config.yaml, unchecked: whatever YAML is in it; {} where there is none that can be read."""
     try:
-        return yaml.load((run / "config.yaml").read_text(encoding="utf-8"), Loader)
+        return yaml.load(read_text(run / "config.yaml"), Loader)
     except (OSError, ValueError, yaml.YAMLError):
         return {}
 

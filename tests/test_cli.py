@@ -1,10 +1,14 @@
 """The command line: exit codes, one-line errors, help, JSON."""
 
+import errno
 import json
 
+import pyarrow.parquet as pq
 import pytest
 
 from emergence_train import cli
+from emergence_train.errors import describe
+from report.test_page import write_run
 from support import command, run_python
 
 
@@ -125,3 +129,27 @@ def test_other_words_after_options_are_refused(argv, capsys):
         cli._parser().parse_args(argv)
     assert stop.value.code == 2
     assert "unrecognized arguments" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, "Too many open files"),
+        RuntimeError("can't start new thread"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+        MemoryError(),
+    ],
+)
+def test_a_limit_of_the_machine_is_no_bug(error):
+    assert "a bug" not in describe(error) and "ulimit" in describe(error)
+
+
+def test_a_run_without_losses_is_left_out_beside_others(tmp_path, capsys):
+    whole, diverged = (write_run(tmp_path, name, positions=4) for name in ("whole", "diverged"))
+    for table in (diverged / "positions").iterdir():
+        pq.write_table(pq.read_table(table).slice(0, 0), table)
+    for words in (["analyze", "temporal"], ["report", "--out", str(tmp_path / "page")]):
+        assert cli.main([*words, str(whole), str(diverged)]) == 0
+        assert f"{diverged}: left out, its checkpoints have no losses" in capsys.readouterr().err
+        assert cli.main([*words, str(diverged)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1

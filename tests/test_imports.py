@@ -19,6 +19,7 @@ PACKAGES = {"emergence_train": ROOT / "emergence_train", "emergence_kernels": RO
 FLOORS = (
     ("errors", "formatting", "section", "collector"),
     ("waiting",),
+    ("input_files",),
     ("files",),
     ("cluster",),
     ("recorder",),

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.errors import InputError
+from emergence_train.input_files import read_text
 from emergence_train.optim.schedule import Schedule, learning_rate
 
 KEYS = {"lr": "lr", "warmup": "warmup_tokens", "final": "final_ratio", "decay": "decay_tokens", "shape": "decay_shape"}
@@ -72,7 +73,7 @@ def rates_of(schedule: Schedule, total: float) -> np.ndarray:
 def planned_schedule(path: Path) -> tuple[Schedule, float] | None:
     """(schedule, tokens) that a run directory's config.yaml plans; None if it plans none."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.safe_load(read_text(path))
         if tree.get("imported"):
             return None
         training = tree["training"]

@@ -20,6 +20,7 @@ from emergence_train.analysis.drawing import DEFAULT, save
 from emergence_train.analysis.figures import OBSERVED, Figure, Trace, interval
 from emergence_train.analysis.results import Nats, Probability, Unit, absent, as_json
 from emergence_train.errors import InputError
+from emergence_train.input_files import read_text
 from emergence_train.recorder import tables
 
 UNIFORM = "uniform"
@@ -195,7 +196,7 @@ def _variant(run: Path) -> tuple[str, int]:
     """The weights, as text, and the seed of a run directory's configuration."""
     path = run / "config.yaml"
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = yaml.safe_load(read_text(path))
         weights, seed = config["training"].get("position_weights") or {}, int(config["seed"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{path}: has no position weights and seed; is this a run directory?") from error

@@ -28,6 +28,7 @@ from emergence_train.analysis.outlook import Ahead, continued, planned_schedule,
 from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.position_matrix import PositionMatrix, observed_rows, read_matrices
 from emergence_train.errors import InputError
+from emergence_train.input_files import regular
 from emergence_train.optim.schedule import Schedule
 from emergence_train.recorder import tables
 from emergence_train.recorder.metrics import iter_metrics
@@ -201,7 +202,7 @@ def _is_log(path: Path, options: LogOptions) -> bool:
 
 def _is_ours(path: Path) -> bool:
     """Whether a JSONL file is a run's metrics.jsonl; a bad line may be before its header."""
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
+    with open(regular(path), encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(itertools.islice(file, BEFORE_HEADER)):
             with contextlib.suppress(ValueError, TypeError, RecursionError):
                 row = json.loads(line)
@@ -213,7 +214,7 @@ def _is_ours(path: Path) -> bool:
 def _columns(path: Path) -> list[str]:
     try:
         if path.suffix == ".parquet":
-            return list(pq.read_schema(path).names)
+            return list(pq.read_schema(regular(path)).names)
         return list(pd.read_csv(io.StringIO(text_of(path, HEAD, errors="replace")), nrows=0).columns)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read as a table: {' '.join(str(error).split())}") from error

@@ -81,7 +81,7 @@ class PositionCallback(Callback):
             self.recorder = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"tokens": self.tokens, "recorder": self.recorder and self.recorder.state_dict()}
+        return {"tokens": self.tokens, "recorder": self.recorder and self.recorder.state_dict(self._step)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.tokens, self._state = state_dict["tokens"], state_dict.get("recorder")

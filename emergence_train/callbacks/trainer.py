@@ -3,7 +3,7 @@
 A hook on the model sees the logits and labels of every forward pass that Trainer makes: in training mode they are the split
 "train", else what Trainer evaluates on. It costs a second softmax over the vocabulary and no communication; of a model on our
 kernels (emergence_kernels.patch_llama) none, and the training split has no accuracy. Checkpoints of the tables are written where
-Trainer saves or evaluates, and at the end of training.
+Trainer evaluates or saves, and at the end of training.
 """
 
 import warnings
@@ -47,10 +47,11 @@ class PositionCallback(TrainerCallback):
         self._tokens = 0  # of this rank since the start
         self._before = 0  # of all ranks, when training started
         self._row = -1  # step of the last row of the curve
-        # since the last tables: else an evaluation is of weights that have theirs, or are untrained
-        self._stepped = False
-        self._due = False  # evaluated at a step whose tables are not written
-        self._evaluated: set[str] = set()  # splits, at that step
+        self._stepped = (
+            False  # since training started: an evaluation before is of weights that have theirs, or are untrained
+        )
+        self._added = False  # sums since the last tables
+        self._evaluated: set[str] = set()  # splits, since the last step
 
     # ------------------------------------------------------------------------------------------------ Trainer's events
 
@@ -67,7 +68,7 @@ class PositionCallback(TrainerCallback):
             step=state.global_step,
         )
         self._tokens, self._before = 0, self.recorder.tokens
-        self._row, self._stepped = state.global_step, False
+        self._row, self._stepped, self._added = state.global_step, False, False
         self._hook = model.register_forward_hook(self._seen, with_kwargs=True)
 
     def on_log(self, args: Any, state: Any, control: Any, *, logs: dict[str, Any], **kwargs: Any) -> None:
@@ -77,14 +78,14 @@ class PositionCallback(TrainerCallback):
             self._row = state.global_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._stepped = True
+        self._stepped = self._added = True
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, *, metrics: dict[str, float] | None = None, **kwargs: Any
     ) -> None:
         if self.recorder is None or not self._stepped:
             return
-        self._due, split = True, self._split_of(metrics or {})
+        split = self._split_of(metrics or {})
         if split in self._evaluated:
             warnings.warn(
                 f"{self.path}: step {state.global_step} is evaluated twice as the split {split}, and the first is recorded; "
@@ -92,21 +93,19 @@ class PositionCallback(TrainerCallback):
                 stacklevel=2,
             )
         self.recorder.move(EVALUATED, None if split in self._evaluated else split)
+        self._added |= split not in self._evaluated
         self._evaluated.add(split)
+        self._write(state.global_step, _rate(kwargs))  # before Trainer saves: it may be killed while it does
 
     def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
         if self.recorder is not None:
             self.recorder.move(EVALUATED, None)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if args.eval_strategy == "epoch" and float(state.epoch or 0).is_integer():
-            self._due = True  # the epoch's evaluation is still to come, and belongs to the same tables
-        else:
-            self._write(state.global_step, _rate(kwargs))
+        self._write(state.global_step, _rate(kwargs))  # the epoch's evaluation may still come, and adds its split
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._due:
-            self._write(state.global_step, _rate(kwargs))
+        self._evaluated = set()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._write(state.global_step, _rate(kwargs))
@@ -151,11 +150,9 @@ class PositionCallback(TrainerCallback):
         return self._before + ranks * self._tokens
 
     def _write(self, step: int, lr: float | None) -> None:
-        self._due = False
-        if self.recorder is not None and self._stepped:
+        if self.recorder is not None and self._added:
             self.recorder.checkpoint(step, self._all_tokens(), lr)
-            self._stepped = False
-            self._evaluated = set()
+            self._added = False
 
 
 def _rate(kwargs: dict[str, Any]) -> float | None:

@@ -34,6 +34,7 @@ from torch import Tensor
 from emergence_train import files
 from emergence_train.checkpoint.pieces import INDEX, Held, Index, Span
 from emergence_train.errors import InputError, RunError
+from emergence_train.input_files import read_text
 from emergence_train.recorder.layout import step_name, step_of
 
 FORMAT = 1
@@ -112,7 +113,7 @@ def manifest(path: Path) -> list[dict]:
             raise ValueError("is no file")
         if about.st_size > MOST_STATE:
             raise ValueError(f"has more than {MOST_STATE:,} bytes")
-        content = json.loads(place.read_text(encoding="utf-8"))
+        content = json.loads(read_text(place))
         refuse_newer(place, content)
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']!r} is not known to this version")
@@ -281,7 +282,7 @@ def read_state(path: Path) -> dict:
     try:
         if place.stat().st_size > MOST_STATE:
             raise ValueError(f"has more than {MOST_STATE:,} bytes")
-        content = json.loads(place.read_text(encoding="utf-8"))
+        content = json.loads(read_text(place))
         refuse_newer(place, content)
         step = State.model_validate(content).step
         if step != step_of(path):

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from emergence_train.data import tokenizer as tokenizers
 from emergence_train.errors import InputError
+from emergence_train.input_files import read_text
 from emergence_train.models import hf_probes
 from emergence_train.models.hf_config import encoded
 
@@ -155,7 +156,7 @@ class HFTokenizer(NamedTuple):
 def read_tokenizer(source: HFSource) -> HFTokenizer:
     """The tokenizer of a model, or of a tokenizer.json."""
     if Path(source.name).is_file():
-        content = tokenizers.find(source.name).read_text(encoding="utf-8")
+        content = read_text(tokenizers.find(source.name))
         return HFTokenizer(content, begin=_begin(Tokenizer.from_str(content)))
     with _one_line(source):
         tokenizer = transformers.AutoTokenizer.from_pretrained(**source.place)
@@ -171,7 +172,7 @@ def read_tokenizer(source: HFSource) -> HFTokenizer:
         raise InputError(
             f"{source.label}: its tokenizer has no tokenizer.json and cannot be converted into one; give --tokenizer another"
         )
-    content = Path(file).read_text(encoding="utf-8") if file else str(backend and backend.to_str())
+    content = read_text(Path(file)) if file else str(backend and backend.to_str())
     longest = tokenizer.model_max_length
     longest = longest if longest < 10**9 else None
     return HFTokenizer(content, tokenizer.eos_token, longest, _begin(backend or Tokenizer.from_str(content)))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from emergence_train.checkpoint.format import step_name
 from emergence_train.config import Data, Training
+from emergence_train.input_files import read_text
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.imported import Imported
 from emergence_train.recorder import tables
@@ -81,7 +82,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def _mixture(data: Data, run: Path) -> str:
     """Domains with their shares; tokens where the data set is there."""
     try:
-        known = json.loads((Path(data.path) / "dataset.json").read_text())["domains"]
+        known = json.loads(read_text(Path(data.path) / "dataset.json"))["domains"]
     except (OSError, ValueError, KeyError):
         known = {}
     whole = sum(source.weight for source in data.sources)

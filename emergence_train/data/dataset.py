@@ -13,6 +13,7 @@ from emergence_train.data.index import Index
 from emergence_train.data.sampling import Sampler
 from emergence_train.data_config import Data
 from emergence_train.errors import InputError
+from emergence_train.input_files import read_text
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Dataset:
 
 def load_index(root: Path) -> dict:
     try:
-        index = json.loads((root / "dataset.json").read_text())
+        index = json.loads(read_text(root / "dataset.json"))
         Index.model_validate(index)
     except FileNotFoundError:
         raise InputError(

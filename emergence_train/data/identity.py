@@ -14,6 +14,7 @@ from emergence_train import files
 from emergence_train.data.dataset import Dataset, load_index
 from emergence_train.data.tokenizer import fingerprint
 from emergence_train.errors import InputError
+from emergence_train.input_files import read_text
 
 FILE = "data.json"
 TOKENIZER = "tokenizer.json"
@@ -59,7 +60,7 @@ def check(run: Path, dataset: Dataset) -> None:
 def keep(run: Path, dataset: Dataset) -> None:
     """`check`, then write the identity and the tokenizer into the run."""
     check(run, dataset)
-    if not (run / TOKENIZER).is_file():
+    if not (run / TOKENIZER).exists():
         files.write_bytes(run / TOKENIZER, (dataset.root / "tokenizer.json").read_bytes())
     wanted = {
         "data": digest(dataset.index),
@@ -73,7 +74,7 @@ def keep(run: Path, dataset: Dataset) -> None:
 def read(run: Path) -> dict | None:
     """{"data", "vocabulary", "end_of_text"} of a run; None where it has none."""
     try:
-        identity = json.loads((run / FILE).read_text())
+        identity = json.loads(read_text(run / FILE))
         if isinstance(identity, dict) and all(isinstance(identity.get(key), str) for key in ("data", "vocabulary")):
             return identity
         raise ValueError("no data or vocabulary in it")
@@ -90,7 +91,7 @@ def tokenizer_of(run: Path, data: Path) -> tuple[Path, int]:
         InputError: the run has none, and its data are missing or have another.
     """
     known = read(run) or {}
-    if (run / TOKENIZER).is_file() and "end_of_text" in known:
+    if (run / TOKENIZER).exists() and "end_of_text" in known:
         path, end = run / TOKENIZER, known["end_of_text"]
     elif (data / "dataset.json").is_file():
         path, end = data / "tokenizer.json", load_index(data)["tokenizer"]["end_of_text"]

@@ -14,6 +14,7 @@ from emergence_train.data.dataset import Dataset
 from emergence_train.data.sampling import quotas
 from emergence_train.data_config import Data
 from emergence_train.errors import InputError
+from emergence_train.input_files import read_text
 
 FILE = "parent.json"
 
@@ -26,7 +27,7 @@ def parent_of(run: Path) -> dict | None:
     the parent's rewinds had left out until then. `same_samples`: whether all before were of the child's own order.
     """
     try:
-        return json.loads((run / FILE).read_text())
+        return json.loads(read_text(run / FILE))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -17,6 +17,7 @@ from emergence_train.data.readers import Bad
 from emergence_train.data.tokenizing import UNWRITABLE, Document, Workers
 from emergence_train.data_config import Data, Source
 from emergence_train.errors import InputError
+from emergence_train.input_files import read_text
 
 PROGRESS_SECONDS = 5.0
 FEW_ROWS = 10  # bad rows allowed in any source of at least 100 rows; a tenth of a smaller one
@@ -39,7 +40,7 @@ class PartReader:
 
     def finished(self) -> list[dict]:
         """Records of the parts of an earlier try, in order, as far as what they name is whole."""
-        records = (json.loads(path.read_text()) for path in sorted(self.folder.glob("*.json")))
+        records = (json.loads(read_text(path)) for path in sorted(self.folder.glob("*.json")))
         return list(itertools.takewhile(self._is_whole, records))
 
     def _is_whole(self, record: dict) -> bool:

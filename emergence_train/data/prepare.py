@@ -25,6 +25,7 @@ from emergence_train.data.sampling import quotas
 from emergence_train.data.tokenizing import Workers, document_hash, is_held_out
 from emergence_train.data_config import Data, Source
 from emergence_train.errors import InputError
+from emergence_train.input_files import read_text
 
 BYTES_A_TOKEN = 2.0  # a low estimate, for the check of free space
 MOST_HELD_OUT = 0.5  # of a source too small for any validation sequence at data.validation.fraction
@@ -159,7 +160,7 @@ def _check_unchanged(before: dict, now: dict, root: Path) -> None:
 
 def _read_recipe(root: Path) -> dict | None:
     try:
-        return _known(json.loads((root / "recipe.json").read_text()))
+        return _known(json.loads(read_text(root / "recipe.json")))
     except (OSError, ValueError, RecursionError):
         return None
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from emergence_train import files
 from emergence_train.errors import InputError
+from emergence_train.input_files import read_text
 
 
 def token_dtype(vocabulary: int) -> np.dtype:
@@ -27,7 +28,7 @@ def verify(root: Path, entries: list[dict], stamp: Path) -> None:
     size, time and inode) are trusted; `stamp` remembers them where the directory can be written.
     """
     try:
-        known = json.loads(stamp.read_text())
+        known = json.loads(read_text(stamp))
     except (OSError, ValueError):
         known = {}
     seen = {}

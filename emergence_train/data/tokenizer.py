@@ -19,6 +19,7 @@ import tokenizers
 from tokenizers import AddedToken, Tokenizer
 
 from emergence_train.errors import InputError
+from emergence_train.input_files import read_text
 
 END_OF_TEXT = "<|endoftext|>"
 KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[SEP]")
@@ -137,9 +138,15 @@ def find(path: str | Path) -> Path:
 def load_file(path: str | Path, end_of_text: str | None = None) -> Tokenizer:
     """The tokenizer of a tokenizer.json, `normalised`."""
     path = find(path)
+    with _named_errors(path):
+        return normalised(read_text(path), end_of_text)
+
+
+@contextlib.contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
     try:
         with panics_as_input_errors(path):
-            return normalised(path.read_text(encoding="utf-8"), end_of_text)
+            yield
     except InputError:
         raise
     except Exception as error:  # the library raises plain Exception
@@ -200,4 +207,5 @@ def byte_ends(text: str, offsets: list[tuple[int, int]]) -> list[int]:
 
 def fingerprint(path: Path) -> str:
     """A hash of the vocabulary of a tokenizer.json; losses in nats per token compare only where it is equal."""
-    return hashlib.sha256(Tokenizer.from_file(str(path)).to_str().encode()).hexdigest()[:16]
+    with _named_errors(path):
+        return hashlib.sha256(Tokenizer.from_file(str(find(path))).to_str().encode()).hexdigest()[:16]

@@ -5,6 +5,7 @@ the context. Items are text, tokenized by each run's tokenizer.
 """
 
 import gzip
+import io
 import json
 import math
 import re
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emergence_train.errors import SURROGATE, InputError
+from emergence_train.input_files import open_read
 
 BAD = 0.05  # share of unusable items beyond which a file is refused
 KINDS = ("answers", "steps", "request", "continuation", "choices")  # the keys that say which kind a row is
@@ -205,10 +207,10 @@ def _kind(path: Path, rows: list[tuple[int, dict]]) -> str:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict]]:
-    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
+        with open_read(path) as opened:
+            plain = gzip.GzipFile(fileobj=opened) if path.suffix == ".gz" else opened
+            for number, line in enumerate(io.TextIOWrapper(plain, encoding="utf-8-sig"), 1):
                 if line.strip():
                     row = json.loads(line)
                     if not isinstance(row, dict):

@@ -30,6 +30,7 @@ from emergence_train.data.tokenizer import load_file
 from emergence_train.errors import SURROGATE, InputError
 from emergence_train.evaluation.generation import generate
 from emergence_train.evaluation.saved_model import load_model
+from emergence_train.input_files import read_text
 from emergence_train.models.language_model import LanguageModel
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import on_every_rank, start
@@ -241,7 +242,7 @@ def read_texts(path: Path) -> list[str]:
         InputError: it cannot be read, or a line has no text.
     """
     try:
-        rows = files.json_lines(path.read_text(encoding="utf-8-sig"))
+        rows = files.json_lines(read_text(path, encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: cannot be read ({reason}); give JSONL, an object with text a line") from None

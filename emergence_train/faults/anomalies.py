@@ -17,6 +17,7 @@ import torch
 from emergence_train import files
 from emergence_train.config import Faults
 from emergence_train.errors import InputError
+from emergence_train.input_files import read_text
 from emergence_train.parallel.ranks import all_gather_objects
 
 WINDOW = 64  # losses in the window that a spike is compared with
@@ -99,7 +100,7 @@ class SkippedBatches:
         self.rewinds: list[dict] = []
         if self.path.is_file():
             try:
-                self.rewinds = json.loads(self.path.read_text())["rewinds"]
+                self.rewinds = json.loads(read_text(self.path))["rewinds"]
                 [(int(r["step"]), int(r["first_batch"]), int(r["last_batch"])) for r in self.rewinds]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise InputError(

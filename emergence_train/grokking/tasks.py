@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from emergence_train import files
 from emergence_train.errors import InputError
+from emergence_train.input_files import read_text
 from emergence_train.section import Section
 
 NAMED = {"add": "x+y", "subtract": "x-y", "multiply": "xy"}
@@ -211,7 +212,7 @@ def _from_file(path: Path, columns: list[str], answer: str) -> QuestionTable:
 
 def _rows(path: Path) -> list[dict]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, encoding="utf-8-sig")
         rows = files.json_lines(text) if path.suffix == ".jsonl" else _csv_rows(path, text)
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(

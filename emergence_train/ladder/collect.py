@@ -5,6 +5,7 @@ from pathlib import Path
 
 from emergence_train import files
 from emergence_train.errors import InputError
+from emergence_train.input_files import read_text
 from emergence_train.ladder.file import INDEX, Ladder, read
 from emergence_train.recorder.naming import is_run, runs_below
 
@@ -40,7 +41,7 @@ def expanded(paths: list[str]) -> list[str]:
 
 def _of_ladder(out: Path) -> list[Path]:
     try:
-        names = json.loads((out / INDEX).read_text())["runs"]
+        names = json.loads(read_text(out / INDEX))["runs"]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"{out / INDEX}: cannot be read ({' '.join(str(error).split())}); run the ladder again"

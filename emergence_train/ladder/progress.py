@@ -9,6 +9,7 @@ import numpy as np
 
 from emergence_train import files
 from emergence_train.errors import InputError
+from emergence_train.input_files import read_text
 from emergence_train.ladder.file import LOGS, Ladder, Row
 from emergence_train.recorder.layout import step_name
 from emergence_train.recorder.metrics import Metrics
@@ -52,7 +53,7 @@ def read_notes(ladder: Ladder) -> dict[str, dict]:
     """The last start of each run, as whoever starts them noted it."""
     path = ladder.out / LOGS / NOTES
     try:
-        return json.loads(path.read_text())
+        return json.loads(read_text(path))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
@@ -95,7 +96,7 @@ def progress(ladder: Ladder, row: Row, note: dict, queue: dict[str, str]) -> Pro
         metrics = Metrics.read(run)
         steps, losses = metrics.train("step"), metrics.train("loss")
         step = int(steps[-1]) if len(steps) else 0
-        held = [event["loss"]["iid"] for event in metrics.events if event.get("kind") == "validation"]
+        held = [(event.get("loss") or {}).get("iid") for event in metrics.events if event.get("kind") == "validation"]
         held = [value for value in held if value is not None]
         finite = losses[np.isfinite(losses)]
         loss = held[-1] if held else float(finite[-1]) if len(finite) else None

@@ -109,6 +109,7 @@ class Recorder:
         self._start = resumed or 0  # the step resumed from
         self._row, self._written = -1, -1  # steps of the curve's last row, and of the last tables
         self._checkpoint_row = -1  # the step of the last row that a checkpoint made
+        self._latest: tuple[dict[str, Tensor], list[dict[str, Any]]] = {}, []  # sums and evaluations of the last tables
         self._log: RunLog | None = None
         self._lock = contextlib.ExitStack()  # the directory's, held by rank 0 until close
         try:
@@ -233,16 +234,21 @@ class Recorder:
         """Write the sums since the last checkpoint as its tables. Collective. Returns the mean loss of each split.
 
         Where `log` was not called since the last checkpoint, the mean loss of split "train" becomes a row of the curve. A split
-        whose losses are not finite has no rows, and no finite mean.
+        whose losses are not finite has no rows, and no finite mean. A second checkpoint of a step adds splits to its tables:
+        one that is saved before it is evaluated.
         Raises on every rank what goes wrong on rank 0, but for a full disk: then the rows are kept, tried again at the next
         checkpoint, and a warning says so.
         """
         started = time.monotonic()
-        sums = self._reduced()
+        sums, evaluations, after = self._reduced(), self._evaluations, self._written
         self._check_signs(sums)
+        before, results = self._latest
+        if step == after and sums and before and not sums.keys() & before.keys():
+            both = {(row["task"], row["metric"]): row for row in [*results, *evaluations]}
+            sums, evaluations, after = before | sums, list(both.values()), after - 1
         means = {split: float(s[1].sum() / s[0].sum()) for split, s in sums.items() if s[0].sum() > 0}
-        self.tokens = self._agree(lambda: self._write(step, tokens, lr, sums, means, started))
-        self._written = int(step)
+        self.tokens = self._agree(lambda: self._write(step, tokens, lr, sums, evaluations, means, after, started))
+        self._written, self._latest = int(step), (sums, evaluations)
         self._sums, self._carried, self._evaluations = {}, {}, []
         return means
 
@@ -259,9 +265,10 @@ class Recorder:
             if sums is not None and to is not None:
                 of_split[to] = sums
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, step: int | None = None) -> dict[str, Any]:
         """What was added since the last checkpoint, over all ranks, for a state of yours that is saved at a step without tables.
-        Collective."""
+        Collective. The rows so far are written to the disk; `step`, that of the state, where not each step has a row."""
+        self._agree(lambda: self._mark(step))
         sums = {split: of.to("cpu", copy=True) for split, of in self._reduced().items()}
         return {"written": self._written, "sums": sums, "evaluations": list(self._evaluations)}
 
@@ -354,8 +361,21 @@ class Recorder:
             )
         if step > last:
             raise InputError(
-                f"{self.path}: its rows end at step {last}, so step {step} cannot be resumed; give step={last}"
+                f"{self.path}: its rows end at step {last}, so step {step} cannot be resumed; resume from a checkpoint of step "
+                f"{last} or before"
             )
+
+    def _mark(self, step: int | None) -> None:
+        """Write the rows so far, and that the run can be resumed at `step`."""
+        if self._log is None:  # closed, with all rows
+            return
+        if step is not None and step > max(self._row, self._written, self._start):
+            self._log.write("state", step=whole("state_dict", "step", step))
+        self._flush()
+
+    def _flush(self) -> None:
+        if problem := self._run_log.flush():
+            warnings.warn(f"{problem}; the rows are kept and tried again at the next checkpoint", stacklevel=5)
 
     def _check_order(self, what: str, step: int, last: int) -> None:
         """Raise InputError unless `step` is after the `last` of its kind and not before anything else that is recorded."""
@@ -383,16 +403,18 @@ class Recorder:
         tokens: int,
         lr: float | None,
         sums: dict[str, Tensor],
+        evaluations: list[dict[str, Any]],
         means: dict[str, float],
+        after: int,
         started: float,
     ) -> int:
-        """Write the tables of a checkpoint; returns its tokens."""
+        """Write the tables of a checkpoint that is after the step `after`; returns its tokens."""
         log, step, tokens = self._run_log, whole("checkpoint", "step", step), whole("checkpoint", "tokens", tokens)
         lr = _rate("checkpoint", lr)
-        self._check_order("checkpoint", step, self._written)
+        self._check_order("checkpoint", step, after)
         if not sums:
             raise InputError(f"{self.path}: checkpoint {step} has no losses; call add() or validate() before it")
-        if self._evaluations and "iid" not in sums:
+        if evaluations and "iid" not in sums:
             raise InputError(
                 f"{self.path}: task results need the loss on held-out text beside them; call validate(), or add(split='iid')"
             )
@@ -402,19 +424,18 @@ class Recorder:
             tables = [position_rows(sums[split], split) for split in sorted(means)]
             table = pd.concat(tables, ignore_index=True).assign(run=header["run"], params=header["params"], **key)
             log.positions(step, table)
-        if self._evaluations and "iid" in means:
-            rows = pd.DataFrame(self._evaluations).assign(
+        if evaluations and "iid" in means:
+            rows = pd.DataFrame(evaluations).assign(
                 run=header["run"], params=header["params"], loss=means["iid"], **key
             )
             log.evaluations(step, rows.astype({"stderr": float, "items": "Int64", "chance": float}))
-        if "train" in means and self._row <= self._written:
+        if "train" in means and self._row <= after:
             self.log(step, tokens, means["train"], lr)
             self._checkpoint_row = step
         log.write("validation", **key, seconds=round(time.monotonic() - started, 3), loss=means)
-        if problem := log.flush():
-            warnings.warn(f"{problem}; the rows are kept and tried again at the next checkpoint", stacklevel=4)
+        self._flush()
         if lost := sorted(sums.keys() - means.keys()):
-            results = ", and task results, which need it," if self._evaluations and "iid" in lost else ""
+            results = ", and task results, which need it," if evaluations and "iid" in lost else ""
             warnings.warn(
                 f"{self.path}: checkpoint {step} is written without the split {', '.join(lost)}{results}: no loss that counts is "
                 f"finite, or not all of a validation's",

@@ -211,8 +211,8 @@ class Metrics:
         return [row for row in self.events if row.get("kind") == kind]
 
     def skipped(self) -> np.ndarray:
-        """(n,) whether the update of each step was left out."""
-        steps = [row.get("step") for row in self.of_kind("skipped")]
+        """(n,) whether the update of each step was left out, or the run stopped at it."""
+        steps = [row.get("step") for row in self.events if row.get("kind") in ("skipped", "stop")]
         return np.isin(self.train("step"), [step for step in steps if isinstance(step, (int, float))])
 
     def cost_of_tasks(self) -> tuple[float, float]:

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from emergence_train.input_files import read_text, regular
+
 
 def display_names(runs: Sequence[tuple[str, Path]]) -> list[str]:
     """A different name for each of the runs (name, where it lies), in their order.
@@ -54,7 +56,7 @@ def runs_below(place: Path, depth: int = 2) -> list[Path]:
 def data_digest(directory: Path) -> str | None:
     """The digest of the data that a run directory was trained on; None where it is not known."""
     try:
-        return json.loads((directory / "data.json").read_text(encoding="utf-8"))["data"] or None
+        return json.loads(read_text(directory / "data.json"))["data"] or None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -62,7 +64,7 @@ def data_digest(directory: Path) -> str | None:
 def run_name(directory: Path) -> str:
     """What a run directory calls itself in its tables."""
     try:
-        with open(directory / "metrics.jsonl", encoding="utf-8") as file:
+        with open(regular(directory / "metrics.jsonl"), encoding="utf-8") as file:
             header = json.loads(file.readline())
         return str(header["run"])
     except (OSError, ValueError, KeyError, TypeError):  # none yet

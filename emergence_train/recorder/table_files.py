@@ -1,5 +1,6 @@
 """Files of tables as validated pieces: no more of a file is in memory than CHUNK rows of it."""
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emergence_train.errors import InputError
+from emergence_train.input_files import regular
 from emergence_train.recorder.metrics import Metrics
 from emergence_train.recorder.schemas import BOOLEAN, CURVES, POSITIONS, REAL, TEXT, VOCABULARY, Table
 
@@ -41,6 +43,14 @@ def files_of(table: Table, path: Path) -> list[Path]:
     return files
 
 
+def has_rows(table: Table, path: Path) -> bool:
+    """Whether a run directory has a row of `table`. True of other paths, and where a file cannot be read: its reader says so."""
+    files = sorted((path / table.name).glob("*.parquet"))
+    with contextlib.suppress(OSError, ValueError, pa.ArrowException):
+        return not files or any(pq.read_metadata(regular(file)).num_rows for file in files)
+    return True
+
+
 def chunks_of(table: Table, file: Path | Metrics | Frame) -> Iterator[pd.DataFrame]:
     """The rows of one file in pieces of exact types; `attrs` says the `file` and how many of its rows come `before` a piece.
 
@@ -58,8 +68,6 @@ def chunks_of(table: Table, file: Path | Metrics | Frame) -> Iterator[pd.DataFra
     except (OSError, ValueError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: cannot be read as a {table.name} table: {reason}") from error
-    if not rows:
-        raise InputError(f"{path}: the {table.name} table has no rows")
 
 
 def _pieces(table: Table, path: Path | Metrics | Frame) -> Iterator[pd.DataFrame]:
@@ -74,14 +82,14 @@ def _pieces(table: Table, path: Path | Metrics | Frame) -> Iterator[pd.DataFrame
         yield _curve(Metrics.read(path))
     elif path.suffix == ".csv":
         text = {column: str for column, kind in (*table.columns.items(), *table.extra) if kind == TEXT}
-        with pd.read_csv(path, dtype=text, chunksize=CHUNK) as reader:
+        with pd.read_csv(regular(path), dtype=text, chunksize=CHUNK) as reader:
             yield from reader
     else:
         raise InputError(f"{path}: not a table that can be read; use .parquet or .csv")
 
 
 def _of_parquet(table: Table, path: Path) -> Iterator[pd.DataFrame]:
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(regular(path)) as file:
         rows = file.metadata.num_rows
         if rows > MOST_ROWS:
             raise InputError(
@@ -101,7 +109,7 @@ def _of_parquet(table: Table, path: Path) -> Iterator[pd.DataFrame]:
 
 def vocabulary_of(path: Path) -> str:
     """The tokenizer that the metadata of a Parquet file name; "" where they name none."""
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(regular(path)) as file:
         return _vocabulary(file)
 
 

@@ -28,7 +28,7 @@ from emergence_train.recorder.consistency import Consistency
 from emergence_train.recorder.metrics import Metrics, read_metrics
 from emergence_train.recorder.naming import names_of, run_name
 from emergence_train.recorder.schemas import CURVES, EVALUATIONS, POSITIONS, TABLES, VOCABULARY, Table
-from emergence_train.recorder.table_files import Frame, chunks_of, files_of
+from emergence_train.recorder.table_files import Frame, chunks_of, files_of, has_rows
 
 __all__ = [
     "CURVES",
@@ -39,6 +39,7 @@ __all__ = [
     "Frame",
     "Metrics",
     "Table",
+    "has_rows",
     "mean_loss",
     "read",
     "read_metrics",
@@ -89,7 +90,7 @@ def stream(
     if not paths:
         raise InputError(f"no {table.name} table given; name a run directory, a Parquet file or a CSV file")
     names = names_of(path for path in paths if not isinstance(path, (Metrics, Frame))) if names is None else names
-    files = [part for path in paths for part in _files(table, path, names)]
+    files = [_files(table, path, names) for path in paths]
     whole = Consistency(table)
     for chunk in _chunks(table, files):
         whole.add(chunk)
@@ -108,13 +109,22 @@ def _files(
     return [(file, renamed) for file in files_of(table, Path(path))]
 
 
-def _chunks(table: Table, files: Sequence[tuple[Path | Metrics | Frame, dict[str, str]]]) -> Iterator[pd.DataFrame]:
-    for file, renamed in files:
-        for chunk in chunks_of(table, file):
-            for own, shown in renamed.items():
-                if own != shown:
-                    chunk["run"] = chunk["run"].where(chunk["run"] != own, shown)
-            yield chunk
+def _chunks(
+    table: Table, files: Sequence[list[tuple[Path | Metrics | Frame, dict[str, str]]]]
+) -> Iterator[pd.DataFrame]:
+    """Of each path's files; a checkpoint whose losses were not finite has none beside others."""
+    for of_path in files:
+        rows = 0
+        for file, renamed in of_path:
+            for chunk in chunks_of(table, file):
+                rows += len(chunk)
+                for own, shown in renamed.items():
+                    if own != shown:
+                        chunk["run"] = chunk["run"].where(chunk["run"] != own, shown)
+                yield chunk
+        if not rows:
+            last = of_path[-1][0]
+            raise InputError(f"{last if isinstance(last, Path) else last.path}: the {table.name} table has no rows")
 
 
 # ---------------------------------------------------------------------------------------------------------- writing

@@ -190,7 +190,8 @@ def load_run(directory: Path, name: str) -> Run:
             lacks = "holds half a line" if text.strip() else "is empty"
             raise NotYet(directory, f"{directory / 'metrics.jsonl'}: {lacks}; wait for the run's first line")
         raise InputError(f"{directory / 'metrics.jsonl'}: has no line of kind 'run'; is this a run directory?")
-    if not any((directory / "positions").glob("*.parquet")):
+    written = any((directory / "positions").glob("*.parquet"))
+    if not written or not tables.has_rows(tables.POSITIONS, directory):
         if _is_over(directory, metrics):
             raise InputError(
                 f"{directory}: is finished and has no losses by position; restore its positions/, or give "

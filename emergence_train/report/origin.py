@@ -3,6 +3,7 @@
 import html
 from collections.abc import Sequence
 
+from emergence_train.input_files import read_text
 from emergence_train.recorder.sessions import read_sessions
 from emergence_train.report.collect import Run
 from emergence_train.report.parts import table
@@ -35,7 +36,7 @@ def _row(run: Run) -> list[str]:
 
 def _configuration(run: Run) -> str:
     try:
-        text = (run.directory / "config.yaml").read_text(encoding="utf-8")
+        text = read_text(run.directory / "config.yaml")
     except (OSError, ValueError):
         return ""
     name = html.escape(run.name)

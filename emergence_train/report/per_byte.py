@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow.parquet as pq
 
+from emergence_train.input_files import regular
 from emergence_train.report.collect import Run
 
 SHOWN = 3  # runs that are named
@@ -16,7 +17,7 @@ def per_byte(run: Run) -> float | None:
     files = sorted((run.directory / "evaluations").glob("*.parquet"))
     if not files or "bits_per_byte" not in pq.read_schema(files[-1]).names:
         return None
-    table = pq.read_table(files[-1], columns=["step", "bits_per_byte"])
+    table = pq.read_table(regular(files[-1]), columns=["step", "bits_per_byte"])
     value = table["bits_per_byte"].to_numpy()[int(np.argmax(table["step"].to_numpy()))]
     return float(value) if np.isfinite(value) else None
 

@@ -3,13 +3,15 @@
 import errno
 import hashlib
 import html
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
-from emergence_train.errors import InputError, describe
+from emergence_train.errors import InputError, attempt, describe
 from emergence_train.recorder.naming import is_run
 from emergence_train.report import page
 from emergence_train.report.collect import NotYet, ReportData, Run, load_run
@@ -18,6 +20,7 @@ from emergence_train.report.reading import Reading
 ADDRESS = "127.0.0.1"
 HOSTS = ("127.0.0.1", "localhost")  # a page elsewhere whose name was made to lead here is not answered
 LOOK_SECONDS = 1.0  # between two looks at the files
+CLIENT_SECONDS = 30.0  # that a client may be silent
 LEAST_SECONDS = 3.0  # between two pages; also as long as the last one took, so that half a CPU stays free
 PARTS = ("config.yaml", "metrics.jsonl", "positions/*", "evaluations/*")  # of a run, what the page shows
 FILES = frozenset(  # what the name of a file ends in; that of a run may have a point too
@@ -61,16 +64,21 @@ class LivePage:
 
     def update(self) -> bool:
         """Look at the files; returns whether there is another page now."""
-        files = tuple(stamps(self.paths))
-        if files == self._files:
-            return False
-        self._files, before = files, self.version
+        before = self.version
         try:
+            files = tuple(stamps(self.paths))
+            if files == self._files:
+                return False
+            self._files = files
             data, waiting = self._begun()
             self._show(page.page(data, "@"))
             self._say(f"left out so far: {'; '.join(waiting)}" if waiting else "")
         except Exception as error:  # a file that is being written, or none yet: later ones may do
             self._fail(error)
+            if isinstance(
+                error.__context__ or error, OSError
+            ):  # the machine's or a network disk's: no file need change
+                self._files = None
         return self.version != before
 
     def _begun(self) -> tuple[ReportData, list[str]]:
@@ -133,15 +141,23 @@ def stamps(paths: list[Path]) -> Iterator[tuple[str, int, int]]:
             yield str(file), status.st_mtime_ns, status.st_size
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing of a client that has gone: a closed tab is no error."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+
 def serve(paths: list[Path], port: int, reading: Reading, log: Callable[[str], None]) -> None:
     """Serve the page of `paths` until Ctrl-C. Raises InputError where the port cannot be had (0: any free one)."""
     live = LivePage(paths, reading, log)
     try:
-        server = ThreadingHTTPServer((ADDRESS, port), handler(live))
+        server = Server((ADDRESS, port), handler(live))
     except OSError as error:
         reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be had ({error.strerror})"
         raise InputError(f"--serve {port}: the port {reason}; give another, or 0 for any free one") from None
-    server.daemon_threads = True
     try:
         live.update()
         threading.Thread(target=_keep_up, args=(live,), daemon=True, name="page").start()
@@ -156,14 +172,17 @@ def serve(paths: list[Path], port: int, reading: Reading, log: Callable[[str], N
 def _keep_up(live: LivePage) -> None:
     while True:
         begin = time.monotonic()
-        took = time.monotonic() - begin if live.update() else 0.0
-        time.sleep(max(took, LEAST_SECONDS) if took else LOOK_SECONDS)
+        changed, _ = attempt(live.update)
+        least = LEAST_SECONDS if changed else LOOK_SECONDS
+        time.sleep(max(time.monotonic() - begin, least))
 
 
 def handler(live: LivePage) -> type[BaseHTTPRequestHandler]:
     """Answers requests for the page, and no others."""
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = CLIENT_SECONDS
+
         def do_GET(self) -> None:
             self._answer(with_body=True)
 
@@ -172,9 +191,10 @@ def handler(live: LivePage) -> type[BaseHTTPRequestHandler]:
 
         def _answer(self, *, with_body: bool) -> None:
             text, version = live.text, live.version
-            host = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
+            given = self.headers.get("Host", "").lower()
+            host, asked = given.rpartition(":")[0] or given, self.path.lower().removeprefix(f"http://{given}")
             code, body, kind = 200, text, "text/html; charset=utf-8"
-            if host not in HOSTS or self.path.partition("?")[0] != "/":
+            if host not in HOSTS or asked.partition("?")[0] != "/":
                 code, body, kind = 404, b"only the page / is served\n", "text/plain; charset=utf-8"
             self.send_response(code)
             headers = {"Content-Type": kind, "Content-Length": str(len(body)), "Cache-Control": "no-store"}

@@ -13,6 +13,7 @@ import yaml
 
 from emergence_train.config import Config
 from emergence_train.errors import InputError, RunError
+from emergence_train.input_files import read_text
 from emergence_train.recorder import tables
 from emergence_train.recorder.sessions import alive, read_sessions
 from emergence_train.tracking.points import BY_POSITION, Point, name_of, points, tokens_of
@@ -24,6 +25,7 @@ from emergence_train.tracking.wandb import (
     define_axes,
     init_settings,
     log_point,
+    reason_of,
     remove_older,
     wandb_options,
 )
@@ -34,7 +36,7 @@ VALIDATION = "val/"
 def sync(run: Path, log: Callable[[str], None]) -> dict:
     """Send the points of `run` that are missing in W&B; return {"run", "mode", "sent"}, sent being their number."""
     try:
-        config = Config.model_validate(yaml.safe_load((run / "config.yaml").read_text()))
+        config = Config.model_validate(yaml.safe_load(read_text(run / "config.yaml")))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(
             f"{run / 'config.yaml'}: cannot be read ({' '.join(str(error).split())[:200]}); is this a run directory?"
@@ -64,9 +66,8 @@ def sync(run: Path, log: Callable[[str], None]) -> dict:
         unsent = (point for point in points(run) if (name_of(point), tokens_of(point)) not in known)
         references = References(run) if config.logging.wandb.checkpoints else None
         folder = _send(wandb, settings, unsent, summary, references)
-    except Exception as error:  # any error of W&B: the run's files are untouched
-        reason = " ".join(str(error).split())[:200]
-        raise RunError(f"{run}: W&B was not updated ({reason}); try again when it can be reached") from None
+    except (Exception, SystemExit) as error:  # any error of W&B: the run's files are untouched
+        raise RunError(f"{run}: W&B was not updated ({reason_of(error)}); try again when it can be reached") from None
     done = "up to date"
     if mode == "offline":
         done = f"upload it with: wandb sync {folder}"

@@ -22,6 +22,7 @@ import pandas as pd
 
 from emergence_train.errors import RunError
 from emergence_train.files import write_json
+from emergence_train.input_files import read_text
 from emergence_train.logging_config import Wandb
 from emergence_train.tracking import AXES
 from emergence_train.tracking.points import BY_POSITION, Point
@@ -107,10 +108,8 @@ class Mirror:
         try:
             with own_folders(self.directory / "wandb"), quiet_logging():
                 self._mirror(settings, system)
-        except Exception as error:
-            self.log(
-                f"W&B stopped ({' '.join(str(error).split())[:200]}); training continues, the run's files are complete"
-            )
+        except BaseException as error:  # its SystemExit too
+            self.log(f"W&B stopped ({reason_of(error)}); training continues, the run's files are complete")
 
     def _mirror(self, settings: dict, system: bool) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
@@ -143,6 +142,12 @@ class Mirror:
         run.summary.update(self.summary.values())
         if self.references is not None:
             self.references.send(run)
+
+
+def reason_of(error: BaseException) -> str:
+    """The error in a few words; its kind where it has none, or a number, as SystemExit."""
+    words = " ".join(str(error).split())[:200]
+    return words if isinstance(error, Exception) and words else f"{type(error).__name__} {words}".strip()
 
 
 @contextlib.contextmanager
@@ -219,7 +224,7 @@ def run_id(directory: Path) -> str:
 
 def _known_id(file: Path) -> dict | None:
     try:
-        known = json.loads(file.read_text(encoding="utf-8"))
+        known = json.loads(read_text(file))
         return {"id": str(known["id"]), "path": str(known["path"])}
     except (OSError, ValueError, KeyError, TypeError):
         return None

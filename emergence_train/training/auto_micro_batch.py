@@ -11,6 +11,7 @@ import torch
 
 from emergence_train.config import Training
 from emergence_train.errors import InputError, RunError
+from emergence_train.input_files import read_text
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.memory import GIB
 from emergence_train.parallel.mesh import Mesh
@@ -81,7 +82,7 @@ def out_of_memory(training: Training, mesh: Mesh) -> RunError:
 def _last_start(run: Path, ranks: int) -> int | None:
     """The micro-batch of the run's last start, if that had as many ranks."""
     try:
-        settings = json.loads((run / "deepspeed.json").read_text())
+        settings = json.loads(read_text(run / "deepspeed.json"))
         micro_batch = settings["train_micro_batch_size_per_gpu"]
         rounds = settings["gradient_accumulation_steps"]
         return micro_batch if micro_batch * rounds * ranks == settings["train_batch_size"] else None

@@ -15,6 +15,7 @@ from emergence_train.data.dataset import Dataset, load_index
 from emergence_train.data_config import Data
 from emergence_train.errors import InputError
 from emergence_train.faults.flight_recorder import STACKS
+from emergence_train.input_files import read_text, regular
 from emergence_train.models.config import ModelConfig
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import all_gather_objects
@@ -108,7 +109,7 @@ def claim(run: Path, config: Config, held: contextlib.ExitStack) -> str | None:
         write_config(run, config)
         return note
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.safe_load(read_text(path))
     except (OSError, yaml.YAMLError) as error:
         raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())}); choose another name") from None
     if not isinstance(tree, dict):
@@ -178,7 +179,9 @@ def _scored(run: Path) -> set[str]:
     import pyarrow.parquet as pq
 
     files_of_run = sorted((run / "evaluations").glob("step-*.parquet"))
-    return set(pq.read_table(files_of_run[-1], columns=["task"])["task"].to_pylist()) if files_of_run else set()
+    return (
+        set(pq.read_table(regular(files_of_run[-1]), columns=["task"])["task"].to_pylist()) if files_of_run else set()
+    )
 
 
 def _with_defaults(tree: Any) -> Any:

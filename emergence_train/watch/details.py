@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from emergence_train.input_files import regular
 from emergence_train.recorder.log_file import LogFile
 from emergence_train.recorder.metrics import TRAIN
 from emergence_train.watch.listing import progress_json
@@ -119,7 +120,10 @@ def _tasks(run: Path, steps: list[int]) -> list[TaskScore]:
     for step in reversed(steps[-2:]):  # the newest may not be scored yet
         path = table_path(run, "evaluations", step)
         if path.is_file():
-            rows = pq.read_table(path).to_pylist()
+            try:
+                rows = pq.read_table(path).to_pylist()
+            except (OSError, ValueError):  # as below
+                return []
             scores = [
                 TaskScore(row["task"], row["metric"], row["value"], row.get("stderr"), row.get("chance"))
                 for row in rows
@@ -138,10 +142,11 @@ def _positions(run: Path, steps: list[int]) -> PositionCurve | None:
     if not steps:
         return None
     try:
-        table = pq.read_table(
-            table_path(run, "positions", steps[-1]), columns=["split", "position", "count", "loss_sum"]
-        )
-    except OSError:  # a resumed run has removed it
+        path = regular(table_path(run, "positions", steps[-1]))
+        table = pq.read_table(path, columns=["split", "position", "count", "loss_sum"])
+    except (OSError, ValueError):  # a resumed run has removed it, or it is damaged: the analyses name it
+        return None
+    if not len(table):  # no loss was finite
         return None
     splits = table["split"].to_numpy(zero_copy_only=False)
     split = "iid" if "iid" in splits else str(splits[0])

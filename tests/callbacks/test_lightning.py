@@ -1,5 +1,7 @@
 """PositionCallback for Lightning: sums equal to those of the losses that the steps return, and a run resumed."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -39,26 +41,26 @@ class Module(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.5)
 
 
-def fit(folder, steps, module, resume=None, size=40, split="iid", loaders=1, callbacks=()):
+def fit(folder, steps, module, resume=None, size=40, split="iid", loaders=1, callbacks=(), rows=1):
     from emergence_train.callbacks.lightning import PositionCallback
 
     generator = torch.Generator().manual_seed(1)
-    rows = torch.randint(0, VOCABULARY, (size, SEQUENCE + 1), generator=generator)
+    texts = torch.randint(0, VOCABULARY, (size, SEQUENCE + 1), generator=generator)
     trainer = lightning.Trainer(
         max_steps=steps,
         accelerator="cpu",
         accumulate_grad_batches=2,
         val_check_interval=min(8, size // 2),
-        log_every_n_steps=1,
+        log_every_n_steps=rows,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
         callbacks=[PositionCallback(folder / "mine", params=10, sequence=SEQUENCE, split=split), *callbacks],
     )
-    held_out = [DataLoader(rows[: 4 + 2 * k], 2) for k in range(loaders)]
-    trainer.fit(module, DataLoader(rows, 2), held_out, ckpt_path=resume, weights_only=resume and False)
-    return trainer, rows
+    held_out = [DataLoader(texts[: 4 + 2 * k], 2) for k in range(loaders)]
+    trainer.fit(module, DataLoader(texts, 2), held_out, ckpt_path=resume, weights_only=resume and False)
+    return trainer, texts
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -93,6 +95,31 @@ def test_a_run_saved_between_validations_loses_no_sums(saved, tmp_path):
     frame = tables.read(tables.POSITIONS, tmp_path / "mine")
     counts = frame[frame["split"] == "train"].groupby("step")["count"].first().to_dict()
     assert counts == {4: 16, 8: 16} and frame["tokens"].unique().tolist() == [16 * SEQUENCE, 32 * SEQUENCE]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_killed_run_resumes_between_validations(rows, tmp_path):
+    """Saved at 6, killed at 7, validated at 4 and 8: each step's losses are in the tables once, and its row in the curve."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    class Kill(lightning.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 7 and not (tmp_path / "killed").exists():
+                shutil.copytree(tmp_path / "whole", tmp_path / "killed")  # what is on the disk then
+
+    saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=6, save_top_k=-1)
+    before, after = Module(), Module()
+    fit(tmp_path / "whole", 8, before, callbacks=[saving, Kill()], rows=rows)
+    fit(tmp_path / "killed", 8, after, tmp_path / "step=6.ckpt", rows=rows)
+    frame = tables.read(tables.POSITIONS, tmp_path / "killed" / "mine")
+    train = frame[(frame["step"] == 8) & (frame["split"] == "train")]
+    expected = torch.cat([*before.seen[8:12], *after.seen]).double().sum(0)  # two micro-batches a step
+    np.testing.assert_allclose(train["loss_sum"], expected, rtol=1e-6)
+    assert (train["count"] == 16).all() and train["tokens"].unique() == [32 * SEQUENCE]
+    steps = range(rows, 9, rows)
+    curve = metrics(tmp_path / "killed" / "mine")
+    assert [(row["step"], row["tokens"]) for row in curve] == [(k, 4 * k * SEQUENCE) for k in steps]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -46,7 +47,7 @@ def llama():
     return transformers.LlamaForCausalLM(config)
 
 
-def trainer(folder, steps, accumulation=2, model=None, **options):
+def trainer(folder, steps, accumulation=2, model=None, callbacks=(), **options):
     from emergence_train.callbacks.trainer import PositionCallback
 
     defaults = {"logging_steps": 2, "save_steps": 4, "eval_steps": 2, "eval_strategy": "steps", "learning_rate": 0.01}
@@ -67,7 +68,7 @@ def trainer(folder, steps, accumulation=2, model=None, **options):
         args=arguments,
         train_dataset=Recording(64, 1),
         eval_dataset=Recording(8, 2),
-        callbacks=[PositionCallback(folder / "mine", sequence=SEQUENCE)],
+        callbacks=[PositionCallback(folder / "mine", sequence=SEQUENCE), *callbacks],
     )
 
 
@@ -201,6 +202,35 @@ def test_epochs_evaluations_belong_to_their_own_steps(tmp_path, save):
     assert sorted(set(zip(table["step"], table["split"]))) == [
         (step, split) for step in (16, 32) for split in ("iid", "train")
     ]
+
+
+@pytest.mark.parametrize("save", ["steps", "epoch"])
+def test_a_run_killed_after_a_save_resumes(tmp_path, save):
+    """What is on the disk when step 16 is saved: its tables hold what was trained on; the rest is as if not killed."""
+    options = {
+        "eval_strategy": "epoch",
+        "save_strategy": save,
+        "save_steps": 8,
+        "num_train_epochs": 2,
+        "logging_steps": 1,
+    }
+
+    class Kill(transformers.TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            if state.global_step == 16:
+                shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+
+    trainer(tmp_path / "whole", 32, callbacks=[Kill()], **options).train()
+    trainer(tmp_path / "killed", 32, **options).train(resume_from_checkpoint=True)
+    whole, resumed = (tables.read(tables.POSITIONS, tmp_path / name / "mine") for name in ("whole", "killed"))
+    if save == "steps":  # it had not been evaluated, and Trainer does not do so later
+        whole = whole[(whole["step"] != 16) | (whole["split"] != "iid")].reset_index(drop=True)
+    pd.testing.assert_frame_equal(whole, resumed)
+    whole, resumed = (
+        [(row["step"], row["tokens"], row["loss"]) for row in metrics(tmp_path / name / "mine")]
+        for name in ("whole", "killed")
+    )
+    assert whole == resumed and [row[0] for row in whole] == list(range(1, 33))
 
 
 def test_rates_are_known_before_the_first_log(tmp_path):

@@ -192,3 +192,9 @@ def test_other_output_on_the_standard_error_is_kept(capfd):
     assert capfd.readouterr().err == "a warning\n"
     with pytest.raises(KeyError), module.panics_as_input_errors("t"):
         raise KeyError("an error of another kind")
+
+
+def test_a_fingerprint_of_no_tokenizer_is_one_line(tmp_path):
+    (tmp_path / "tokenizer.json").touch()
+    with pytest.raises(InputError, match=r"tokenizer .*tokenizer\.json: not a tokenizer\.json: EOF"):
+        module.fingerprint(tmp_path / "tokenizer.json")

@@ -21,6 +21,7 @@ from emergence_train.ladder.local import Machine, Runner, program, this_machine
 from emergence_train.recorder.metrics import Metrics
 from ladder.test_file import DECAY, STABLE
 from support import ROOT, command
+from watch import run_files
 
 STAND_IN = [sys.executable, str(Path(__file__).with_name("stand_in.py"))]
 
@@ -241,3 +242,14 @@ def test_twelve_runs_killed_twice_are_those_of_one_start(config_file, tmp_path):
 def done_share(path: Path) -> float:
     ladder = read(path)
     return sum(progress.done(ladder, row) for row in ladder.rows) / len(ladder.rows)
+
+
+def test_the_status_of_a_run_that_diverged(ladder_file):
+    """Its validations have no loss: its state is told, and those of the others."""
+    ladder = read(ladder_file())
+    (row,) = ladder.rows
+    run_files.write(ladder.directory(row.run), 2, every=2, extra={2: [{"kind": "validation", "loss": {}}]})
+    with open(ladder.directory(row.run) / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "validation", "step": 2, "tokens": 2, "loss": {}}\n')
+    shown = progress.progress(ladder, row, {"code": 1}, {})
+    assert (shown.state, shown.step) == ("failed", 2) and shown.loss == pytest.approx(run_files.loss_at(2) + 0.1)

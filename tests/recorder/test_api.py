@@ -393,6 +393,43 @@ def test_a_saved_state_carries_what_no_tables_hold(tmp_path, validated):
     assert means.keys() == {"train"} and "iid" not in state["sums"]
 
 
+def test_a_saved_state_resumes_where_no_row_is(tmp_path):
+    """Rows each 4 steps, a state at 6, killed at 7: what is on the disk then resumes at 6, and at no later step."""
+    whole = Recorder(tmp_path / "whole" / "mine", params=10, sequence=SEQUENCE)
+    for step in range(1, 8):
+        whole.add(torch.full((1, SEQUENCE), float(step)))
+        if step % 4 == 0:
+            whole.log(step, 6 * step, 1.0)
+        if step == 6:
+            state = whole.state_dict(step)
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    whole.close()
+    with pytest.raises(InputError, match="rows end at step 6, so step 7 cannot be resumed; resume from a checkpoint"):
+        Recorder(tmp_path / "killed" / "mine", params=10, sequence=SEQUENCE, step=7)
+    with Recorder(tmp_path / "killed" / "mine", params=10, sequence=SEQUENCE, step=6) as resumed:
+        resumed.load_state_dict(state)
+        resumed.add(torch.full((1, SEQUENCE), 7.0))
+        assert resumed.checkpoint(7, 42) == {"train": 4.0}
+    assert [row["step"] for row in metrics(tmp_path / "killed" / "mine")] == [4]
+
+
+def test_a_second_checkpoint_adds_splits_to_its_step(tmp_path):
+    run = tmp_path / "mine"
+    with Recorder(run, params=10, sequence=SEQUENCE) as recorder:
+        recorder.add(torch.ones(2, SEQUENCE))
+        recorder.checkpoint(3, 12)
+        recorder.add(torch.full((1, SEQUENCE), 2.0), split="iid")
+        recorder.evaluation("skill", "accuracy", 0.5)
+        assert recorder.checkpoint(3, 12) == {"train": 1.0, "iid": 2.0}
+        recorder.add(torch.ones(1, SEQUENCE))
+        with pytest.raises(InputError, match="checkpoint 3 follows checkpoint 3"):
+            recorder.checkpoint(3, 12)
+    assert written(run, 3, "train")["loss_sum"].tolist() == [2.0] * SEQUENCE
+    assert written(run, 3, "iid")["loss_sum"].tolist() == [2.0] * SEQUENCE
+    assert tables.read(tables.EVALUATIONS, run)["loss"].tolist() == [2.0]
+    assert [(row["step"], row["loss"]) for row in metrics(run)] == [(3, 1.0)]
+
+
 def test_sums_move_to_another_split(tmp_path):
     with Recorder(tmp_path / "mine", params=10, sequence=SEQUENCE) as recorder:
         for split, to in (("a", "books"), ("b", None), ("c", "iid"), ("absent", "ood")):

@@ -172,3 +172,16 @@ def test_run_log_keeps_the_lines_of_a_plain_loop(tmp_path, step, rewound):
     assert np.array_equal(
         log.take_read_back().train("step"), [row["step"] for row in expected if row["kind"] == "train"]
     )
+
+
+def test_the_step_that_stopped_a_run_is_none_of_its_curve(tmp_path):
+    events = [b'{"kind": "skipped", "step": 2}\n', b'{"kind": "stop", "step": 3, "reason": "loss not finite"}\n']
+    rows = [
+        line(1, tokens=1, loss=2.0),
+        line(2, tokens=2, loss=None),
+        events[0],
+        line(3, tokens=3, loss=None),
+        events[1],
+    ]
+    path = write(tmp_path / "metrics.jsonl", rows)
+    assert tables.read(tables.CURVES, path)["step"].tolist() == [1]

@@ -188,3 +188,16 @@ def test_mean_loss_is_the_mean_of_all_tokens():
     row = tables.mean_loss(frame).iloc[0]
     assert row["loss"] == pytest.approx(tokens.mean())
     assert row["stderr"] == pytest.approx(tokens.std() / np.sqrt(6)) and row["accuracy"] == pytest.approx(1 / 3)
+
+
+def test_a_checkpoint_without_rows_is_none_beside_others(tmp_path):
+    """Of a run whose losses were no longer finite; a run, or another path, without any row is refused."""
+    run = tmp_path / "run"
+    tables.write(tables.POSITIONS, positions(), run / "positions" / "step-1.parquet")
+    tables.write(tables.POSITIONS, positions().iloc[:0], run / "positions" / "step-2.parquet")
+    assert len(tables.read(tables.POSITIONS, run)) == len(positions()) and tables.has_rows(tables.POSITIONS, run)
+    (run / "positions" / "step-1.parquet").unlink()
+    assert not tables.has_rows(tables.POSITIONS, run)
+    tables.write(tables.POSITIONS, positions(), tmp_path / "other.parquet")
+    with pytest.raises(InputError, match="step-2.parquet: the positions table has no rows"):
+        tables.read(tables.POSITIONS, [run, tmp_path / "other.parquet"])

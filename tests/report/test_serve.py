@@ -1,11 +1,14 @@
 """The served page: that alone, to this machine alone, up to date; errors that name the remedy."""
 
+import errno
 import http.client
 import json
 import os
 import re
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -20,7 +23,7 @@ from emergence_train.errors import InputError
 from emergence_train.report import page
 from emergence_train.report.collect import load_run
 from emergence_train.report.reading import Reading
-from emergence_train.report.serve import ADDRESS, FILES, LivePage, handler, serve, stamps
+from emergence_train.report.serve import ADDRESS, FILES, LivePage, Server, handler, serve, stamps
 from report.test_page import write_run
 
 
@@ -195,3 +198,42 @@ def test_a_finished_run_without_positions_is_not_waited_for(tmp_path):
         b"a training loss of 3.225 nats per token"
         in page.report([run / "metrics.jsonl"], tmp_path / "out").read_bytes()
     )
+
+
+def test_a_failure_of_the_machine_is_no_end(tmp_path, monkeypatch):
+    """Files that cannot be looked at, or read, for a while: the page is made once they can, though none has changed."""
+    lines, run = [], write_run(tmp_path, "run", positions=4, until=20)
+    live = LivePage([run], Reading(), lines.append)
+
+    def fail(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    for name in ("stamps", "load_run"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"emergence_train.report.serve.{name}", fail)
+            live.update()
+            assert not live.update() and sum("Too many open files" in line for line in lines) == 1
+        assert live.update() and b'id="position"' in live.text
+        (live := LivePage([run], Reading(), lines.append)), lines.clear()
+
+
+def test_a_client_that_has_gone_is_no_error(tmp_path, capfd):
+    live = LivePage([write_run(tmp_path, "run", positions=4, until=20)], Reading(), print)
+    live.update()
+    with Server((ADDRESS, 0), handler(live)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for request in (b"GET / HT", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n") * 5:
+            client = socket.create_connection(server.server_address)
+            client.sendall(request)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+            client.close()
+        assert ask(server.server_address[1])[0] == 200
+        server.shutdown()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_hosts_have_no_case_and_paths_may_be_whole(served):
+    port = served[1]
+    assert ask(port, host=f"LOCALHOST:{port}")[0] == 200
+    assert ask(port, host=f"127.0.0.1:{port}", path=f"http://127.0.0.1:{port}/?v=1")[0] == 200
+    assert ask(port, host=f"127.0.0.1:{port}", path="http://elsewhere.example/")[0] == 404

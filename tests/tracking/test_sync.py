@@ -1,5 +1,6 @@
 """Updating W&B: offline as a whole run, online with the missing points."""
 
+import sys
 import types
 
 import pytest
@@ -113,3 +114,12 @@ def test_unwritable_directories_of_wandb_stop_nothing(data_path, tmp_path):
     done = command("train", str(tmp_path / "config.yaml"), "logging.wandb=offline", **nowhere)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert len(metrics(tmp_path / "run")) == 12
+
+
+def test_an_exit_of_wandb_is_one_line(run, monkeypatch):
+    server = Server()
+    server.init = lambda **given: sys.exit(3)
+    monkeypatch.setitem(sys.modules, "wandb", server)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.raises(RunError, match=r"W&B was not updated \(SystemExit 3\); try again"):
+        sync(run, print)

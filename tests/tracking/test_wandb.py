@@ -315,3 +315,15 @@ def test_the_mirror_of_a_run_without_a_home_is_whole(config_file, tmp_path):
     done = command("train", str(config_file), "logging.wandb=offline", HOME="/proc/nope")
     assert done.returncode == 0 and "W&B stopped" not in done.stdout + done.stderr, done.stderr
     assert list((tmp_path / "runs" / "run").glob("wandb/offline-run-*/run-*.wandb"))
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+def test_an_exit_of_wandb_is_logged(wandb_section, tmp_path, monkeypatch, error):
+    def fail():
+        raise error
+
+    monkeypatch.setitem(__import__("sys").modules, "wandb", FakeWandb(fail))
+    lines = []
+    mirror = Mirror(wandb_section, "run", tmp_path, {}, lines.append)
+    mirror.close()
+    assert len(lines) == 1 and type(error).__name__ in lines[0] and "training continues" in lines[0]

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
@@ -239,3 +240,15 @@ def test_a_million_steps_cost_what_few_do(tmp_path):
     assert "1,000,000 of 2,000,000" in done.stdout, done.stderr
     read, peak, touched = json.loads(done.stdout.split("COST ")[1])
     assert read < 30e6 and peak < 350e6 and touched == [], (read, peak, touched)
+
+
+@pytest.mark.parametrize("damage", ["no rows", "no bytes", "a directory"])
+def test_a_table_without_losses_is_no_curve(tmp_path, damage):
+    run = run_files.write(tmp_path / "run", 20, every=10)
+    table = run / "positions" / "step-0000000020.parquet"
+    if damage == "no rows":
+        pq.write_table(pq.read_table(table).slice(0, 0), table)
+    else:
+        table.unlink()
+        table.mkdir() if damage == "a directory" else table.touch()
+    assert details(run).positions is None

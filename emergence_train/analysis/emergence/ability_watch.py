@@ -13,6 +13,7 @@ import pandas as pd
 from emergence_train.analysis.emergence.forecast import DRAWS, crossing, draw_losses
 from emergence_train.analysis.emergence.result import Crossing
 from emergence_train.errors import InputError
+from emergence_train.input_files import read_text
 
 Z = 1.959964  # standard deviations to the end of a 95% interval
 
@@ -39,7 +40,7 @@ def read_thresholds(path: Path, vocabulary: str) -> list[Threshold]:
     Empty where no task has one. Raises InputError where the file is not such a result, or only of other vocabularies.
     """
     try:
-        tasks = json.loads(path.read_text())["tasks"]
+        tasks = json.loads(read_text(path))["tasks"]
         families = {task["family"] for task in tasks}
         thresholds = [
             Threshold(task["task"], task["metric"], *(float(task["eta"][key]) for key in ("value", "low95", "high95")))

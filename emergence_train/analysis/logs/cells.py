@@ -25,6 +25,7 @@ from emergence_train.analysis.logs.encoded import suffix_of, text_of, without_cu
 from emergence_train.analysis.logs.log import Log
 from emergence_train.analysis.logs.numbers import BEHIND, DECIMAL, EITHER, ONE_COMMA, role_of, scale_of
 from emergence_train.errors import InputError
+from emergence_train.input_files import regular
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 DATA = (".json", ".jsonl", ".ndjson")  # whose text is no table
@@ -55,7 +56,7 @@ def _read(path: Path, whole: Callable[[str], tuple[str, tuple[str, ...]]]) -> tu
     notes: tuple[str, ...] = ()
     try:
         if suffix_of(path) == ".parquet":
-            frame = pq.read_table(path).to_pandas()
+            frame = pq.read_table(regular(path)).to_pandas()
             frame = (frame.reset_index() if frame.index.name else frame).astype(object)
             frame = frame.where(frame.notna(), None)
         else:
@@ -84,7 +85,7 @@ def header_of(path: Path) -> list[str]:
 def columns_of(path: Path) -> list[str]:
     """As header_of; raises InputError and others for a table that cannot be read."""
     if suffix_of(path) == ".parquet":
-        return list(pq.read_schema(path).names)
+        return list(pq.read_schema(regular(path)).names)
     text, suffix = _plain_table(text_of(path, HEAD, errors="replace"), suffix_of(path))
     if suffix not in SUFFIXES:
         return []
@@ -96,13 +97,13 @@ def _plain_table(text: str, suffix: str) -> tuple[str, str]:
     """The text and its kind, of a typeset table with tabs between the cells; a last line that is cut off is no row."""
     if suffix in DATA:
         return text, suffix
-    if suffix not in SUFFIXES and _is_delimited(text):
+    if suffix not in SUFFIXES and is_delimited(text):
         return text, ".csv"
     table = typeset.parted(text if len(text) < HEAD or "\n" not in text else text[: text.rindex("\n") + 1])
     return (text, suffix) if table is None else (table, typeset.SUFFIX)
 
 
-def _is_delimited(text: str) -> bool:
+def is_delimited(text: str) -> bool:
     """Whether a file of another name begins as a table with a header does, each of whose rows has a number."""
     body, separator = _from_header(text, "")
     rows = [line.split(separator) for line in body.split("\n")[:3] if line]
@@ -111,7 +112,7 @@ def _is_delimited(text: str) -> bool:
 
 
 def _read_text(text: str, suffix: str) -> pd.DataFrame:
-    delimited = suffix not in (*SUFFIXES, *DATA) and _is_delimited(text)
+    delimited = suffix not in (*SUFFIXES, *DATA) and is_delimited(text)
     if suffix not in DATA and not delimited and (table := typeset.parted(text)) is not None:
         text, suffix = table, typeset.SUFFIX
     body, separator = _from_header(text, suffix)

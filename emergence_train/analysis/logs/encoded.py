@@ -9,6 +9,7 @@ from typing import IO
 import pyarrow as pa
 
 from emergence_train.errors import InputError
+from emergence_train.input_files import regular
 
 COMPRESSED = (".gz", ".bz2", ".zst", ".xz", ".lz4")
 # What a compressed file begins with, and pyarrow's name for it
@@ -37,9 +38,10 @@ def stem_of(path: Path) -> str:
 def text_of(path: Path, length: int | None = None, errors: str = "strict") -> str:
     """The text, or that of its first `length` bytes; what is not UTF-8 is taken as Windows' western encoding.
 
-    Raises OSError, UnicodeDecodeError for bytes that are no text with errors="strict", and InputError for an archive or nothing.
+    Raises OSError, also for what can be read but once, UnicodeDecodeError for bytes that are no text with errors="strict", and
+    InputError for an archive or nothing.
     """
-    with open(path, "rb") as file:
+    with open(regular(path), "rb") as file:
         head = file.read(8)
     if not head:
         raise InputError(f"{path}: is empty; name a file that has rows")

@@ -7,6 +7,7 @@ import pandas as pd
 
 from emergence_train.analysis.logs.log import Format, Log
 from emergence_train.errors import InputError, listed
+from emergence_train.input_files import read_text
 
 METRICS = "metrics"
 DELETED = re.compile(r"^lifecycle_stage:\s*['\"]?deleted\b", re.MULTILINE)
@@ -26,7 +27,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _meta(folder: Path) -> str:
-    return (folder / "meta.yaml").read_text(encoding="utf-8", errors="replace")
+    return read_text(folder / "meta.yaml", encoding="utf-8", errors="replace")
 
 
 def read_mlflow(path: Path) -> list[Log]:
@@ -70,7 +71,7 @@ def read_mlflow(path: Path) -> list[Log]:
 
 def _values(file: Path) -> tuple[pd.Series, bool]:
     """Values by step, a last line that is cut off left out; and whether they are losses that were logged without steps."""
-    cells = [line.split(" ") for line in file.read_text(encoding="utf-8", errors="replace").splitlines()]
+    cells = [line.split(" ") for line in read_text(file, encoding="utf-8", errors="replace").splitlines()]
     whole = [row for row in cells if len(row) == 3 and row[2].isdigit()]
     known = {int(row[2]): float(row[1]) for row in whole}
     return pd.Series(known, dtype=float), len(whole) > 1 and len(known) == 1 and "loss" in file.name.lower()

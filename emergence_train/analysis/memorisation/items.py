@@ -43,6 +43,8 @@ def checked(items: pd.DataFrame, table: Table = ITEMS) -> pd.DataFrame:
     missing = [name for name in table.columns if name not in items]
     if missing:
         raise InputError(f"items: no column {missing[0]!r}; give {', '.join(table.columns)}")
+    if items.empty:
+        raise InputError("items: the items table has no rows")
     (frame,) = chunks_of(table, Frame(Path("items"), items.reset_index(drop=True)))
     twice = frame.duplicated(list(ITEMS.key)) if "item" in frame else pd.Series(False, frame.index)
     if twice.any():

@@ -16,6 +16,7 @@ from emergence_train.analysis.scores.helm_runs import HELM
 from emergence_train.analysis.scores.options import QUANTITIES, ScoreOptions, Scores, options_of
 from emergence_train.analysis.scores.score_tables import TABLE, is_ours
 from emergence_train.errors import InputError
+from emergence_train.input_files import regular
 from emergence_train.recorder.naming import is_run
 from emergence_train.recorder.tables import Frame
 
@@ -126,6 +127,6 @@ def _is_ours(path: Path) -> bool:
     if path.suffix == ".parquet":
         return True
     try:
-        return path.suffix == ".csv" and is_ours(list(pd.read_csv(path, nrows=0)))
+        return path.suffix == ".csv" and is_ours(list(pd.read_csv(regular(path), nrows=0)))
     except (OSError, ValueError):
         return False

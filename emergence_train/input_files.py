@@ -1,0 +1,59 @@
+"""Files that a user names or a run holds, opened for reading: what would be read for ever is refused."""
+
+import errno
+import io
+import os
+import stat
+import time
+from pathlib import Path
+from typing import IO
+
+WRITER_SECONDS = 2.0  # that whoever writes to a pipe has to open it
+
+
+def regular(path: str | Path) -> str | Path:
+    """The path, of a regular file. Raises OSError for what reads for ever or once: a device, a pipe."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kind = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise OSError(kind, "is a directory" if stat.S_ISDIR(mode) else "is no regular file", str(path))
+    return path
+
+
+def open_read(path: str | Path) -> IO[bytes]:
+    """Open a regular file, or the whole of what is written to a pipe. Raises OSError for another kind, and for a pipe to which
+    nobody writes."""
+    if stat.S_ISFIFO(os.stat(path).st_mode):
+        return io.BytesIO(_of_pipe(path))
+    return open(regular(path), "rb")
+
+
+def read_text(path: str | Path, encoding: str = "utf-8", errors: str = "strict") -> str:
+    """The text of `open_read`, its lines ended by a line feed."""
+    with open_read(path) as file, io.TextIOWrapper(file, encoding, errors) as text:
+        return text.read()
+
+
+def _of_pipe(path: str | Path) -> bytes:
+    import select  # Unix only, and the analyses run elsewhere too
+
+    chunks: list[bytes] = []
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # without it the open waits for a writer
+    try:
+        events = select.poll()
+        events.register(descriptor, select.POLLIN)
+        last, has_writer = time.monotonic() + WRITER_SECONDS, False
+        while True:
+            has_writer = bool(events.poll(100)) or has_writer  # also of one that has gone
+            try:
+                chunk = os.read(descriptor, 1 << 20)
+            except BlockingIOError:  # of one that has written nothing yet
+                has_writer = True
+                continue
+            chunks.append(chunk)
+            if not chunk and has_writer:
+                return b"".join(chunks)
+            if not chunk and time.monotonic() > last:
+                raise OSError(errno.ETIMEDOUT, "is a pipe to which nobody writes", str(path))
+    finally:
+        os.close(descriptor)

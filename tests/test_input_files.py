@@ -1,0 +1,43 @@
+"""Files opened for reading: pipes whole, and what would be read for ever refused."""
+
+import os
+import threading
+import time
+
+import pytest
+
+from emergence_train import input_files
+
+
+def test_a_pipe_is_read_whole(tmp_path):
+    """Its writer opens it later, and writes with pauses."""
+    pipe, data = tmp_path / "pipe", bytes(range(256)) * 1000
+    os.mkfifo(pipe)
+
+    def write():
+        time.sleep(0.2)
+        with open(pipe, "wb", buffering=0) as file:
+            for part in range(4):
+                file.write(data[part * 64_000 : (part + 1) * 64_000])
+                time.sleep(0.15)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    with input_files.open_read(pipe) as file:
+        assert file.read() == data
+    thread.join()
+
+
+def test_what_is_no_file_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(input_files, "WRITER_SECONDS", 0.1)
+    os.mkfifo(tmp_path / "pipe")
+    for path, reason in (
+        (tmp_path / "pipe", "nobody writes"),
+        ("/dev/zero", "no regular file"),
+        (tmp_path, "a directory"),
+    ):
+        with pytest.raises(OSError, match=reason) as raised:
+            input_files.read_text(path)
+        assert raised.value.filename == str(path)
+    (tmp_path / "text").write_bytes("\ufeffa\r\né\n".encode())
+    assert input_files.read_text(tmp_path / "text", "utf-8-sig") == "a\né\n"
