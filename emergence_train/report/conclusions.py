@@ -188,7 +188,7 @@ def _apart_by(best: Run, following: Run) -> str:
     keys = list(differences([best.directory, following.directory])[0])
     if not keys:
         return ""
-    if all(key.rpartition(".")[2] == "seed" for key in keys):
+    if len(seed_groups([best.directory, following.directory])) == 1:
         return "; the two differ in the seed alone, so no setting makes that difference"
     return f"; the two differ in {html.escape(listed(keys, FEW_KEYS))}"
 
