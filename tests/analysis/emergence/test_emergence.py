@@ -381,6 +381,11 @@ def test_threshold_absent_in_a_continuous_metric_is_a_mirage(tmp_path):
     assert mirage([accuracy, result("correct_choice_prob", "gradual")])[0].survives is False
     assert mirage([accuracy, result("brier", "emergent")])[0].survives is True
     assert mirage([accuracy])[0].survives is None and mirage([result("acc", "gradual")]) == ()
+    rest = [result("brier", "emergent"), result("answer_loglik", "gradual"), result("answer_bits_per_byte", "gradual")]
+    named = "emergent in brier; gradual in answer_loglik, answer_bits_per_byte"
+    assert mirage([accuracy, *rest])[0].says == f"survives: of the continuous metrics {named}"
+    without = mirage([accuracy, *rest[1:], result("correct_choice_prob", "at-chance")])[0].says
+    assert without.endswith("gradual in answer_loglik, answer_bits_per_byte; at-chance in correct_choice_prob")
     other = mirage([accuracy, result("word_problem_acc", "emergent")])[0]  # an accuracy: "problem" is not "prob"
     assert other.survives is None and other.continuous == {}
 

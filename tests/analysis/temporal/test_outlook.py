@@ -327,3 +327,34 @@ def test_a_plan_that_the_log_keeps_is_its_own_past(tmp_path):
     for lr in (rate[rows], digit, np.r_[0, rate[rows][:-1]], rate[rows] * 1000, half):
         series = loaded(tmp_path, frame.assign(lr=lr), plan)
         assert series.plan.past is series.plan and series.notes == []
+
+
+def test_the_outcome_of_a_training_loss_is_a_mean(tmp_path, capsys):
+    """A twentieth of 300 rows of one batch each, the last of which is of a text known by heart; of iid one checkpoint is all."""
+    steps = np.arange(1, 301)
+    loss = 2 + 3 * steps**-0.4 + np.random.default_rng(0).normal(0, 0.1, 300)
+    loss[-1] -= 1.5
+    frame = pd.DataFrame({"run": "r", "params": 7, "step": steps, "tokens": EACH * steps, "loss": loss, "lr": 1e-3})
+    result, printed = analysed(capsys, written(frame, tmp_path), "--fit-fraction", 0.4)
+    final, last = result["runs"][0]["final"], sum(loss[285:]) / 15
+    assert (final["actual"], final["actual_rows"]) == (pytest.approx(last), 15)
+    assert final["low95"] <= last <= final["high95"] and not final["low95"] <= loss[-1]
+    assert f"observed {last:.4f} (mean of the last 15 rows)" in printed
+    assert result["runs"][0]["forecast"][-1]["actual"] == pytest.approx(loss[-1])
+    few, _ = analysed(capsys, written(frame.iloc[::20], tmp_path), "--fit-fraction", 0.4)
+    assert "actual_rows" not in few["runs"][0]["final"]
+
+
+def test_a_late_branch_names_a_fraction_that_works(tmp_path):
+    """Rows from 75% of the run on, as of a decay branch: at 40% there are none, however often it logs; 0.79 has four."""
+    frame = curve(20000).assign(step=np.arange(1, 121))
+    frame["tokens"] = EACH * frame["step"]
+    frame["step"], late = 100 * frame["step"], frame["step"] > 90
+    path = written(frame[late], tmp_path)
+    with pytest.raises(
+        InputError, match="0 of 30 .* first 40% of the run, as they begin at 76%, .*--fit-fraction 0.79"
+    ):
+        analyze_temporal(path, fit_fraction=0.4)
+    assert analyze_temporal(path, fit_fraction=0.79).runs[0].observed_points == 4
+    with pytest.raises(InputError, match="0 of 4 .*; log more often"):
+        analyze_temporal(written(frame[late].tail(4), tmp_path), fit_fraction=0.4)
