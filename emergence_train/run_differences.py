@@ -55,14 +55,17 @@ def differences_by_origin(runs: list[Path]) -> list[dict[str, Any]]:
 
 
 def _trees(runs: list[Path]) -> list[dict[str, Any]]:
-    """The runs' configurations, and under `from` their parents: run@step, and whether its rate had decayed by then."""
-    trees, parents = [flat(read_config(run)) for run in runs], [_parent(run) for run in runs]
+    """The runs' configurations, and under `from` their parents."""
+    trees = [flat(read_config(run)) for run in runs]
+    return [tree | {"from": parent} if any(tree) else tree for tree, parent in zip(trees, begun_from(runs))]
+
+
+def begun_from(runs: list[Path]) -> list[str]:
+    """What each run began from: run@step, and whether its rate had decayed by then; MISSING where from nothing."""
+    parents = [_parent(run) for run in runs]
     places = list(dict.fromkeys(place for parent in parents if parent is not None for place in parent[:1]))
     names = dict(zip(places, display_names([(place.name, place) for place in places])))
-    for tree, parent in zip(trees, parents):
-        if any(tree):
-            tree["from"] = MISSING if parent is None else f"{names[parent[0]]}@{parent[1]}{_decayed(*parent)}"
-    return trees
+    return [MISSING if parent is None else f"{names[parent[0]]}@{parent[1]}{_decayed(*parent)}" for parent in parents]
 
 
 def _parent(run: Path) -> tuple[Path, int, int] | None:
