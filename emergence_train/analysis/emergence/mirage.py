@@ -5,7 +5,7 @@ them may be a mirage. Continuous metrics have chance levels of their own: a Brie
 one-hot answer among four) to 0.75 (uniform guesses) is calibration, not learning.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -68,7 +68,7 @@ def _check(task: TaskResult, tasks: Sequence[TaskResult]) -> MirageCheck:
     )
 
 
-def by_verdict(verdicts: dict[str, str], first: str = "") -> str:
+def by_verdict(verdicts: Mapping[str, str], first: str = "") -> str:
     """`emergent in a, b; gradual in c`: the metrics by their verdicts, `first` first."""
     order = sorted(dict.fromkeys(verdicts.values()), key=lambda verdict: verdict != first)
     return "; ".join(

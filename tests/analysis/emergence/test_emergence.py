@@ -474,3 +474,19 @@ def test_tasks_are_read_whole(tmp_path):
     assert [(task.task, len(task.frame)) for task in tasks] == [("jump", 56), ("steady", 56)]
     with pytest.raises(InputError, match="no such file"):
         emergence_table.load(tmp_path / "nowhere")
+
+
+def test_an_undecided_task_says_between_what(tmp_path):
+    """In the printed table, below its line; the probability beside it is that of the likeliest other verdict being wrong."""
+    frame = emergent_ladder()
+    jump = frame[frame["task"] == "jump"]
+    rng = np.random.default_rng(2)
+    vague = jump.assign(
+        value=0.25 + 0.16 * np.maximum(3 - jump["loss"], 0) + 0.05 * rng.normal(size=len(jump)), stderr=0.05
+    )
+    result = emergence.analyze_emergence(written(vague, tmp_path))
+    (task,) = result.tasks
+    others = {name: p for name, p in task.probabilities.items() if name != "not-identified"}
+    assert task.verdict == "not-identified" and task.probability == pytest.approx(1 - max(others.values()))
+    lines = format_table(result).splitlines()
+    assert lines[2] == f"  {task.reason}" and "and" in task.reason
