@@ -18,7 +18,7 @@ def sections(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
     shown = "".join(map(_configuration, runs)) if len(runs) <= MOST_CONFIGURATIONS else ""
     if not rows and not shown:
         return []
-    head = ["run", "from", "started", "device", "processes", "starts", "commit", "emergence-train", "torch"]
+    head = ["run", "started", "device", "processes", "starts", "commit", "emergence-train", "torch", "from"]
     listed = table(head, rows, "How the runs came about") if rows else ""
     paper = '<p class="paper">The configurations are in each run\'s config.yaml.</p>' if shown else ""
     return [("origin", "How the runs came about", listed + paper + shown)]
@@ -30,14 +30,9 @@ def _row(run: Run, parent: str) -> list[str]:
     if not sessions:
         return []
     newest, versions = sessions[-1], sessions[-1].get("versions") or {}
-    cells = [
-        parent if parent != MISSING else None,
-        str(sessions[0].get("started", "–"))[:10],
-        newest.get("device"),
-        newest.get("processes"),
-        len(sessions),
-    ]
+    cells = [str(sessions[0].get("started", "–"))[:10], newest.get("device"), newest.get("processes"), len(sessions)]
     cells += [newest.get("commit"), versions.get("emergence-train"), versions.get("torch")]
+    cells += [None if parent == MISSING else parent]
     return [html.escape(run.name), *(html.escape(str("–" if cell is None else cell)) for cell in cells)]
 
 
