@@ -1,4 +1,4 @@
-"""What differs between runs: the keys of their configurations that are not the same in all of them."""
+"""What differs between runs: the keys of their configurations that are not the same in all of them, and what they began from."""
 
 import json
 from collections.abc import Iterable
@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from emergence_train.input_files import read_text
+from emergence_train.recorder.naming import data_digest, display_names
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is
 # They say nothing about the result.
@@ -28,23 +29,63 @@ VOLATILE = (
     *("training.threads", "training.profile", "training.zero_stage", "training.zero"),
     *(f"checkpoints.{key}" for key in (*KEPT, "asynchronous", "local_path")),
 )
-FIRST = ("model", "training.schedule", "training", "seed", "data")  # what people change comes first, then the rest
+FIRST = (
+    "model",
+    "training.schedule",
+    "training",
+    "from",
+    "seed",
+    "data",
+)  # what people change comes first, then the rest
 MISSING = "-"  # of a run without the key, or without a configuration
 
 
 def differences(runs: list[Path]) -> list[dict[str, Any]]:
     """For each run its values of the keys that differ, under names as short as tells them apart (`lr`, `model.width`). A key that
-    a run does not have is no difference: it has the default."""
-    return _differing([flat(read_config(run)) for run in runs])
+    a run does not have is no difference: it has the default. `from` is the state of another run that it began from."""
+    return _differing(_trees(runs))
 
 
 def differences_by_origin(runs: list[Path]) -> list[dict[str, Any]]:
     """`differences` of the runs that were trained here, and apart from them of imported models: beside a model of another
     program everything is different, which hides what was changed."""
-    trees = [flat(read_config(run)) for run in runs]
+    trees = _trees(runs)
     imported = [any(key.startswith("imported.") for key in tree) for tree in trees]
     parts = {kind: iter(_differing([t for t, i in zip(trees, imported) if i is kind])) for kind in (False, True)}
     return [next(parts[kind]) for kind in imported]
+
+
+def _trees(runs: list[Path]) -> list[dict[str, Any]]:
+    """The runs' configurations, and under `from` their parents."""
+    trees = [flat(read_config(run)) for run in runs]
+    return [tree | {"from": parent} if any(tree) else tree for tree, parent in zip(trees, begun_from(runs))]
+
+
+def begun_from(runs: list[Path]) -> list[str]:
+    """What each run began from: run@step, and whether its rate had decayed by then; MISSING where from nothing."""
+    parents = [_parent(run) for run in runs]
+    places = list(dict.fromkeys(place for parent in parents if parent is not None for place in parent[:1]))
+    names = dict(zip(places, display_names([(place.name, place) for place in places])))
+    return [MISSING if parent is None else f"{names[parent[0]]}@{parent[1]}{_decayed(*parent)}" for parent in parents]
+
+
+def _parent(run: Path) -> tuple[Path, int, int] | None:
+    """Directory, step and tokens of the state that a run began from, by its parent.json; a parent that was moved with it is
+    beside it."""
+    try:
+        parent = json.loads((run / "parent.json").read_text(encoding="utf-8"))
+        place, step, tokens = Path(parent["path"]), int(parent["step"]), int(parent.get("tokens") or 0)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    beside = run.resolve().parent / place.name
+    return (beside if beside.is_dir() and not place.is_dir() else place), step, tokens
+
+
+def _decayed(run: Path, step: int, tokens: int) -> str:
+    tree = flat(read_config(run))
+    kind, total, decay = (tree.get(f"training.{key}") for key in ("schedule.kind", "tokens", "schedule.decay_tokens"))
+    in_decay = isinstance(total, int) and isinstance(decay, int) and tokens > total - decay > 0
+    return " (decayed)" if kind in ("cosine", "linear") or (kind == "wsd" and in_decay) else ""
 
 
 def _differing(trees: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -90,17 +131,39 @@ def telling(values: list[dict[str, Any]]) -> list[str]:
 
 
 def seed_groups(runs: list[Path]) -> list[list[int]]:
-    """The runs' numbers, together where their configurations differ by nothing but seeds. A run without a configuration is
-    alone: nothing is known of it."""
-    groups: dict[str, list[int]] = {}
+    """The runs' numbers, together where their configurations, data and parents differ by nothing but seeds. A run without a
+    configuration is alone, as nothing is known of it, and so is one whose seeds another has: it repeats a draw."""
+    groups: dict[object, list[int]] = {}
+    drawn = set()
     for number, run in enumerate(runs):
-        tree = {
-            key: value
-            for key, value in flat(read_config(run)).items()
-            if key and not within(key, OF_NO_RUN) and key.rpartition(".")[2] != "seed"
-        }
-        groups.setdefault(repr(sorted(tree.items(), key=str)) if tree else f"run {number}", []).append(number)
+        settings, seeds = _draw(run)
+        alone = not settings or (settings, seeds) in drawn
+        drawn.add((settings, seeds))
+        groups.setdefault(number if alone else settings, []).append(number)
     return list(groups.values())
+
+
+def repeats(runs: list[Path]) -> bool:
+    """Whether the runs are all of one configuration, data and parent, their seeds too."""
+    draws = {_draw(run) for run in runs}
+    return len(draws) == 1 and draws.pop()[0] != ""
+
+
+def _draw(run: Path, generations: int = 8) -> tuple[str, str]:
+    """(what was trained, "" where there is no configuration; its seeds), of the run and those that it began from."""
+    tree = {key: value for key, value in flat(read_config(run)).items() if key and not within(key, OF_NO_RUN)}
+    if not tree:
+        return "", ""
+    seeds = {key for key in tree if key.rpartition(".")[2] == "seed"}
+    settings = [(key, value) for key, value in tree.items() if key not in seeds]
+    settings.append(("data", data_digest(run)))
+    drawn = [(key, tree[key]) for key in seeds]
+    if (parent := _parent(run)) is not None and generations:
+        place, step, _ = parent
+        known = _draw(place, generations - 1)
+        settings.append(("from", (step, known[0] or str(place))))
+        drawn.append(("from", known[1]))
+    return repr(sorted(settings, key=str)), repr(sorted(drawn, key=str))
 
 
 def read_config(run: Path) -> Any:

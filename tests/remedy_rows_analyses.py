@@ -131,12 +131,12 @@ ANALYSES = [
         lambda at: at.temporal(at.curve()),
     ),
     Row(
-        "raise the fit fraction or log more often",
+        "a forecast needs at least {}; analyze temporal with --fit-fraction {} or more",
         lambda at: at.temporal(at.curve(), "--fit-fraction", 0.02),
         lambda at: at.temporal(at.curve(), "--fit-fraction", 0.5),
     ),
     Row(
-        "checkpoint(s), a forecast needs at least 4; log more often",
+        "checkpoint(s), a forecast needs at least {}; log more often",
         lambda at: at.temporal(at.curve(rows=1)),
         lambda at: at.temporal(at.curve(rows=30)),
     ),

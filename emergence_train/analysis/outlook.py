@@ -20,6 +20,8 @@ AT_PEAK = 0.999  # a rate of this share of the peak has not begun to fall
 FALL_ROWS = 5  # different rates of a fall, at least, that its course is read from
 SAME = 0.003  # of the fall seen: a course that leaves no row by more is the one that the rows follow
 ROUGH = 0.02  # likewise, where the rates are rounded
+MULTIPLIER = 0.3  # a peak rate from here on is no rate that Adam or Muon trains with, but a factor of one
+OFF = 0.1  # of the logged peak: a rate further from the plan is another one; those of one digit are off by half of that
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,18 @@ def planned_rates(path: Path) -> np.ndarray | None:
     """(K, 2) tokens and learning rate that a run directory's config.yaml plans; None if it plans none."""
     planned = planned_schedule(path)
     return None if planned is None else rates_of(*planned)
+
+
+def off_plan(x: np.ndarray, plan: PlannedSchedule, logged: PlannedSchedule) -> tuple[np.ndarray, np.ndarray]:
+    """(rows that can be compared, those of them whose logged rate is not the planned one), both (n,), of rows at steps `x` (n,).
+
+    A rate within OFF of what is planned at its row or between the rows beside it is the planned one: a log may be a row late.
+    """
+    planned, rate = plan.peak * plan.share(np.r_[0.0, x, x[-1]]), logged.peak * logged.share(x)
+    near = np.stack([planned[:-2], planned[1:-1], planned[2:]])
+    off = np.maximum(rate - near.max(0), near.min(0) - rate) > OFF * logged.peak
+    compared = (x > max(plan.warmup_end, logged.warmup_end)) & (x <= logged.rows[0][-1])
+    return compared, compared & off
 
 
 def continued(plan: PlannedSchedule, end: float) -> tuple[PlannedSchedule, str] | None:

@@ -59,16 +59,18 @@ class PlannedSchedule:
 
     Between points the rate is linear; before the first one it rises linearly from 0 unless that is step 0 or 1 (a log
     that starts after its warm-up); after the last it stays. `step_tokens` is what one step trains on, 0 where unknown.
-    Raises InputError for a rate that is never positive or is not finite.
+    Rates are held as shares of `peak`, the highest where none is given. Raises InputError for a rate that is never positive or
+    is not finite.
     """
 
-    def __init__(self, x: np.ndarray, rate: np.ndarray, step_tokens: float = 0.0) -> None:
+    def __init__(self, x: np.ndarray, rate: np.ndarray, step_tokens: float = 0.0, peak: float | None = None) -> None:
         x, rate = np.asarray(x, float), np.asarray(rate, float)
         if len(x) == 0 or not np.all(np.isfinite(rate)) or np.any(rate < 0) or rate.max() <= 0:
             raise InputError("learning rate: must be finite, not negative and somewhere above 0; correct the column lr")
-        self.peak = float(rate.max())
+        self.peak = float(rate.max()) if peak is None else peak
         self.rows = x, rate / self.peak  # as given: steps, and rates as shares of the peak
         self.tokens = float(x[-1]) * step_tokens  # of the whole run, 0 where unknown
+        self._past: PlannedSchedule | None = None
         e = rate / self.peak
         if x[0] > 1:
             x, e = np.r_[0.0, x], np.r_[0.0, e]
@@ -97,6 +99,7 @@ class PlannedSchedule:
         batch = np.diff(tokens[at]) / np.diff(x[at]) * (span / (tokens[-1] - tokens[0]))
         other = copy.copy(self)
         other.by_batch = BY_BATCH
+        other._past = self._past and self._past.with_batches(x, tokens)
         other._set_batch(batch[np.clip(np.searchsorted(x[at], self.x, side="left") - 1, 0, len(batch) - 1)])
         return other
 
@@ -104,6 +107,24 @@ class PlannedSchedule:
         """The same course with another peak rate."""
         other = copy.copy(self)
         other.peak = peak
+        other._past = self._past and self._past.with_peak(peak)
+        return other
+
+    @property
+    def past(self) -> "PlannedSchedule":
+        """The rates that the observed rows had, as shares of the same peak: the planned ones unless with_past says others."""
+        return self._past or self
+
+    def with_past(self, logged: "PlannedSchedule", until: float) -> "PlannedSchedule":
+        """The same plan for a run whose rates up to step `until` were the logged ones where there are any."""
+        steps, share = logged.rows
+        planned = (self.x <= until) & ((self.x < steps[0]) | (self.x > steps[-1]))
+        rows = steps <= until
+        x = np.r_[self.x[planned], steps[rows]]
+        rate = np.r_[self.peak * self.e[planned], logged.peak * share[rows]]
+        order = np.argsort(x)
+        other = copy.copy(self)
+        other._past = PlannedSchedule(x[order], rate[order], self.tokens / self.x[-1], self.peak)
         return other
 
     @staticmethod

@@ -24,7 +24,7 @@ from emergence_train.analysis import logs
 from emergence_train.analysis.logs import HEAD, Curve, LogOptions
 from emergence_train.analysis.logs.cells import header_of
 from emergence_train.analysis.logs.encoded import text_of
-from emergence_train.analysis.outlook import Ahead, continued, planned_schedule, rates_of
+from emergence_train.analysis.outlook import MULTIPLIER, Ahead, continued, off_plan, planned_schedule, rates_of
 from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.position_matrix import PositionMatrix, observed_rows, read_matrices
 from emergence_train.errors import InputError
@@ -34,7 +34,6 @@ from emergence_train.recorder import tables
 from emergence_train.recorder.metrics import iter_metrics
 from emergence_train.recorder.naming import display_names, is_run
 
-MULTIPLIER = 0.3  # a peak rate from here on is no rate that Adam or Muon trains with, but a factor of one
 TYPICAL_PEAK = 1e-3  # of the runs that the laws' constants come from
 SAME_BATCH = 0.01  # rows within this share of all tokens of one number of tokens a step have that
 BEFORE_HEADER = 8  # lines of a run's metrics.jsonl among which its header must be
@@ -337,7 +336,7 @@ def _set_plan(series: Series, recorded: Series | None, planned_lr: np.ndarray | 
     if planned is not None:
         steps, end = series.steps_at(planned[:, 0]), float(planned[-1, 0])
         logged, plan = plan, PlannedSchedule(steps, planned[:, 1], end / steps[-1] if series.by_tokens else 0.0)
-        _compare(series, plan, logged)
+        plan = _beside_log(series, plan, logged)
     elif ahead.to_tokens is not None:
         end = float(ahead.to_tokens)
         _refuse_past(series, end, "--to-tokens")
@@ -440,19 +439,24 @@ def _by_schedule(series: Series, schedule: Schedule, to_tokens: int | None, logg
     return rates_of(schedule, end)
 
 
-def _compare(series: Series, plan: PlannedSchedule, logged: PlannedSchedule | None) -> None:
-    """Note where a planned rate is not the one that was logged; the planned one counts."""
-    if logged is None or logged.peak >= MULTIPLIER:
-        return
-    past = series.step[series.step > max(plan.warmup_end, logged.warmup_end)]
-    if len(past):
-        ours, theirs = plan.peak * plan.share(past), logged.peak * logged.share(past)
-        worst = int(np.argmax(np.abs(ours - theirs)))
-        if abs(ours[worst] - theirs[worst]) > 0.1 * logged.peak:
-            series.notes.append(
-                f"the planned learning rate is not the logged one (step {past[worst]:.0f}: {ours[worst]:.3g}, logged "
-                f"{theirs[worst]:.3g}); the planned one counts"
-            )
+def _beside_log(series: Series, plan: PlannedSchedule, logged: PlannedSchedule | None) -> PlannedSchedule:
+    """The plan; where the log has left it, with the logged rates as its past. Where the log is nowhere on it, its rates may be
+    those of other parameters, or in another unit: the plan counts."""
+    if logged is None:
+        return plan
+    if (logged.peak >= MULTIPLIER) is not (plan.peak >= MULTIPLIER):
+        logged = logged.with_peak(plan.peak)
+    compared, off = off_plan(series.step, plan, logged)
+    if not off.any():
+        return plan
+    last = series.step[off][-1]
+    note = f"step {last:.0f}: {plan.peak * plan.share(last):.3g}, logged {logged.peak * logged.share(last):.3g}"
+    note = f"the planned learning rate is not the logged one in {off.sum()} rows ({note}): "
+    if np.array_equal(off, compared):
+        series.notes.append(f"{note}the planned one counts")
+        return plan
+    series.notes.append(f"{note}the law is fitted at the logged rates, and the forecast is for the planned ones")
+    return plan.with_past(logged, series.step[-1])
 
 
 def _as_rates(series: Series, plan: PlannedSchedule | None) -> PlannedSchedule | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from emergence_train.config import Training
 from emergence_train.data_config import Data
 from emergence_train.errors import InputError
+from emergence_train.formatting import duration
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.gpus import GPUS
 from emergence_train.models.memory import GIB, StepMemory
@@ -22,6 +23,8 @@ from emergence_train.planning.fit import SHARE, divisors, memory_of, needed_byte
 from emergence_train.planning.offload import HOSTS, Offload, offload_cost
 from emergence_train.planning.step_time import EFFICIENCY, NODE, StepTime
 
+SHORT = 0.1  # seconds a step below which they are printed in milliseconds
+LEAST_HOURS = 1.0  # GPU hours below which a run's time is printed in minutes or seconds
 CHECKPOINTING = ("none", "selective", "full")
 
 
@@ -292,6 +295,7 @@ def _with_vocabulary(model: ModelConfig, data: Data) -> ModelConfig:
 def format_table(planned: RunPlan) -> str:
     """A short text for the terminal."""
     memory, step, training = planned.memory, planned.step, planned.training
+    unit, many = ("seconds", 1.0) if step.total >= SHORT else ("milliseconds", 1e3)
     parts = {
         "weights": memory.weights,
         "gradients": memory.gradients,
@@ -312,14 +316,13 @@ def format_table(planned: RunPlan) -> str:
         f"  {'may be used':<36}{planned.limit / GIB:8.2f}  {'fits' if planned.fits else 'does not fit'}",
         *_host_lines(planned),
         "",
-        "seconds a step",
-        *(f"  {name:<36}{seconds:8.3f}" for name, seconds in asdict(step).items()),
-        f"  {'in all':<36}{step.total:8.3f}",
+        f"{unit} a step",
+        *(f"  {name:<36}{seconds * many:8.3f}" for name, seconds in asdict(step).items()),
+        f"  {'in all':<36}{step.total * many:8.3f}",
         "",
         f"{planned.tokens_per_second:,.0f} tokens/s on all GPUs, MFU {planned.mfu:.1%}, {planned.sent / GIB:,.2f} GiB sent "
         f"by each in a step",
-        f"{planned.steps:,} steps: {planned.days:,.2f} days, {24 * planned.days * planned.gpus:,.0f} GPU hours, checkpoints and "
-        f"tasks apart",
+        f"{planned.steps:,} steps: {_time(planned)}, checkpoints and tasks apart",
     ]
     if not planned.fits:
         remedy = (
@@ -329,6 +332,14 @@ def format_table(planned: RunPlan) -> str:
     if planned.warnings:
         lines += ["", *(f"warning: {warning}" for warning in planned.warnings)]
     return "\n".join(lines)
+
+
+def _time(planned: RunPlan) -> str:
+    """Days and GPU hours; of a run of a model that trains on a laptop, minutes."""
+    hours = 24 * planned.days * planned.gpus
+    if hours < LEAST_HOURS:
+        return f"{duration(86400 * planned.days)}, {hours:.2g} GPU hours"
+    return f"{planned.days:,.2f} days, {hours:,.0f} GPU hours"
 
 
 def _host_lines(planned: RunPlan) -> list[str]:

@@ -86,7 +86,7 @@ def _verdicts(result: EmergenceResult) -> str:
                 task.verdict,
                 f"{task.probability:.2f}",
                 f"{eta.value:.3f} [{eta.low95:.3f}, {eta.high95:.3f}]" if eta is not None else "–",
-                f"{task.plateau.share_of_range:.0%}" if task.plateau is not None else "–",
+                f"{task.plateau.level:.3g}" if task.plateau is not None else "–",
                 f"{task.chance:.3g}" if task.chance is not None else "–",
                 f"{task.items:.0f}" if task.items else "–",
                 str(task.rows),
@@ -96,14 +96,17 @@ def _verdicts(result: EmergenceResult) -> str:
     words = "; ".join(
         f"<b>{name}</b>: {MEANINGS[name]}" for name in VERDICT_ORDER if name in present and name in MEANINGS
     )
-    head = ["task, metric", "verdict", "probability", "η (nats)", "plateau", "chance", "items", "checkpoints"]
+    head = ["task, metric", "verdict", "probability", "η (nats)", "plateau at", "chance", "items", "checkpoints"]
     checks = "".join(f"<li>{shown_name(check, groups)}: {html.escape(check.says)}.</li>" for check in result.mirage)
     mirage = (
         f"<p>Mirage check: is the threshold there in a metric that does not count all or nothing?</p><ul>{checks}</ul>"
         if checks
         else ""
     )
-    about = f"<p>What a score does as the loss falls. {words}. η is the loss at which a rise begins.</p>"
+    about = (
+        f"<p>What a score does as the loss falls. {words}. η is the loss at which a rise begins, and the plateau what the score "
+        "was before it: one above chance is no lack of the ability.</p>"
+    )
     return about + table(head, rows, "Verdicts") + mirage
 
 

@@ -188,7 +188,7 @@ def _apart_by(best: Run, following: Run) -> str:
     keys = list(differences([best.directory, following.directory])[0])
     if not keys:
         return ""
-    if all(key.rpartition(".")[2] == "seed" for key in keys):
+    if len(seed_groups([best.directory, following.directory])) == 1:
         return "; the two differ in the seed alone, so no setting makes that difference"
     return f"; the two differ in {html.escape(listed(keys, FEW_KEYS))}"
 
@@ -257,7 +257,8 @@ def _outcome(result: RunResult) -> str:
         return f"{text}."
     place = "inside" if final.low95 <= final.actual <= final.high95 else "outside"
     side = "above" if final.actual > final.loss else "below"
-    return f"{text}: it came out {abs(final.actual - final.loss):.3f} {side} that, {place} the 95% interval."
+    rows = f" (mean of its last {final.actual_rows} rows)" if final.actual_rows else ""
+    return f"{text}: it came out {abs(final.actual - final.loss):.3f} {side} that, {place} the 95% interval{rows}."
 
 
 def _newest_forecast(run: Run) -> str | None:

@@ -26,7 +26,8 @@ def sections(data: ReportData) -> list[tuple[str, str, str]]:
     if not any(len(runs) > 1 for runs in groups.values()):
         return []
     text = (
-        "<p>Runs whose configurations differ by nothing but seeds are one group. Lines are the mean over its seeds at the steps "
+        "<p>Runs that differ by nothing but seeds are one group: their configurations, data and what they began from are the "
+        "same. A repeat of a seed is no other one. Lines are the mean over its seeds at the steps "
         "that all of them have; bands reach from the lowest to the highest seed.</p>"
     )
     figures = [_figure("Training", "train", groups), *(_figure(f"Validation, {s}", s, groups) for s in ("iid", "ood"))]

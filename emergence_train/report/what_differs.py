@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from emergence_train.report.collect import Run
 from emergence_train.report.parts import table
-from emergence_train.run_differences import differences, read_config
+from emergence_train.run_differences import differences, read_config, repeats
 
 MOST_KEYS = 12  # columns of the table
 SIZE = ("width", "layers", "ffn", "heads", "kv_heads", "head_dim")  # of a model; they mostly change together
@@ -41,7 +41,8 @@ def shown(runs: Sequence[Run]) -> str:
         return ""
     bundles = together(named)
     if not bundles:
-        return "<h3>What differs</h3><p>Nothing in their configurations.</p>"
+        same = " They are repeats of one seed." if repeats([run.directory for run in runs]) else ""
+        return f"<h3>What differs</h3><p>Nothing in their configurations.{same}</p>"
     head = ["run", *(html.escape(", ".join(keys)) for keys in bundles[:MOST_KEYS])]
     rows = [
         [html.escape(name), *(html.escape(_cell(each, keys)) for keys in bundles[:MOST_KEYS])]

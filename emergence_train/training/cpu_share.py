@@ -71,9 +71,11 @@ class CpuShare(Observer):
         if use.waited is None or use.waited < SHARE:
             return
         self.reported = True
+        threads = torch.get_num_threads()
+        lower = ", or set training.threads lower" if threads > 1 else ""
         reason = (
-            f"waited for a CPU {use.waited:.0%} of the time: {torch.get_num_threads()} threads used {use.cpus:.1f} of "
-            f"{usable_cpus()} CPUs, which other processes use too; give it CPUs of its own, or set training.threads lower"
+            f"waited for a CPU {use.waited:.0%} of the time: {threads} thread{'s' * (threads > 1)} used {use.cpus:.1f} of "
+            f"{usable_cpus()} CPUs, which other processes use too; give it CPUs of its own{lower}"
         )
         self.context.write("starved", step=step.step, tokens=step.tokens, waited=round(use.waited, 3), reason=reason)
         self.context.log(f"step {step.step}: {reason}")

@@ -98,3 +98,16 @@ def test_rates_known_in_part_are_the_schedule(tmp_path, missing):
     np.testing.assert_allclose(
         series.plan.peak * np.interp(later, series.plan.x, series.plan.e), rate[later - 1], rtol=1e-4
     )
+
+
+def test_a_past_of_other_rates_keeps_the_peak_of_the_plan():
+    """A log that began at step 1,000 and was at half the planned rate from 3,000 to 5,000, by hand; a batch belongs to both."""
+    logged = PlannedSchedule(np.array([1000.0, 3000, 3001, 5000]), np.array([4e-4, 4e-4, 2e-4, 2e-4]))
+    plan = PlannedSchedule(X, np.full(1001, 4e-4), 100.0).with_past(logged, 5000.0)
+    assert plan.past.peak == 4e-4 and plan.clock(X[-1:])[0] == pytest.approx(10000)
+    at = np.array([500.0, 2000, 4000, 5000])
+    np.testing.assert_allclose(plan.past.share(at), [1, 1, 0.5, 0.5])
+    np.testing.assert_allclose(plan.past.clock(at), [500, 2000, 3500, 4000], atol=6)
+    np.testing.assert_allclose(plan.past.decay(at, AT_ONCE), [0, 0, 0.5, 0.5], atol=1e-3)
+    grown = plan.with_batches(np.array([100.0, 2500, 5000]), np.array([1e4, 2.5e5, 7.5e5]))
+    assert grown.by_batch == grown.past.by_batch and plan.past is not grown.past

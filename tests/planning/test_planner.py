@@ -123,6 +123,20 @@ def test_table_has_every_part(capsys):
         assert part in shown
 
 
+def test_a_laptops_model_has_digits(capsys):
+    """A step of some tenths of a millisecond, a run of seconds: the numbers of --json in units that show them."""
+    tiny = [str(ROOT / "configs" / "tiny.yaml"), "--gpus", "1", "--gpu", "h100-80gb", "model.vocab_size=512"]
+    assert cli.main(["plan", *tiny, "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert cli.main(["plan", *tiny]) == 0
+    shown = capsys.readouterr().out
+    total = next(line for line in shown.split("milliseconds a step")[1].splitlines() if "in all" in line)
+    assert (
+        float(total.split()[-1]) == pytest.approx(1000 * planned["step_seconds"], abs=5e-4) and planned["days"] < 0.01
+    )
+    assert f" steps: {86400 * planned['days']:.0f} s, {planned['gpu_hours']:.2g} GPU hours" in shown
+
+
 def test_nothing_is_suggested_where_nothing_fits():
     tree = config.load(CONFIG, ["training.batch=1", "training.micro_batch=1", "model.preset=32b"])
     planned = plan_run(tree.training, tree.model, tree.data, 1, "a100-40gb")

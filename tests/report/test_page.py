@@ -431,8 +431,9 @@ def test_the_page_says_how_its_runs_came_about(tmp_path):
     }
     (run / "environment.json").write_text(json.dumps({"sessions": [first, newest]}))
     (run / "config.yaml").write_text("name: run\nseed: 3  # <script>\n")
+    (run / "parent.json").write_text(json.dumps({"run": "elder", "path": "/gone/elder", "step": 40}))
     text = report([run], tmp_path / "out").read_text()
-    cells = ["2026-11-20", "H100", "8", "2", "bbb+", "0.1.0", "2.13.0"]
+    cells = ["2026-11-20", "H100", "8", "2", "bbb+", "0.1.0", "2.13.0", "elder@40"]
     assert '<th scope="row">run</th>' + "".join(f"<td>{cell}</td>" for cell in cells) in text
     assert "seed: 3  # &lt;script&gt;" in text and "Configuration of run" in text
     (run / "environment.json").write_text("{}")

@@ -1,6 +1,7 @@
 """Runs that differ by their seed alone: grouped, and their mean and spread those of a plain loop."""
 
 import html
+import json
 import re
 
 import numpy as np
@@ -11,7 +12,8 @@ import yaml
 from emergence_train.recorder import tables
 from emergence_train.report.collect import collect
 from emergence_train.report.seeds import best, grouped, over_seeds, sections, spread
-from emergence_train.run_differences import seed_groups
+from emergence_train.report.what_differs import shown
+from emergence_train.run_differences import differences, seed_groups
 from report.test_page import write_run
 
 QUANTILE = {2: 4.302653, 3: 3.182446}  # Student's t, 97.5%, by degrees of freedom: a printed table
@@ -95,3 +97,53 @@ def test_only_common_tokens_count():
 def test_without_two_seeds_there_is_no_section(runs):
     data = collect(runs[2:])
     assert sections(data) == [] and best(data.runs) == ""
+
+
+def begun_from(run, parent, step, tokens):
+    known = {"run": parent.name, "path": str(parent), "step": step, "tokens": tokens}
+    (run / "parent.json").write_text(json.dumps(known))
+    return run
+
+
+@pytest.fixture
+def branches(tmp_path):
+    """A decay branch of each of two seeds, and one from the first seed's parent at a step after its own decay."""
+    schedule = {"kind": "wsd", "lr": 0.1, "decay_tokens": 30}
+    parents = []
+    for seed in (1, 2):
+        parents.append(write_run(tmp_path, f"stable-{seed}", positions=4, until=10, seed=seed))
+        tree = {"training": {"schedule": schedule, "tokens": 100}, "seed": seed}
+        (parents[-1] / "config.yaml").write_text(yaml.safe_dump(tree))
+    runs = []
+    for number, (parent, step) in enumerate([(0, 6), (1, 6), (0, 9)]):
+        run = with_config(write_run(tmp_path, f"branch-{number}", positions=4, until=10, seed=number), 0.1, parent + 1)
+        runs.append(begun_from(run, parents[parent], step, 10 * step))
+    return runs
+
+
+def test_branches_of_other_steps_are_no_seeds(branches):
+    """Of the parents' seeds at one step they are seeds; from another step, or another schedule of the parent, they are not."""
+    assert seed_groups(branches) == [[0, 1], [2]]
+    alone = collect([branches[0], branches[2]]).runs
+    assert sections(collect([branches[0], branches[2]])) == [] and best(alone) == ""
+    assert [each["from"] for each in differences(branches)] == ["stable-1@6", "stable-2@6", "stable-1@9 (decayed)"]
+    (branches[0].parent / "stable-2" / "config.yaml").write_text("training: {schedule: {kind: constant}}\nseed: 2\n")
+    assert seed_groups(branches[:2]) == [[0], [1]]
+
+
+def test_parents_moved_with_their_branches_are_read(branches, tmp_path):
+    moved = tmp_path.parent / f"{tmp_path.name}-moved"
+    tmp_path.rename(moved)
+    assert seed_groups([moved / run.name for run in branches]) == [[0, 1], [2]]
+
+
+def test_a_repeat_is_no_seed(tmp_path):
+    """A seed trained twice: on a GPU its bits differ, and its spread is not that of seeds."""
+    runs = [
+        with_config(write_run(tmp_path, name, positions=4, until=10, seed=number), 0.1, seed)
+        for number, (name, seed) in enumerate([("a", 1), ("again", 1), ("b", 2), ("other-data", 2)])
+    ]
+    (runs[3] / "data.json").write_text('{"data": "prepared anew"}')
+    assert seed_groups(runs) == [[0, 2], [1], [3]]
+    assert best(collect(runs[:2]).runs) == "" and "They are repeats of one seed" in shown(collect(runs[:2]).runs)
+    assert "repeats" not in shown(collect([runs[2], runs[3]]).runs)

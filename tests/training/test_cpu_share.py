@@ -29,8 +29,10 @@ def test_the_share_follows_from_the_clocks(after, on_cpu, use):
     assert measured.waited == (None if use.waited is None else pytest.approx(use.waited))
 
 
-def test_it_is_said_once_and_written(monkeypatch):
-    """20 steps of 2 s, a third of the time without a CPU from the first on."""
+@pytest.mark.parametrize(("threads", "remedy"), [(4, "4 threads used"), (1, "1 thread used")])
+def test_it_is_said_once_and_written(monkeypatch, threads, remedy):
+    """20 steps of 2 s, a third of the time without a CPU from the first on; of one thread none can be taken away."""
+    monkeypatch.setattr(cpu_share.torch, "get_num_threads", lambda: threads)
     clock, rows, lines = iter(range(100)), [], []
     monkeypatch.setattr(cpu_share, "read_clocks", lambda: (lambda k: Reading(2.0 * k, k, 0.7 * k))(next(clock)))
     context = types.SimpleNamespace(write=lambda kind, **values: rows.append((kind, values)), log=lines.append)
@@ -39,7 +41,8 @@ def test_it_is_said_once_and_written(monkeypatch):
         observer.on_step(types.SimpleNamespace(step=step, tokens=8 * step))
     ((kind, row),) = rows
     assert (kind, row["step"], row["waited"]) == ("starved", 6, 0.35)
-    assert len(lines) == 1 and "waited for a CPU 35% of the time" in lines[0] and "training.threads lower" in lines[0]
+    assert len(lines) == 1 and "waited for a CPU 35% of the time" in lines[0] and remedy in lines[0]
+    assert ("training.threads lower" in lines[0]) == (threads > 1) and "CPUs of its own" in lines[0]
 
 
 CROWD = """

@@ -16,6 +16,7 @@ import numpy as np
 from emergence_train.analysis.composition_share import share_by_product
 from emergence_train.analysis.emergence.finding import Finding
 from emergence_train.analysis.emergence.metric_names import is_step
+from emergence_train.analysis.emergence.mirage import by_verdict
 from emergence_train.analysis.emergence.result import Explained, Explanation, ExplanationName, MirageCheck, TaskResult
 from emergence_train.analysis.emergence.shares import LEAST_RUNS, over_runs
 from emergence_train.analysis.emergence.size import explained, orders
@@ -50,7 +51,7 @@ def _is_step_of(other: Finding, task: TaskResult) -> bool:
 
 def _metric(check: MirageCheck) -> Explanation:
     verdict: Explained = "open" if check.survives is None else "does-not" if check.survives else "explains"
-    verdicts = ", ".join(f"{metric} {verdict}" for metric, verdict in check.continuous.items())
+    verdicts = by_verdict(check.continuous, "emergent")
     return _entry(check, "metric", None, verdict, f"continuous metrics of the same answers: {verdicts}")
 
 

@@ -5,7 +5,7 @@ them may be a mirage. Continuous metrics have chance levels of their own: a Brie
 one-hot answer among four) to 0.75 (uniform guesses) is calibration, not learning.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -52,12 +52,11 @@ def _check(task: TaskResult, tasks: Sequence[TaskResult]) -> MirageCheck:
     if not others:
         says = "not known: the table has no continuous metric of this task"
     elif "emergent" in telling:
-        says, survives = "survives: emergent in a continuous metric too", True
+        says, survives = f"survives: of the continuous metrics {by_verdict(verdicts, 'emergent')}", True
     elif telling:
-        moving = ", ".join(f"{metric} {verdict}" for metric, verdict in verdicts.items())
-        says, survives = f"does not survive: a continuous metric moves without a threshold ({moving})", False
+        says, survives = f"does not survive: no continuous metric has a threshold; {by_verdict(verdicts)}", False
     else:
-        says = "open: the continuous metrics show nothing"
+        says = f"open: the continuous metrics show nothing; {by_verdict(verdicts)}"
     return MirageCheck(
         family=task.family,
         task=task.task,
@@ -66,4 +65,12 @@ def _check(task: TaskResult, tasks: Sequence[TaskResult]) -> MirageCheck:
         survives=survives,
         says=says,
         resolution=task.resolution,
+    )
+
+
+def by_verdict(verdicts: Mapping[str, str], first: str = "") -> str:
+    """`emergent in a, b; gradual in c`: the metrics by their verdicts, `first` first."""
+    order = sorted(dict.fromkeys(verdicts.values()), key=lambda verdict: verdict != first)
+    return "; ".join(
+        f"{name} in {', '.join(m for m, verdict in verdicts.items() if verdict == name)}" for name in order
     )

@@ -129,7 +129,7 @@ def _figures(analysis: EmergenceAnalysis, out: Path, suffixes: tuple[str, ...]) 
                     out,
                     f"performance-{against}{stem}",
                     columns=min(COLUMNS, len(panels)),
-                    title=f"Performance against {against}" + (f": {family}" if family else ""),
+                    title=f"Performance against {against}" + (f": {family}" if len(families) > 1 else ""),
                     suffixes=suffixes,
                     dpi=DPI,
                 )
@@ -156,7 +156,10 @@ def format_table(result: EmergenceResult) -> str:
             lines.append(f"{family}:")
         group = [task for task in result.tasks if task.family == family]
         group.sort(key=lambda task: (task.verdict != "emergent", task.task, task.metric))
-        lines += [_task_line(task, width) for task in group[:SHOWN]]
+        for task in group[:SHOWN]:
+            lines.append(_task_line(task, width))
+            if task.verdict == "not-identified" and task.probabilities:
+                lines.append(f"  {task.reason}")
         if len(group) > SHOWN:
             lines.append(f"... and {len(group) - SHOWN} more in tasks.csv")
     lines += [f"mirage check, {check.task} ({check.metric}): {check.says}" for check in result.mirage]

@@ -148,7 +148,7 @@ class TaskResult(TaskKey):
     """One metric of one task as a function of loss."""
 
     verdict: VerdictName
-    probability: Annotated[Probability, "of the verdict"]
+    probability: Annotated[Probability, "of the verdict; of not-identified, that the likeliest other one is wrong"]
     probabilities: Annotated[dict[str, Probability], "of every verdict; empty where too few rows were given"]
     reason: str | None
     eta: Annotated[LossInterval | None, "the loss at which performance leaves its plateau"]

@@ -11,24 +11,24 @@ log10(parameters) over those that generalised is compared with sizes dealt anew.
 few runs decide: for four of four against none of four at one share it is 0.0009, dealt anew 0.029. The ratio is scaled down to
 the permutation's p, and the trend's interval is that of the scaled profile likelihood.
 
-The interval of a critical share takes only that more data never hurt: the likelihood ratio of non-decreasing chances with and
-without "half at c" (Banerjee and Wellner 2001). Its limit is not that of one parameter: 95% of it lie below about 2.27, so that
-chi-squared's 3.84, which is asked for here, is more than it needs. That is kept because the limit takes many runs and a smooth
-curve, and the runs are few: measured, the intervals hold 98 to 100% of truths. Their ends are shares that were tried. The
-profile of the logistic curve is half as wide, and held 78 to 99% of truths where the chance is not symmetric about c.
+The interval of a critical share takes only that more data never hurt, and is exact: below c every chance is at most half, so
+that runs there generalise no more often than coins fall heads, and above c no less often. An end is a share that was tried where
+coins are excluded at 2.5%. That takes six of six runs, at one share or at neighbours: coins do 3 of 3 in 12.5%. The profile of
+the logistic curve is narrower, and held 78 to 99% of truths where the chance is not symmetric about c.
 benchmarks/studies/grokking_critical.py measures the coverage."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
-from scipy.special import log_expit, xlogy
+from scipy.special import log_expit
 
 from emergence_train.analysis.results import Interval
 
 CENTRES, SCALES, SLOPES = 361, 21, 121  # grid points
 REACH = 1.0  # the grid of c reaches so many ranges of the shares beyond them
-HALF_95 = 0.5 * stats.chi2.ppf(0.95, 1)  # for any_shape more than its limit asks: see above
+HALF_95 = 0.5 * stats.chi2.ppf(0.95, 1)
+SIDE = 0.025  # by which either end of an exact interval may be wrong
 FLAT = 1e-3  # nats: likelihoods that count as equal
 DEALS = 4999  # permutations
 LEAST_SCALE = 0.05  # of the likelihood ratio: where a deal is as good as any, its interval is wide, not endless
@@ -111,24 +111,40 @@ def _likelihood(group: Group, centres: np.ndarray, scales: np.ndarray) -> np.nda
 
 
 def any_shape(group: Group) -> tuple[float | None, float | None]:
-    """Conservative 95% interval of the share where the chance is half, for any non-decreasing chance: a union of gaps between
-    shares.
+    """Exact 95% interval of the share where the chance is half, for any non-decreasing chance; its ends are shares that were
+    tried, None where the runs exclude nothing.
 
-    For c between two shares the chances below are at most half and those above at least half; the best such chances are the
-    isotonic ones of either side, cut off at half.
+    From the outermost share inwards, shares are excluded as long as their own tests do, so that there is one chance to err on
+    either side.
     """
-    if not len(group.fractions):
-        return None, None
     shares, place = np.unique(group.fractions, return_inverse=True)
-    runs, able = np.bincount(place), np.bincount(place, weights=group.generalised)
-    best = _binomial(isotonic(able, runs), able, runs)
-    bounded = [
-        np.concatenate([np.minimum(isotonic(able[:k], runs[:k]), 0.5), np.maximum(isotonic(able[k:], runs[k:]), 0.5)])
-        for k in range(len(shares) + 1)
-    ]
-    inside = np.flatnonzero([best - _binomial(chances, able, runs) < HALF_95 for chances in bounded])
-    first, last = int(inside[0]), int(inside[-1])
-    return (float(shares[first - 1]) if first else None), (float(shares[last]) if last < len(shares) else None)
+    runs = np.bincount(place)
+    able = np.bincount(place, weights=group.generalised).astype(int)
+    low = high = None
+    for k in range(len(shares)):
+        if coins(runs[k:] - able[k:], runs[k:]) > SIDE:
+            break
+        low = float(shares[k])
+    for k in range(len(shares), 0, -1):
+        if coins(able[:k][::-1], runs[:k][::-1]) > SIDE:
+            break
+        high = float(shares[k - 1])
+    return low, high
+
+
+def coins(heads: np.ndarray, runs: np.ndarray) -> float:
+    """p of `heads` (n,) in `runs` (n,) at each of n places, if they are of coins that fall heads half of the time or less often.
+
+    What counts is the first stretch of places with the most unlikely number of heads: its tail times its length, so that few
+    places are asked first. More heads are never less extreme, so that fair coins are the worst case; theirs is counted out.
+    """
+    total, tossed, length = np.cumsum(heads), np.cumsum(runs), np.arange(1, len(runs) + 1)
+    least = (length * stats.binom.sf(total - 1, tossed, 0.5)).min() * (1 + 1e-9)
+    without = np.ones(1)  # chance of each number of heads so far, no stretch of them being so extreme
+    for here, count, places in zip(runs, tossed, length):
+        without = np.convolve(without, stats.binom.pmf(np.arange(here + 1), here, 0.5))
+        without[places * stats.binom.sf(np.arange(count + 1) - 1, count, 0.5) <= least] = 0.0
+    return 1.0 - float(without.sum())
 
 
 def isotonic(able: np.ndarray, runs: np.ndarray) -> np.ndarray:
@@ -141,10 +157,6 @@ def isotonic(able: np.ndarray, runs: np.ndarray) -> np.ndarray:
             pool = (last[0] + pool[0], last[1] + pool[1], last[2] + pool[2])
         pools.append(pool)
     return np.repeat([pool[0] / pool[1] for pool in pools], [pool[2] for pool in pools])
-
-
-def _binomial(chances: np.ndarray, able: np.ndarray, runs: np.ndarray) -> float:
-    return float((xlogy(able, chances) + xlogy(runs - able, 1 - chances)).sum())
 
 
 @dataclass(frozen=True)

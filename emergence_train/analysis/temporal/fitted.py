@@ -1,5 +1,7 @@
 """One run's split fitted: the observed part, its laws and forecasts, and the held-out part to score them on."""
 
+import math
+
 import numpy as np
 import pandas as pd
 
@@ -12,8 +14,10 @@ from emergence_train.analysis.temporal.result import Final, ForecastPoint, MeanL
 from emergence_train.analysis.temporal.tables import RunAnalysis
 from emergence_train.errors import InputError
 
+NEEDED = 4  # rows, to fit a law and to see how far it misses
 FUTURE_POINTS = 40  # forecast rows of an unfinished run
 GROUPS = 100  # of rows, over each of which a forecast's error is averaged for the smooth error
+LAST_ROWS, LAST_SHARE = 64, 0.05  # rows at most, and share of them, that a training loss at the end is the mean of
 ROWS = 2000  # forecast rows in result.json at most; the CSV has all
 MORE = "give --to-tokens for a later end, or --fit-fraction to forecast rows that exist"
 LABELS = {"paper": "paper (reconstructed)"}
@@ -27,12 +31,7 @@ class FittedRun:
         seen = series.progress <= fraction + 1e-9 if fraction is not None else np.ones(len(series.step), bool)
         where = f"run {series.run!r}" + (f", split {series.split!r}" if series.split else "")
         if seen.sum() < 2:
-            if fraction is None:
-                raise InputError(f"{where}: {len(seen)} checkpoint(s), a forecast needs at least 4; log more often")
-            raise InputError(
-                f"{where}: {int(seen.sum())} checkpoint(s) in the observed part, a forecast needs at least 4; "
-                f"raise the fit fraction or log more often"
-            )
+            raise InputError(f"{where}: {self._too_few(int(seen.sum()))}")
         beyond = self._named_end_beyond_rows() if fraction is not None else None
         if beyond is not None and series.ahead.schedule is None:
             raise InputError(f"{where}: {beyond}; leave one of --fit-fraction and --to-tokens out")
@@ -58,6 +57,18 @@ class FittedRun:
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
 
+    def _too_few(self, observed: int) -> str:
+        """How many of the rows are observed, and the fraction that has as many as a forecast needs."""
+        share, rows = self.series.progress, len(self.series.step)
+        if self.fraction is None:
+            return f"{rows} checkpoint(s), a forecast needs at least {NEEDED}; log more often"
+        begin = f", as they begin at {share[0]:.0%}" if share[0] > self.fraction else ""
+        text = f"{observed} of {rows} checkpoint(s) in the first {100 * self.fraction:g}% of the run{begin}"
+        enough = math.ceil(100 * share[NEEDED - 1]) / 100 if rows > NEEDED else 1.0
+        if enough >= min(share[-1], 1.0):
+            return f"{text}, a forecast needs at least {NEEDED}; log more often"
+        return f"{text}, a forecast needs at least {NEEDED}; analyze temporal with --fit-fraction {enough:g} or more"
+
     def _named_end_beyond_rows(self) -> str | None:
         """That the user asks for an end beyond the last row, by more than the rows' distance; None: no such thing."""
         end, tokens = self.series.ahead.to_tokens, self.series.tokens
@@ -68,6 +79,13 @@ class FittedRun:
     @property
     def held_out(self) -> bool:
         return len(self.actual) > 0
+
+    @property
+    def _last_rows(self) -> int:
+        """How many rows the outcome is the mean of: of a validation loss one, which is of the same text at each."""
+        if self.series.split is not None:
+            return 1
+        return max(min(LAST_ROWS, int(LAST_SHARE * len(self.series.step))), 1)
 
     @property
     def finished(self) -> bool:
@@ -127,6 +145,9 @@ class FittedRun:
         for percent in LEVELS:
             low, high = level.interval(percent, noisy=False)
             final[f"curve_low{percent}"], final[f"curve_high{percent}"] = float(low[-1]), float(high[-1])
+        if self.held_out:
+            last = self.actual[-self._last_rows :]
+            final |= {"actual": float(last.mean()), "actual_rows": len(last) if len(last) > 1 else None}
         thin = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(int))]
         notes = [*series.notes, *level.notes]
         jump = find_jump(self.x, self.y, series.plan)

@@ -69,15 +69,17 @@ def forecast(
 ) -> Forecast:
     """Forecast the loss at steps `x_future` (m,) from observed steps `x` (n,) ascending and losses `y` (n,) in nats.
 
-    `plan` holds the learning rate of the whole run, the part to come included; None if unknown. `laws` are those to fit,
+    `plan` holds the learning rate of the whole run, the part to come included, and as its `past` that of the observed part,
+    where it is another; None if unknown. `laws` are those to fit,
     SCHEDULE_AWARE at least; the others are baselines. Raises InputError where the observed part is too short to fit.
     """
     x, y, x_future = (np.asarray(values, float) for values in (x, y, x_future))
     prior = prior or priors.SHIPPED
     notes: list[str] = []
-    if len(x) == 0 or (plan is not None and x[-1] <= plan.warmup_end):
+    past = plan.past if plan is not None else None
+    if len(x) == 0 or (past is not None and x[-1] <= past.warmup_end):
         raise InputError("not identified: nothing is observed beyond the warm-up of the learning rate; observe longer")
-    curve = observed_part(x, y, plan)
+    curve = observed_part(x, y, past)
     if len(curve.x) < MINIMUM:
         raise InputError(
             f"not identified: {len(curve.x)} points after warm-up in the later part of the observed run, a forecast "
@@ -96,7 +98,7 @@ def forecast(
             f"({shift_low.max():.2f} nats at the end, from other runs)"
         )
     fits = {name: fit(LAWS[name], curve, used, prior) for name in laws}
-    scores = _backtest(x, y, used, prior, laws)
+    scores = _backtest(x, y, used.past, prior, laws)
     weights = _weights(scores, curve.noise)
     if x[-1] < YOUNG:
         notes.append(

@@ -28,6 +28,7 @@ class Jump:
 
 def find_jump(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) -> Jump | None:
     """The clearest jump of losses `y` (n,), nats, at steps `x` (n,) ascending; None: there is none."""
+    plan = plan and plan.past
     x, y, effect, _ = returned_part(x, y, plan)
     keep = x >= max(FIRST * x[-1], 1.2 * plan.warmup_end if plan is not None else 0.0)
     x, y, effect = x[keep], y[keep], effect[keep]

@@ -203,7 +203,8 @@ class Fit:
 
 
 def fit(law: Law, curve: Curve, plan: PlannedSchedule, prior: priors.Prior | None = None) -> Fit:
-    """Fit `law` to the observed part; `plan` has the rate of the whole run, `prior` defaults to the shipped one."""
+    """Fit `law` to the observed part at the rates of `plan.past`, to be forecast at those of `plan`, which has the whole run;
+    `prior` defaults to the shipped one."""
     prior = prior or priors.SHIPPED
     if law.knows_schedule:
         return _fit(law, curve, plan, prior, SHAPES[law.basis])
@@ -219,8 +220,8 @@ def fit(law: Law, curve: Curve, plan: PlannedSchedule, prior: priors.Prior | Non
 
 def _fit(law: Law, curve: Curve, plan: PlannedSchedule, prior: priors.Prior, shapes: np.ndarray) -> Fit:
     x, y = curve.x, curve.y
-    reference = {clock: float(_clock(clock, x[-1:], plan)[0]) for clock in law.clocks}
-    features, labels = _features(law, x, plan, reference, shapes)
+    reference = {clock: float(_clock(clock, x[-1:], plan.past)[0]) for clock in law.clocks}
+    features, labels = _features(law, x, plan.past, reference, shapes)
     borrowed = law.knows_schedule
     root = np.sqrt(curve.weight)
     known = _borrow(law, prior, plan, labels, len(shapes), curve) if borrowed else Borrowed.nothing(len(labels))

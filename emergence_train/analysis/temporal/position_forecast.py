@@ -316,18 +316,18 @@ def _joint_of(
     mean_alpha, sd_alpha = priors.SHIPPED.exponent
     reference = level.reference[clock]
 
-    def known(at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """What does not depend on the constants: the bases of a0 and a1, the clock and the decay at steps `at`."""
+    def known(at: np.ndarray, plan: PlannedSchedule) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """What does not depend on the constants: the bases of a0 and a1, the clock and the decay at steps `at` of a plan."""
         unit0, unit1 = (np.minimum(at, fit.separation) / fit.length for fit in (a0, a1))
         work = np.maximum(plan.clock(at), 1e-9)
         ratio = (work if clock == "rate" else np.sqrt(work * np.maximum(at, 1e-9))) / reference
         bases = (_basis(fit.family, unit, np.array([fit.q]))[0] for fit, unit in ((a0, unit0), (a1, unit1)))
         return *bases, ratio, plan.decay(at, kernel)
 
-    of_fit = known(steps)
+    of_fit = known(steps, plan.past)
 
     def model(c: np.ndarray, at: np.ndarray, position: np.ndarray) -> np.ndarray:
-        basis0, basis1, ratio, fallen = of_fit if at is steps else known(at)
+        basis0, basis1, ratio, fallen = of_fit if at is steps else known(at, plan)
         v0 = c[0] + c[1] * basis0
         v1 = np.exp(c[2] + c[3] * basis1)
         v2 = c[4] + c[5] * ratio ** -np.exp(c[6]) - c[7] * fallen

@@ -381,6 +381,11 @@ def test_threshold_absent_in_a_continuous_metric_is_a_mirage(tmp_path):
     assert mirage([accuracy, result("correct_choice_prob", "gradual")])[0].survives is False
     assert mirage([accuracy, result("brier", "emergent")])[0].survives is True
     assert mirage([accuracy])[0].survives is None and mirage([result("acc", "gradual")]) == ()
+    rest = [result("brier", "emergent"), result("answer_loglik", "gradual"), result("answer_bits_per_byte", "gradual")]
+    named = "emergent in brier; gradual in answer_loglik, answer_bits_per_byte"
+    assert mirage([accuracy, *rest])[0].says == f"survives: of the continuous metrics {named}"
+    without = mirage([accuracy, *rest[1:], result("correct_choice_prob", "at-chance")])[0].says
+    assert without.endswith("gradual in answer_loglik, answer_bits_per_byte; at-chance in correct_choice_prob")
     other = mirage([accuracy, result("word_problem_acc", "emergent")])[0]  # an accuracy: "problem" is not "prob"
     assert other.survives is None and other.continuous == {}
 
@@ -469,3 +474,19 @@ def test_tasks_are_read_whole(tmp_path):
     assert [(task.task, len(task.frame)) for task in tasks] == [("jump", 56), ("steady", 56)]
     with pytest.raises(InputError, match="no such file"):
         emergence_table.load(tmp_path / "nowhere")
+
+
+def test_an_undecided_task_says_between_what(tmp_path):
+    """In the printed table, below its line; the probability beside it is that of the likeliest other verdict being wrong."""
+    frame = emergent_ladder()
+    jump = frame[frame["task"] == "jump"]
+    rng = np.random.default_rng(2)
+    vague = jump.assign(
+        value=0.25 + 0.16 * np.maximum(3 - jump["loss"], 0) + 0.05 * rng.normal(size=len(jump)), stderr=0.05
+    )
+    result = emergence.analyze_emergence(written(vague, tmp_path))
+    (task,) = result.tasks
+    others = {name: p for name, p in task.probabilities.items() if name != "not-identified"}
+    assert task.verdict == "not-identified" and task.probability == pytest.approx(1 - max(others.values()))
+    lines = format_table(result).splitlines()
+    assert lines[2] == f"  {task.reason}" and "and" in task.reason
