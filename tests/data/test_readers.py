@@ -140,7 +140,7 @@ def test_a_column_of_another_type_is_refused(tmp_path, column):
         ("a.json", b'[\n{"text": "a"},\n{"text": "b"}]', "JSON array"),
         ("a.txt", "text".encode("utf-16"), "UTF-16"),
         ("a.txt", "text of some length".encode("utf-16-le"), "UTF-16"),
-        ("a.txt.gz", gzip.compress("text of some length".encode("utf-16-be")), "UTF-16"),
+        ("a.txt.gz", gzip.compress("text of some length".encode("utf-16-be"), mtime=0), "UTF-16"),
         ("a.jsonl", '{"text": "a"}'.encode("utf-32-le"), "UTF-32"),
         ("a.txt", "съешь же ещё этих мягких французских булок да выпей чаю\n".encode("utf-16-le"), "UTF-16"),
         ("a.csv", b"id,body\n1,x\n", "no column 'text' (it has id, body)"),
