@@ -175,7 +175,8 @@ def _estimate(training: Training, model: ModelConfig, sequence: int, gpus: int, 
     exposed = step_time.exposed_seconds(sent, gpus, kind, stage, passes.total, inside, hpz)
     if main and not training.compile:
         reduced = bytes_per_step(parameters, 0, stage, gpus, rounds, main_gradients=True)
-        exposed -= step_time.hidden_seconds(reduced, gpus, kind, passes.total / rounds)
+        late = step_time.late_share(parameters, model.vocabulary * model.hidden)
+        exposed -= step_time.hidden_seconds(reduced, gpus, kind, passes.total / rounds, late)
     exposed += step_time.exposed_seconds(exchanged, ranks, kind, 0, 0)  # attention waits for it
     host, optimizer = Offload(), 0.0
     if training.zero.offload_optimizer == "none":

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from emergence_train.models.config import Work
 from emergence_train.models.gpus import Gpu
-from emergence_train.models.memory import REDUCED_PARTS
+from emergence_train.models.memory import LEAST_REDUCED, REDUCED_PARTS
 
 NODE = 8  # GPUs
 # Of a link's rate, by collectives of large tensors. A convention: no step of several nodes was measured.
@@ -108,10 +108,18 @@ def exposed_seconds(
     return max(0.0, seconds - computing) if stage == 3 else seconds
 
 
-def hidden_seconds(reduced: float, ranks: int, gpu: Gpu, computing: float) -> float:
+def hidden_seconds(reduced: float, ranks: int, gpu: Gpu, computing: float, late: float) -> float:
     """Of the reduction of main gradients, `reduced` bytes a GPU, what the backward pass of the last micro-batch hides.
 
-    `computing`: seconds of both passes of a micro-batch, of which the backward pass is two thirds. The part that is complete
-    last, one of REDUCED_PARTS, is never hidden.
+    `computing`: seconds of both passes of a micro-batch, of which the backward pass is two thirds. `late`: share of the
+    gradients that is complete at its end alone.
     """
-    return min(2 / 3 * computing, (1 - 1 / REDUCED_PARTS) * link_seconds(reduced, ranks, gpu))
+    return min(2 / 3 * computing, (1 - late) * link_seconds(reduced, ranks, gpu))
+
+
+def late_share(parameters: int, embedding: int) -> float:
+    """Of main gradients, what is complete with the backward pass alone: the embedding's and, of REDUCED_PARTS, the first blocks'
+    (training/early_reduction.py, which rounds up to whole blocks); all of them where the model is too small to divide."""
+    if parameters < 2 * LEAST_REDUCED:
+        return 1.0
+    return min(1.0, embedding / parameters + 1 / REDUCED_PARTS)

@@ -18,13 +18,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from emergence_train.models.memory import REDUCED_PARTS
-
-LEAST = 1 << 24  # elements of a group: 64 MiB of gradients, below which latency counts
+from emergence_train.models.memory import LEAST_REDUCED, REDUCED_PARTS
 
 
 def split(
-    groups: Iterable[dict], blocks: Iterable[nn.Module], parts: int = REDUCED_PARTS, least: int = LEAST
+    groups: Iterable[dict], blocks: Iterable[nn.Module], parts: int = REDUCED_PARTS, least: int = LEAST_REDUCED
 ) -> list[dict]:
     """Parameter groups for the optimizer, each divided at the beginnings of blocks, in the order of the forward pass.
 
@@ -69,6 +67,8 @@ class Reduction:
         groups: the parameters of each group, in the optimizer's order.
         blocks: of the model, called with their input first; none where they are compiled, which leaves hooks out.
         new_event: what is recorded, by a method `record`; None: the ranks reduce after the backward pass, as on a CPU.
+
+    A group whose event was ever recorded is waited for by it: every pass must record it again.
     """
 
     def __init__(

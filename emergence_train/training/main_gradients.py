@@ -16,6 +16,7 @@ Bytes and launches are counted in tests/training/test_main_gradients.py.
 """
 
 import math
+import os
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 
 from emergence_kernels import adamw_step
 from emergence_kernels.backends import accumulating
+from emergence_kernels.backends.dispatch import ENVIRONMENT
 from emergence_train.training.early_reduction import Reduction
 from emergence_train.training.fp8 import Fp8Linear
 
@@ -94,6 +96,7 @@ def step(self: Any, closure: None = None) -> None:
     scale = ((norm + 1e-6) / (self.clip_grad or math.inf)).clamp_min(1.0)  # 1e-6 as DeepSpeed has it
     self.applied = norm.isfinite()
     alone = world == 1
+    backend = "torch" if os.environ.get(ENVIRONMENT) == "torch" else "auto"  # the others are the model's
     flats = zip(self.optimizer.param_groups, self.fp32_groups_flat_partition, own, self.bf16_groups_flat)
     for settings, weights, gradient, copy in flats:
         state = self.optimizer.state[weights]
@@ -106,7 +109,7 @@ def step(self: Any, closure: None = None) -> None:
             grad_scale=scale,
             applied=self.applied,
             copy=copy if alone else None,
-            backend="auto",  # whatever EMERGENCE_KERNELS_BACKEND has for the model
+            backend=backend,
         )
     self.overflow, self._global_grad_norm, self.zeroed = False, norm, alone
     self._lazy_init_hp_params_optimizer_state()

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from emergence_train.config import Training
 from emergence_train.data_config import Data
@@ -10,7 +11,8 @@ from emergence_train.models.decoder_config import DecoderConfig
 from emergence_train.models.gpus import GPUS
 from emergence_train.models.presets import PRESETS
 from emergence_train.planning.planner import plan_run
-from emergence_train.planning.step_time import AMPERE, HOPPER, LINK_SHARE, exposed_seconds, hidden_seconds
+from emergence_train.planning.step_time import AMPERE, HOPPER, LINK_SHARE, exposed_seconds, hidden_seconds, late_share
+from emergence_train.training.early_reduction import split
 from support import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -93,10 +95,25 @@ def test_communication_hides_at_stage_3_alone():
     assert exposed_seconds(alone, 16, gpu, 1, 1) == pytest.approx(450 / 400), "eight networks of 50 GB/s a node"
 
 
-def test_backward_hides_all_but_the_last_part():
-    """A second of sending within a node: seven eighths behind a long backward pass, two thirds of a short micro-batch."""
+def test_backward_hides_what_is_complete_before():
+    """A second of sending within a node: three quarters behind a long backward pass, two thirds of a short micro-batch."""
     gpu = GPUS["h100-80gb"]
     second = 450e9 * LINK_SHARE
-    assert hidden_seconds(second, 8, gpu, computing=30.0) == pytest.approx(7 / 8)
-    assert hidden_seconds(second, 8, gpu, computing=0.3) == pytest.approx(0.2)
-    assert hidden_seconds(0.0, 1, gpu, computing=1.0) == 0
+    assert hidden_seconds(second, 8, gpu, computing=30.0, late=0.25) == pytest.approx(3 / 4)
+    assert hidden_seconds(second, 8, gpu, computing=0.3, late=0.25) == pytest.approx(0.2)
+    assert hidden_seconds(0.0, 1, gpu, computing=1.0, late=0.25) == 0
+
+
+@pytest.mark.parametrize(("layers", "width", "vocabulary"), [(24, 1024, 50304), (20, 2048, 50304), (4, 64, 512)])
+def test_late_share_is_that_of_the_groups(layers, width, vocabulary):
+    """Of the sizes that training divides a model into; rounding to whole blocks leaves more for the end, up to a block."""
+    model = DecoderConfig(layers=layers, width=width, heads=16, kv_heads=16, ffn=3 * width, vocab_size=vocabulary)
+    block = model.non_embedding_parameters() / layers
+    with torch.device("meta"):
+        blocks = [torch.nn.Linear(width, round(block / width), bias=False) for _ in range(layers)]
+        ends = [torch.nn.Linear(width, vocabulary, bias=False).weight for _ in range(2)]
+    groups = split([{"params": [ends[0], *(b.weight for b in blocks), ends[1]]}], blocks)
+    sizes = [sum(p.numel() for p in group["params"]) for group in groups]
+    exact = sum(sizes[:2]) / sum(sizes)  # the embedding, and the first blocks or all
+    share = late_share(model.parameters(), model.vocabulary * model.hidden)
+    assert share - 0.01 <= exact <= share + block / model.parameters() + 0.01

@@ -24,7 +24,7 @@ WORKER = ROOT / "tests" / "training" / "early_reduction_worker.py"
 )
 def test_groups_are_complete_at_their_events(config_file, tmp_path, over):
     """Two processes, several micro-batches: at its event a group has its last value, and training is that of one group."""
-    done = run_python(str(WORKER), str(config_file), str(tmp_path), *over, processes=2)
+    done = run_python(str(WORKER), str(config_file), str(tmp_path), *over, processes=2, CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr[-2000:]
     for rank in range(2):
         result = json.loads((tmp_path / f"rank-{rank}.json").read_text())
@@ -74,6 +74,7 @@ def test_split_puts_a_shared_weight_where_it_is_complete():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_events_in_a_graph_are_those_of_the_pass():
     """A replayed CUDA graph: a second stream that waits for a group's event reads its last value."""
     torch.manual_seed(0)

@@ -49,10 +49,14 @@ def adamw_step(
             raise ValueError(
                 f"adamw_step: {name} must be contiguous of shape ({weights.numel()},), got {tuple(tensor.shape)}"
             )
-        if name != "copy" and not tensor.dtype == weights.dtype == step.dtype:
-            raise ValueError(
-                f"adamw_step: {name} and step must have the weights' dtype {weights.dtype}, got {tensor.dtype}"
-            )
+    scalars = {"step": step, "grad_scale": grad_scale, "applied": applied}
+    for name, tensor in scalars.items():
+        if tensor.dim() or tensor.device != weights.device:
+            got = f"shape {tuple(tensor.shape)} on {tensor.device}"
+            raise ValueError(f"adamw_step: {name} must be a scalar on {weights.device}, got {got}")
+    for name, tensor in (tensors | {"step": step, "grad_scale": grad_scale}).items():
+        if tensor.dtype != weights.dtype:
+            raise ValueError(f"adamw_step: {name} must have the weights' dtype {weights.dtype}, got {tensor.dtype}")
     reason = None if weights.dtype == torch.float32 else f"it supports float32 only, not {weights.dtype}"
     chosen = resolve_backend(backend, "adamw_step", weights.device, {"triton": reason})
     step.add_(applied.to(step.dtype))

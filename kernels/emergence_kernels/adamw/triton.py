@@ -40,7 +40,8 @@ def _adamw_kernel(
         m = tl.load(m_ptr + index, mask=mask, other=0.0)
         v = tl.load(v_ptr + index, mask=mask, other=0.0)
         w = tl.load(w_ptr + index, mask=mask, other=0.0)
-        m += (1.0 - BETA1) * (g - m)
+        # each form rounds less where its factor is the smaller one
+        m = m + (1.0 - BETA1) * (g - m) if BETA1 > 0.5 else g + BETA1 * (m - g)
         v = BETA2 * v + (1.0 - BETA2) * (g * g)
         change = (m / tl.load(corrections_ptr)) / (tl.sqrt(v / tl.load(corrections_ptr + 1)) + EPS)
         w -= lr * (DECAY * w + change)

@@ -141,6 +141,8 @@ def _modes(case: Case, candidate: Candidate, upstream: torch.Tensor | None) -> d
         with torch.no_grad():
             return candidate.forward()
 
+    if not candidate.leaves:  # an update in place has no other
+        return {"both": evaluate}
     return {"eval": evaluate, "forward": candidate.forward, "both": lambda: candidate.both(upstream)}
 
 
@@ -191,9 +193,10 @@ def measure_case(
 def _row(case, candidate, modes, times, watch: Stopwatch, limits: dict[str, float], upstream) -> dict:
     """backward is both minus forward, where that is positive."""
     timings = {mode: summary(samples) for mode, samples in times.items()}
-    backward = difference(times["both"], times["forward"])
-    if backward.median_ms > 0:  # else the machine was too unsteady to say
-        timings["backward"] = backward
+    if "forward" in times:
+        backward = difference(times["both"], times["forward"])
+        if backward.median_ms > 0:  # else the machine was too unsteady to say
+            timings["backward"] = backward
     row: dict = {"op": case.op, "shape": case.shape, "contender": candidate.name, "formula": case.formula}
     row["modes"] = {mode: asdict(timing) | _rates(case, mode, timing, limits) for mode, timing in timings.items()}
     row["host_ms"] = watch.host_ms(modes["both"])
@@ -216,6 +219,8 @@ def all_cases(op: str, suite: str, device: torch.device, dtype: torch.dtype):
         return norms.swiglu_cases(suite, device, dtype, backends)
     if op == "feed_forward":
         return feed_forwards.cases(suite, device, dtype, backends)
+    if op == "adamw_step":
+        return updates.cases(suite, device, backends)
     if op == "fp8_linear":
         return linears.cases(suite, device, dtype, backends)
     return attention.cases(suite, device, dtype, backends)
@@ -254,9 +259,6 @@ def _shapes(
     """(shape, its rows, which are measured together as they are asked for) of one operation."""
     if op == "step":
         yield {}, step_rows(suite, device, dtype, limits)
-        return
-    if op == "adamw_step":
-        yield {}, updates.rows(suite, device, limits)
         return
     for case in all_cases(op, suite, device, dtype):
         if re.search(args.where, _spelled(case.shape)):

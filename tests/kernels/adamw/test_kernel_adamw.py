@@ -28,20 +28,23 @@ def gradients(N: int, steps: int) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("N", [1, 7, 2048, 5003])
-@pytest.mark.parametrize("clip", [1.0, 3.7])
-def test_updates_are_float64s(which, N, clip, device):
+@pytest.mark.parametrize(
+    "clip, betas", [(1.0, (0.9, 0.95)), (3.7, (0.9, 0.999)), (1.0, (0.0, 0.95)), (1.0, (0.5, 0.0))]
+)
+def test_updates_are_float64s(which, N, clip, betas, device):
     """Ten steps beside torch.optim.AdamW in float64: within a few roundings of what a step moves."""
     weights, gradient, first, second, step = state(N, device)
     copy = torch.empty(N, dtype=torch.bfloat16, device=device)
     exact = torch.nn.Parameter(weights.double().clone())
-    peer = torch.optim.AdamW([exact], **GIVEN)
+    settings = GIVEN | {"betas": betas}
+    peer = torch.optim.AdamW([exact], **settings)
     scale, applied = torch.tensor(clip, device=device), torch.tensor(True, device=device)
     for number, g in enumerate(gradients(N, 10), 1):
         gradient.copy_(g)
         exact.grad = g.to(device).double() / clip
         peer.step()
         given = (weights, gradient, first, second, step)
-        ek.adamw_step(*given, **GIVEN, grad_scale=scale, applied=applied, copy=copy, backend=which)
+        ek.adamw_step(*given, **settings, grad_scale=scale, applied=applied, copy=copy, backend=which)
         assert not gradient.any() and step == number
     assert (weights.double() - exact).abs().max() < 10 * 2e-7 * (1 + exact.abs().max())
     largest = torch.stack(gradients(N, 10)).abs().amax(0).to(device).double() / clip
@@ -89,11 +92,18 @@ def test_a_step_that_is_left_out_changes_nothing(which, bad, device):
 
 def test_what_does_not_fit_is_refused(device):
     weights, gradient, first, second, step = state(8, device)
-    rest = dict(**GIVEN, grad_scale=torch.ones(()), applied=torch.tensor(True))
+    rest = dict(**GIVEN, grad_scale=torch.ones((), device=device), applied=torch.tensor(True, device=device))
     with pytest.raises(ValueError, match="first must be contiguous of shape"):
         ek.adamw_step(weights, gradient, first[:4], second, step, **rest)
-    with pytest.raises(ValueError, match="gradient and step must have the weights' dtype"):
+    with pytest.raises(ValueError, match="gradient must have the weights' dtype"):
         ek.adamw_step(weights, gradient.bfloat16(), first, second, step, **rest)
+    with pytest.raises(ValueError, match=r"grad_scale must be a scalar on \S+, got shape \(3,\)"):
+        ek.adamw_step(weights, gradient, first, second, step, **rest | {"grad_scale": torch.ones(3, device=device)})
+    with pytest.raises(ValueError, match="step must have the weights' dtype torch.float32, got torch.int64"):
+        ek.adamw_step(weights, gradient, first, second, step.long(), **rest)
+    assert step == 0, "nothing is changed"
     with pytest.raises(ek.BackendError, match="float32 only"):
         wide = [t.double() for t in (weights, gradient, first, second, step)]
-        ek.adamw_step(*wide, **rest, backend="triton")
+        ek.adamw_step(
+            *wide, **rest | {"grad_scale": torch.ones((), dtype=torch.float64, device=device)}, backend="triton"
+        )
