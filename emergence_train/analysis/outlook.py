@@ -21,6 +21,7 @@ FALL_ROWS = 5  # different rates of a fall, at least, that its course is read fr
 SAME = 0.003  # of the fall seen: a course that leaves no row by more is the one that the rows follow
 ROUGH = 0.02  # likewise, where the rates are rounded
 MULTIPLIER = 0.3  # a peak rate from here on is no rate that Adam or Muon trains with, but a factor of one
+HIGH = 0.3  # of the logged peak: a rate that two schedules have in common says something from here on
 OFF = 0.1  # of the logged peak: a rate further from the plan is another one; those of one digit are off by half of that
 
 
@@ -102,8 +103,17 @@ def planned_rates(path: Path) -> np.ndarray | None:
     return None if planned is None else rates_of(*planned)
 
 
-def off_plan(x: np.ndarray, plan: PlannedSchedule, logged: PlannedSchedule) -> tuple[np.ndarray, np.ndarray]:
-    """(rows that can be compared, those of them whose logged rate is not the planned one), both (n,), of rows at steps `x` (n,).
+@dataclass(frozen=True)
+class OffPlan:
+    """Rows whose logged rate is not the planned one, (n,) of rows at n steps."""
+
+    rows: np.ndarray
+    everywhere: bool  # of the rows with a high rate none is on the plan: near 0 every rate is near every other
+    back: bool  # the last row that can be compared is on the plan
+
+
+def off_plan(x: np.ndarray, plan: PlannedSchedule, logged: PlannedSchedule) -> OffPlan:
+    """Compare the logged rates with the planned ones, of rows at steps `x` (n,).
 
     A rate within OFF of what is planned at its row or between the rows beside it is the planned one: a log may be a row late.
     """
@@ -111,7 +121,9 @@ def off_plan(x: np.ndarray, plan: PlannedSchedule, logged: PlannedSchedule) -> t
     near = np.stack([planned[:-2], planned[1:-1], planned[2:]])
     off = np.maximum(rate - near.max(0), near.min(0) - rate) > OFF * logged.peak
     compared = (x > max(plan.warmup_end, logged.warmup_end)) & (x <= logged.rows[0][-1])
-    return compared, compared & off
+    high = compared & (np.maximum(planned[1:-1], rate) > HIGH * logged.peak)
+    on = compared & ~off
+    return OffPlan(compared & off, not (on & (high if high.any() else compared)).any(), bool(on[compared][-1:].any()))
 
 
 def continued(plan: PlannedSchedule, end: float) -> tuple[PlannedSchedule, str] | None:

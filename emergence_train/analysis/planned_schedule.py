@@ -117,15 +117,23 @@ class PlannedSchedule:
 
     def with_past(self, logged: "PlannedSchedule", until: float) -> "PlannedSchedule":
         """The same plan for a run whose rates up to step `until` were the logged ones where there are any."""
+        other = copy.copy(self)
+        other._past = self._joined(logged, until, until)
+        return other
+
+    def behind(self, logged: "PlannedSchedule", until: float) -> "PlannedSchedule":
+        """The logged rates up to step `until`, and this plan from there."""
+        return self._joined(logged, until, self.x[-1])
+
+    def _joined(self, logged: "PlannedSchedule", until: float, end: float) -> "PlannedSchedule":
+        """The logged rates up to step `until` where there are any, the planned ones elsewhere, to step `end`."""
         steps, share = logged.rows
-        planned = (self.x <= until) & ((self.x < steps[0]) | (self.x > steps[-1]))
+        planned = (self.x <= end) & ((self.x < steps[0]) | (self.x > min(until, steps[-1])))
         rows = steps <= until
         x = np.r_[self.x[planned], steps[rows]]
         rate = np.r_[self.peak * self.e[planned], logged.peak * share[rows]]
         order = np.argsort(x)
-        other = copy.copy(self)
-        other._past = PlannedSchedule(x[order], rate[order], self.tokens / self.x[-1], self.peak)
-        return other
+        return PlannedSchedule(x[order], rate[order], self.tokens / self.x[-1], self.peak)
 
     @staticmethod
     def _end_of_warmup(x: np.ndarray, e: np.ndarray) -> float:

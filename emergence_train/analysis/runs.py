@@ -440,22 +440,28 @@ def _by_schedule(series: Series, schedule: Schedule, to_tokens: int | None, logg
 
 
 def _beside_log(series: Series, plan: PlannedSchedule, logged: PlannedSchedule | None) -> PlannedSchedule:
-    """The plan; where the log has left it, with the logged rates as its past. Where the log is nowhere on it, its rates may be
-    those of other parameters, or in another unit: the plan counts."""
+    """The plan; where the log has left it, with the logged rates as its past, and where it is back on it behind them. Where the
+    log is nowhere on it, its rates may be those of other parameters, or in another unit: the plan counts."""
     if logged is None:
         return plan
     if (logged.peak >= MULTIPLIER) is not (plan.peak >= MULTIPLIER):
-        logged = logged.with_peak(plan.peak)
-    compared, off = off_plan(series.step, plan, logged)
-    if not off.any():
+        steps, share = logged.rows
+        logged = logged.with_peak(plan.peak * float(plan.share(steps[[np.argmax(share)]])[0]))
+    off = off_plan(series.step, plan, logged)
+    if not off.rows.any():
         return plan
-    last = series.step[off][-1]
+    last = series.step[off.rows][-1]
     note = f"step {last:.0f}: {plan.peak * plan.share(last):.3g}, logged {logged.peak * logged.share(last):.3g}"
-    note = f"the planned learning rate is not the logged one in {off.sum()} rows ({note}): "
-    if np.array_equal(off, compared):
+    note = f"the planned learning rate is not the logged one in {off.rows.sum()} rows ({note}): "
+    if off.everywhere:
         series.notes.append(f"{note}the planned one counts")
         return plan
-    series.notes.append(f"{note}the law is fitted at the logged rates, and the forecast is for the planned ones")
+    if off.back:
+        series.notes.append(f"{note}the log is back on the plan, and the forecast continues from the logged rates")
+        return plan.behind(logged, series.step[-1])
+    series.notes.append(
+        f"{note}the law is fitted at the logged rates, and what lies ahead is forecast at the planned ones"
+    )
     return plan.with_past(logged, series.step[-1])
 
 

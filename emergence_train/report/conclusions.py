@@ -257,7 +257,7 @@ def _outcome(result: RunResult) -> str:
         return f"{text}."
     place = "inside" if final.low95 <= final.actual <= final.high95 else "outside"
     side = "above" if final.actual > final.loss else "below"
-    rows = f" (mean of its last {final.actual_rows} rows)" if final.actual_rows else ""
+    rows = f" (by its last {final.actual_rows} rows)" if final.actual_rows else ""
     return f"{text}: it came out {abs(final.actual - final.loss):.3f} {side} that, {place} the 95% interval{rows}."
 
 

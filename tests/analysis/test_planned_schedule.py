@@ -111,3 +111,11 @@ def test_a_past_of_other_rates_keeps_the_peak_of_the_plan():
     np.testing.assert_allclose(plan.past.decay(at, AT_ONCE), [0, 0, 0.5, 0.5], atol=1e-3)
     grown = plan.with_batches(np.array([100.0, 2500, 5000]), np.array([1e4, 2.5e5, 7.5e5]))
     assert grown.by_batch == grown.past.by_batch and plan.past is not grown.past
+
+
+def test_a_plan_behind_a_log_has_both_rates():
+    """The log's up to step 5,000, from which the plan goes on; by hand."""
+    logged = PlannedSchedule(np.array([0.0, 3000, 3001, 5000]), np.array([4e-4, 4e-4, 2e-4, 2e-4]))
+    plan = PlannedSchedule(X, np.full(1001, 2e-4), 100.0).behind(logged, 5000.0)
+    np.testing.assert_allclose(plan.peak * plan.share(np.array([2000.0, 4000, 9000])), [4e-4, 2e-4, 2e-4])
+    assert plan.past is plan and plan.x[-1] == X[-1]

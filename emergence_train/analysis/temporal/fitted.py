@@ -17,7 +17,7 @@ from emergence_train.errors import InputError
 NEEDED = 4  # rows, to fit a law and to see how far it misses
 FUTURE_POINTS = 40  # forecast rows of an unfinished run
 GROUPS = 100  # of rows, over each of which a forecast's error is averaged for the smooth error
-LAST_ROWS, LAST_SHARE = 64, 0.05  # rows at most, and share of them, that a training loss at the end is the mean of
+LAST_ROWS, LAST_SHARE = 64, 0.05  # rows at most, and share of them, that a training loss at the end is taken from
 ROWS = 2000  # forecast rows in result.json at most; the CSV has all
 MORE = "give --to-tokens for a later end, or --fit-fraction to forecast rows that exist"
 LABELS = {"paper": "paper (reconstructed)"}
@@ -46,6 +46,8 @@ class FittedRun:
             self.future = np.linspace(series.step[-1], series.end_step, FUTURE_POINTS + 1)[1:]
         else:
             self.future = series.step[-1:]
+            if series.plan is not None:
+                series.plan = series.plan.past  # nothing is forecast
         self.actual = series.loss[held]
         try:
             self.positions = fit_positions_of(series, seen, self.future)
@@ -82,7 +84,7 @@ class FittedRun:
 
     @property
     def _last_rows(self) -> int:
-        """How many rows the outcome is the mean of: of a validation loss one, which is of the same text at each."""
+        """How many rows the outcome is taken from: of a validation loss one, which is of the same text at each."""
         if self.series.split is not None:
             return 1
         return max(min(LAST_ROWS, int(LAST_SHARE * len(self.series.step))), 1)
@@ -146,8 +148,10 @@ class FittedRun:
             low, high = level.interval(percent, noisy=False)
             final[f"curve_low{percent}"], final[f"curve_high{percent}"] = float(low[-1]), float(high[-1])
         if self.held_out:
-            last = self.actual[-self._last_rows :]
-            final |= {"actual": float(last.mean()), "actual_rows": len(last) if len(last) > 1 else None}
+            rows_of_end = self._last_rows
+            off = self.actual - level.mean  # at the end as over its last rows, along which the loss falls
+            actual = float(level.mean[-1] + off[-rows_of_end:].mean())
+            final |= {"actual": actual, "actual_rows": rows_of_end if rows_of_end > 1 else None}
         thin = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(int))]
         notes = [*series.notes, *level.notes]
         jump = find_jump(self.x, self.y, series.plan)

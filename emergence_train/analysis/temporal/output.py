@@ -74,7 +74,7 @@ def _end_lines(run: RunResult) -> list[str]:
         until, part = f"{run.fit_until_tokens:,} tokens", run.fit_until_tokens / final.tokens
     else:
         until, part = f"step {run.fit_until_step:,}", run.fit_until_step / final.step
-    rows = f" (mean of the last {final.actual_rows} rows)" if final.actual_rows else ""
+    rows = f" (by its last {final.actual_rows} rows)" if final.actual_rows else ""
     share = f", {part:.0%} of the run" if run.fit_fraction else ""  # that of the row: checkpoints may be far apart
     return [
         f"{name}: held-out loss at {at}",

@@ -34,7 +34,9 @@ class Final(ForecastPoint):
     """The last forecast point; where there is nothing to forecast, the fitted law at the last row. Of a training loss `actual` is
     a mean over the last rows: each is of one batch."""
 
-    actual_rows: Annotated[int | None, "rows that `actual` is the mean of, of several"] = absent()
+    actual_rows: Annotated[int | None, "rows whose mean distance from the forecast makes `actual`, of several"] = (
+        absent()
+    )
     curve_low50: Nats
     curve_high50: Nats
     curve_low80: Nats

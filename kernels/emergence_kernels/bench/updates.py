@@ -20,7 +20,10 @@ def cases(suite: str, device: torch.device, backends: list[str]) -> Iterator[Cas
         torch.manual_seed(0)
         tensors = torch.randn(elements, device=device), torch.randn(elements, device=device)
         copy = torch.empty(elements, dtype=torch.bfloat16, device=device)
-        makers = [("torch fused", _fused), *((f"emergence {b}", partial(_ours, backend=b)) for b in backends)]
+        makers: list[tuple[str, Callable]] = [
+            ("torch fused", _fused),
+            *((f"emergence {b}", partial(_ours, backend=b)) for b in backends),
+        ]
         yield Case(
             op="adamw_step",
             shape={"elements": elements},

@@ -329,20 +329,80 @@ def test_a_plan_that_the_log_keeps_is_its_own_past(tmp_path):
         assert series.plan.past is series.plan and series.notes == []
 
 
-def test_the_outcome_of_a_training_loss_is_a_mean(tmp_path, capsys):
+def test_a_rate_that_was_lowered_by_hand_goes_on(tmp_path):
+    """Halved at step 1,500 of 3,000, and the plan is the lower rate: the run goes on from the rates that it had."""
+    step = np.arange(1, 6001)
+    share = np.minimum(step / 100, 1) * np.where(step < 1500, 1.0, 0.5)
+    truth = 3 + 40 * (np.cumsum(share) + 50) ** -0.5 - 0.17 * (1 - share) * (step > 100)
+    rows = np.arange(9, 3000, 10)
+    frame = pd.DataFrame({"run": "r", "params": 7, "step": rows + 1, "tokens": (rows + 1) * 500_000})
+    noisy = truth[rows] + np.random.default_rng(0).normal(0, 0.01, len(rows))
+    path = written(frame.assign(lr=1e-3 * share[rows], loss=noisy), tmp_path)
+    ahead = Ahead(6000 * 500_000, parse_schedule("constant,lr=5e-4,warmup=5e7"))
+    (run,) = analyze_temporal(path, ahead=ahead).runs
+    assert run.final.curve_low95 <= truth[-1] <= run.final.curve_high95 and abs(run.final.loss - truth[-1]) < 0.05
+    assert abs(run.forecast[0].loss - truth[3000]) < 0.05, "no jump behind the last row"
+    assert any("back on the plan" in note for note in run.notes)
+
+
+@pytest.mark.parametrize("factor", [20.0, 0.05])
+def test_rates_of_other_parameters_are_not_fitted_to(tmp_path, factor):
+    """A log of a decay to 0 whose rates are 20 times the plan's: near 0 all rates are alike, and say nothing."""
+    rate, loss = decayed(5000, 1000)
+    rate = (rate - rate[-1]).clip(0) * factor
+    rows = np.arange(9, 5000, 20)
+    frame = pd.DataFrame(
+        {
+            "run": "r",
+            "params": 7,
+            "step": rows + 1,
+            "tokens": (rows + 1) * 500_000,
+            "loss": loss[rows],
+            "lr": rate[rows],
+        }
+    )
+    plan = Ahead(10_000 * 500_000, parse_schedule("wsd,decay=1e9,final=0,lr=1e-3,warmup=5e7"))
+    series = loaded(tmp_path, frame, plan)
+    assert series.plan.past is series.plan and any("the planned one counts" in note for note in series.notes)
+
+
+def test_multipliers_of_late_rows_are_of_the_plan_there(tmp_path):
+    """Rows from step 2,000 of a cosine, logged as factors of its peak: the highest is that of row 2,000."""
+    plan = Ahead(5000 * 500_000, parse_schedule("cosine,lr=1e-3,warmup=5e7,final=0"))
+    step = np.arange(2000, 4900, 20)
+    share = 0.5 * (1 + np.cos(np.pi * (step - 100) / 4900))
+    frame = pd.DataFrame({"run": "r", "params": 7, "step": step, "tokens": step * 500_000, "loss": 2 + step**-0.3})
+    series = loaded(tmp_path, frame.assign(lr=share), plan)
+    assert series.plan.past is series.plan and series.notes == []
+
+
+def test_the_outcome_of_a_training_loss_is_of_its_last_rows(tmp_path, capsys):
     """A twentieth of 300 rows of one batch each, the last of which is of a text known by heart; of iid one checkpoint is all."""
     steps = np.arange(1, 301)
     loss = 2 + 3 * steps**-0.4 + np.random.default_rng(0).normal(0, 0.1, 300)
     loss[-1] -= 1.5
     frame = pd.DataFrame({"run": "r", "params": 7, "step": steps, "tokens": EACH * steps, "loss": loss, "lr": 1e-3})
     result, printed = analysed(capsys, written(frame, tmp_path), "--fit-fraction", 0.4)
-    final, last = result["runs"][0]["final"], sum(loss[285:]) / 15
-    assert (final["actual"], final["actual_rows"]) == (pytest.approx(last), 15)
-    assert final["low95"] <= last <= final["high95"] and not final["low95"] <= loss[-1]
-    assert f"observed {last:.4f} (mean of the last 15 rows)" in printed
-    assert result["runs"][0]["forecast"][-1]["actual"] == pytest.approx(loss[-1])
+    final, ahead = result["runs"][0]["final"], result["runs"][0]["forecast"]
+    off = np.mean([row["actual"] - row["loss"] for row in ahead[-15:]])
+    assert (final["actual"], final["actual_rows"]) == (pytest.approx(ahead[-1]["loss"] + off), 15)
+    assert final["low95"] <= final["actual"] <= final["high95"] and not final["low95"] <= loss[-1]
+    assert f"observed {final['actual']:.4f} (by its last 15 rows)" in printed
+    assert ahead[-1]["actual"] == pytest.approx(loss[-1])
     few, _ = analysed(capsys, written(frame.iloc[::20], tmp_path), "--fit-fraction", 0.4)
     assert "actual_rows" not in few["runs"][0]["final"]
+
+
+def test_the_outcome_of_a_steep_end_is_at_the_end(tmp_path):
+    """A decay over the last 5% of the steps, along which the mean of the last rows is 0.08 above the end: what the forecast
+    has of the fall is taken out, which is half of it here."""
+    rate, loss = decayed(5000, 250)
+    rows = np.arange(9, 5000, 10)
+    noisy = loss[rows] + np.random.default_rng(0).normal(0, 0.01, len(rows))
+    frame = pd.DataFrame({"run": "r", "params": 7, "step": rows + 1, "tokens": (rows + 1) * 500_000})
+    path = written(frame.assign(lr=rate[rows], loss=noisy), tmp_path)
+    (run,) = analyze_temporal(path, fit_fraction=0.9).runs
+    assert abs(run.final.actual - loss[-1]) < 0.55 * (noisy[-25:].mean() - loss[-1])
 
 
 def test_a_late_branch_names_a_fraction_that_works(tmp_path):
