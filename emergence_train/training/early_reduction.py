@@ -94,9 +94,9 @@ class Reduction:
 
         return record
 
-    def __call__(self, gradients: Sequence[Tensor], own: Sequence[Tensor], group: Any) -> None:
-        """Make `own`, the rank's part of each of `gradients`, the mean over the ranks; the rest of `gradients` is spent."""
-        world = dist.get_world_size(group)
+    def __call__(self, gradients: Sequence[Tensor], own: Sequence[Tensor], group: Any, world: int) -> None:
+        """Make `own`, the rank's part of each of `gradients`, the mean over the `world` ranks of `group`; the rest of `gradients`
+        is spent."""
         # the last blocks' first, and what has no event at the end
         order = sorted(range(len(gradients)), key=lambda index: (index not in self.events, -index))
         if not gradients[0].is_cuda:

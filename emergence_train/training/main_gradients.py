@@ -86,7 +86,7 @@ def step(self: Any, closure: None = None) -> None:
     group, own = self.dp_process_group, self.fp32_groups_gradient_flat_partition
     world = dist.get_world_size(group)
     if world > 1:
-        self.reduction(self.fp32_groups_gradients_flat, own, group)
+        self.reduction(self.fp32_groups_gradients_flat, own, group, world)
     norms = torch.stack([torch.linalg.vector_norm(part) for part in own])
     norm = torch.linalg.vector_norm(norms, dtype=torch.float64)  # whose square may be beyond float32
     if world > 1:

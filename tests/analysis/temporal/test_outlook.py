@@ -330,7 +330,7 @@ def test_a_plan_that_the_log_keeps_is_its_own_past(tmp_path):
 
 
 def test_a_rate_that_was_lowered_by_hand_goes_on(tmp_path):
-    """Halved at step 1,500 of 3,000, and the plan is the lower rate: the run goes on from the rates that it had."""
+    """Halved at step 1,500 of 3,000, and the plan is the lower rate: the run continues from the rates that it had."""
     step = np.arange(1, 6001)
     share = np.minimum(step / 100, 1) * np.where(step < 1500, 1.0, 0.5)
     truth = 3 + 40 * (np.cumsum(share) + 50) ** -0.5 - 0.17 * (1 - share) * (step > 100)
