@@ -18,16 +18,21 @@ STDIN, DEVICES = "/dev/stdin", "/dev"
 
 @contextlib.contextmanager
 def as_files(paths: list[str]) -> Iterator[list[str]]:
-    """The paths, with a file in the place of a pipe, until the block ends: all that is written to it. `-` is standard input."""
+    """The paths, with a file in the place of a pipe, until the block ends: all that is written to it, also where it is given
+    twice. `-` is standard input."""
+    names = [STDIN if path == "-" else path for path in paths]
     with contextlib.ExitStack() as stack:
-        yield [_as_file(STDIN if path == "-" else path, stack) for path in paths]
+        files = {name: _as_file(name, stack) for name in dict.fromkeys(names)}
+        yield [files[name] for name in names]
 
 
 def _as_file(given: str, stack: contextlib.ExitStack) -> str:
     try:
         mode = os.stat(given).st_mode
-    except OSError:  # who reads it says so
-        return given
+    except OSError:
+        if given == STDIN:
+            raise InputError(f"{STDIN}: standard input is closed; name a file, or write to a pipe") from None
+        return given  # who reads it says that there is none
     path = Path(given)
     if stat.S_ISREG(mode) and path.is_relative_to(DEVICES) and path.resolve().is_file():
         return str(path.resolve())  # redirected: its name says what it is
