@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -109,6 +110,20 @@ def test_standard_input_twice_or_closed_is_one_line(given, paths, reason):
     command = f"{sys.executable} -m emergence_train analyze temporal {' '.join(paths)} {end}"
     seen = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, input=given)
     assert seen.returncode == 2 and reason in seen.stderr and seen.stderr.count("\n") == 1
+
+
+def test_sigterm_leaves_no_copy_of_a_pipe(tmp_path):
+    command = [sys.executable, "-m", "emergence_train", "report", "-", "--serve", "0"]
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
+        process.stdin.write("\n".join([*LOGS["csv"], ""]).encode())
+        process.stdin.close()
+        served = any(b"serving" in line for line in process.stdout)
+        copies = [*tmp_path.glob("emergence-train-*")]
+        process.terminate()
+    assert served and len(copies) == 1 and process.returncode == 128 + signal.SIGTERM
+    assert not any(copy.exists() for copy in copies)
 
 
 def test_what_reads_for_ever_is_one_line(tmp_path, monkeypatch, capsys):

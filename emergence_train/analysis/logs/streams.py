@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import signal
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,9 +47,20 @@ def _as_file(given: str, stack: contextlib.ExitStack) -> str:
         raise InputError(
             f"{given}: {error.strerror}; name a file, a run directory or what is written to a pipe"
         ) from None
+    stack.enter_context(_exit_on_sigterm())
     copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="emergence-train-"))) / Path(given).name
     copy.write_bytes(content)
     return str(copy if copy.suffix else copy.rename(copy.with_suffix(_suffix(copy, content))))
+
+
+@contextlib.contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """Exit as a scheduler asks, so that the copies are removed; the signal alone would leave them."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _suffix(path: Path, content: bytes) -> str:
