@@ -3,11 +3,13 @@
 import errno
 import io
 import os
+import re
 import stat
 import time
 from pathlib import Path
 from typing import IO
 
+DESCRIPTOR = re.compile(r"/dev/stdin|(?:/dev|/proc/self)/fd/(\d+)")
 WRITER_SECONDS = 2.0  # that whoever writes to a pipe has to open it
 
 
@@ -21,10 +23,13 @@ def regular(path: str | Path) -> str | Path:
 
 
 def open_read(path: str | Path) -> IO[bytes]:
-    """Open a regular file, or the whole of what is written to a pipe. Raises OSError for another kind, and for a pipe to which
-    nobody writes."""
-    if stat.S_ISFIFO(os.stat(path).st_mode):
-        return io.BytesIO(_of_pipe(path))
+    """Open a regular file, or the whole of what is written to a pipe or to a socket that is a descriptor of this process, as
+    standard input may be. Raises OSError for another kind, and for a pipe to which nobody writes."""
+    mode, descriptor = os.stat(path).st_mode, DESCRIPTOR.fullmatch(str(path))
+    if stat.S_ISSOCK(mode) and descriptor:  # it cannot be opened
+        return io.BytesIO(_until_closed(path, os.dup(int(descriptor[1] or 0))))
+    if stat.S_ISFIFO(mode):  # without O_NONBLOCK the open waits for a writer
+        return io.BytesIO(_until_closed(path, os.open(path, os.O_RDONLY | os.O_NONBLOCK)))
     return open(regular(path), "rb")
 
 
@@ -34,11 +39,10 @@ def read_text(path: str | Path, encoding: str = "utf-8", errors: str = "strict")
         return text.read()
 
 
-def _of_pipe(path: str | Path) -> bytes:
+def _until_closed(path: str | Path, descriptor: int) -> bytes:
     import select  # Unix only, and the analyses run elsewhere too
 
     chunks: list[bytes] = []
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # without it the open waits for a writer
     try:
         events = select.poll()
         events.register(descriptor, select.POLLIN)

@@ -29,14 +29,8 @@ VOLATILE = (
     *("training.threads", "training.profile", "training.zero_stage", "training.zero"),
     *(f"checkpoints.{key}" for key in (*KEPT, "asynchronous", "local_path")),
 )
-FIRST = (
-    "model",
-    "training.schedule",
-    "training",
-    "from",
-    "seed",
-    "data",
-)  # what people change comes first, then the rest
+# What people change comes first, then the rest
+FIRST = ("model", "training.schedule", "training", "from", "seed", "data")
 MISSING = "-"  # of a run without the key, or without a configuration
 
 
@@ -50,7 +44,7 @@ def differences_by_origin(runs: list[Path]) -> list[dict[str, Any]]:
     """`differences` of the runs that were trained here, and apart from them of imported models: beside a model of another
     program everything is different, which hides what was changed."""
     trees = _trees(runs)
-    imported = [any(key.startswith("imported.") for key in tree) for tree in trees]
+    imported = [*map(_is_imported, trees)]
     parts = {kind: iter(_differing([t for t, i in zip(trees, imported) if i is kind])) for kind in (False, True)}
     return [next(parts[kind]) for kind in imported]
 
@@ -58,7 +52,14 @@ def differences_by_origin(runs: list[Path]) -> list[dict[str, Any]]:
 def _trees(runs: list[Path]) -> list[dict[str, Any]]:
     """The runs' configurations, and under `from` their parents."""
     trees = [flat(read_config(run)) for run in runs]
-    return [tree | {"from": parent} if any(tree) else tree for tree, parent in zip(trees, begun_from(runs))]
+    for tree, parent in zip(trees, begun_from(runs)):
+        if any(tree):
+            tree["from"] = "scratch" if parent == MISSING and not _is_imported(tree) else parent
+    return trees
+
+
+def _is_imported(tree: dict[str, Any]) -> bool:
+    return any(key.startswith("imported.") for key in tree)
 
 
 def begun_from(runs: list[Path]) -> list[str]:
@@ -73,7 +74,7 @@ def _parent(run: Path) -> tuple[Path, int, int] | None:
     """Directory, step and tokens of the state that a run began from, by its parent.json; a parent that was moved with it is
     beside it."""
     try:
-        parent = json.loads((run / "parent.json").read_text(encoding="utf-8"))
+        parent = json.loads(read_text(run / "parent.json"))
         place, step, tokens = Path(parent["path"]), int(parent["step"]), int(parent.get("tokens") or 0)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
@@ -102,18 +103,9 @@ def _differing_keys(trees: list[dict[str, Any]]) -> list[str]:
 
 def other_than(run: Path, other: Path, sections: tuple[str, ...]) -> list[str]:
     """The keys outside `sections` that differ between two runs and may change what is learned, `--from` among them."""
-    trees = [flat(read_config(each)) | {"--from": _begun_from(each)} for each in (run, other)]
+    trees = [flat(read_config(each)) | {"--from": (_parent(each) or ())[:2]} for each in (run, other)]
     sections = (*VOLATILE, *sections, "name", "checkpoints", "training.compile", "training.cuda_graphs")
     return [key for key in _differing_keys(trees) if not within(key, sections)]
-
-
-def _begun_from(run: Path) -> tuple[Any, ...] | None:
-    """Path and step of the state that a run began from, by its parent.json."""
-    try:
-        parent = json.loads(read_text(run / "parent.json"))
-        return parent.get("path"), parent.get("step")
-    except (OSError, ValueError, AttributeError):
-        return None
 
 
 def telling(values: list[dict[str, Any]]) -> list[str]:

@@ -1,6 +1,7 @@
 """Files opened for reading: pipes whole, and what would be read for ever refused."""
 
 import os
+import socket
 import threading
 import time
 
@@ -41,3 +42,15 @@ def test_what_is_no_file_is_refused(tmp_path, monkeypatch):
         assert raised.value.filename == str(path)
     (tmp_path / "text").write_bytes("\ufeffa\r\né\n".encode())
     assert input_files.read_text(tmp_path / "text", "utf-8-sig") == "a\né\n"
+
+
+def test_a_socket_is_read_where_it_is_a_descriptor(tmp_path):
+    ours, theirs = socket.socketpair()
+    with theirs:
+        with ours:
+            ours.sendall(b"a\nb\n")
+        assert input_files.read_text(f"/dev/fd/{theirs.fileno()}") == "a\nb\n"
+        assert theirs.fileno() >= 0 and theirs.recv(1) == b""  # still open
+    with socket.socket(socket.AF_UNIX) as named, pytest.raises(OSError, match="no regular file"):
+        named.bind(str(tmp_path / "s"))
+        input_files.read_text(tmp_path / "s")

@@ -43,6 +43,7 @@ EXEMPT = (
         "make room, or set training.zero.nvme_path to another": OTHER_TESTS + "training/test_nvme.py",
         "they do not compare; analyse runs of the same prepared data": "needs runs of two tokenizers and an emergent task",
         "{}: {}; name a file, a run directory or what is written": OTHER_TESTS + "analysis/test_streams.py",
+        "standard input is closed; name a file, or write to a pipe": OTHER_TESTS + "analysis/test_streams.py",
         "{}: {}; wait for the run's first line": OTHER_TESTS + "report/test_serve.py",
         "is finished and has no losses by position; restore its positions/": OTHER_TESTS + "report/test_serve.py",
         "--serve {}: the port {}; give another, or 0": OTHER_TESTS + "report/test_serve.py",

@@ -47,9 +47,8 @@ class PositionCallback(TrainerCallback):
         self._tokens = 0  # of this rank since the start
         self._before = 0  # of all ranks, when training started
         self._row = -1  # step of the last row of the curve
-        self._stepped = (
-            False  # since training started: an evaluation before is of weights that have theirs, or are untrained
-        )
+        # Since training started: an evaluation before is of weights that have theirs, or are untrained
+        self._stepped = False
         self._added = False  # sums since the last tables
         self._evaluated: set[str] = set()  # splits, since the last step
 

@@ -19,6 +19,7 @@ from emergence_train.input_files import open_read
 
 BAD = 0.05  # share of unusable items beyond which a file is refused
 KINDS = ("answers", "steps", "request", "continuation", "choices")  # the keys that say which kind a row is
+GZIP = b"\x1f\x8b"  # a pipe's name does not say it
 UNCONDITIONAL = 1_000_000  # oe_eval: from this doc_id on a requests file has choices without their context
 
 
@@ -164,7 +165,7 @@ def _no_answer(item: Item) -> str:
 def from_file(
     name: str, path: Path, most: int | None = None, too_long: Problem = no_problem
 ) -> Task | StepsTask | AnswerTask | OpenTask:
-    """Read the items of a JSONL file (also .gz).
+    """Read the items of a JSONL file, also in gzip.
 
     Rows are of one of these kinds, the same in a file
     - {"context", "choices", "answer"};
@@ -209,7 +210,8 @@ def _kind(path: Path, rows: list[tuple[int, dict]]) -> str:
 def _rows(path: Path) -> Iterator[tuple[int, dict]]:
     try:
         with open_read(path) as opened:
-            plain = gzip.GzipFile(fileobj=opened) if path.suffix == ".gz" else opened
+            plain = gzip.GzipFile(fileobj=opened) if opened.read(2) == GZIP else opened
+            opened.seek(0)
             for number, line in enumerate(io.TextIOWrapper(plain, encoding="utf-8-sig"), 1):
                 if line.strip():
                     row = json.loads(line)

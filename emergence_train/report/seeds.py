@@ -13,7 +13,7 @@ from emergence_train.analysis.temporal.figures import EVERY_STEP
 from emergence_train.formatting import short
 from emergence_train.report.collect import ReportData, Run
 from emergence_train.report.parts import grid, smoothed, table
-from emergence_train.run_differences import differences, seed_groups, telling
+from emergence_train.run_differences import begun_from, differences, seed_groups, telling
 
 ALIKE = 1e-9  # nats: losses that do not differ
 LEAST_FREEDOM = 2  # of the SD that a lead is held against: with one it would have to be 18 of them
@@ -44,6 +44,10 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
         | {key: str(value) for key, value in settings.items() if key.rpartition(".")[2] != "seed"}
         for numbers, settings in zip(groups, values)
     ]
+    parents = begun_from(directories)
+    for numbers, settings in zip(groups, values):
+        if "from" in settings and len({parents[number] for number in numbers}) > 1:  # a parent a seed, at the same step
+            settings["from"] = f"step {settings['from'].rpartition('@')[2]}"
     keys = telling(values)
     named: dict[str, list[Run]] = {}
     for numbers, settings in zip(groups, values):

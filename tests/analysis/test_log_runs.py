@@ -187,3 +187,43 @@ def test_rows_of_one_run_in_another_order_are_read(order, tmp_path):
     (curve,) = logs.read(tmp_path / "x.csv", LogOptions())
     assert {*curve.frame["step"]} >= {*steps} - {1100, 1200}
     np.testing.assert_allclose(curve.frame["loss"], 2 + curve.frame["step"] ** -0.3, atol=1e-6)
+
+
+WIDENING = {
+    "powers, then even": [*(2**k for k in range(7)), *range(100, 1001, 100)],
+    "1, 2, 5": [d * 10**k for k in range(4) for d in (1, 2, 5)],
+    "even": [*range(100, 2001, 100)],
+    "geometric": sorted({round(1000 ** (k / 40)) for k in range(41)}),
+}
+
+
+@pytest.mark.parametrize("label", ["", "name,checkpoint-{}", "model,pythia-70m-step{:07d}", "checkpoint,run{}"])
+@pytest.mark.parametrize("order", ["shuffled", "by name", "swapped"])
+@pytest.mark.parametrize("name", WIDENING)
+def test_rows_ever_further_apart_are_one_run_in_any_order(name, order, label, tmp_path):
+    """Checkpoints as `ls` or writers that overtake one another order them, named by their step."""
+    steps = list(WIDENING[name])
+    {"shuffled": random.Random(1).shuffle, "by name": lambda s: s.sort(key=str), "swapped": swap}[order](steps)
+    column, _, form = (label or "size,x").partition(",")
+    rows = [f"{form.format(step)},{step},{2 + step**-0.3:.6f}" for step in steps]
+    (tmp_path / "x.csv").write_text("\n".join([f"{column},step,loss", *rows]) + "\n")
+    (curve,) = logs.read(tmp_path / "x.csv", LogOptions())
+    assert curve.frame["step"].tolist() == sorted(steps)
+    np.testing.assert_allclose(curve.frame["loss"], 2 + curve.frame["step"] ** -0.3, atol=1e-6)
+
+
+def swap(steps: list[int]) -> None:
+    """Each second one before the one it follows."""
+    for k in range(0, len(steps) - 1, 2):
+        steps[k], steps[k + 1] = steps[k + 1], steps[k]
+
+
+@pytest.mark.parametrize("form", ["{}-steps", "run {}"])
+def test_runs_named_by_their_steps_or_budgets_are_refused(form, tmp_path):
+    """Lengths that lie as they fell out, and doubled budgets of runs with names of their own."""
+    budgets = {1000: 3.6, 500: 4.1, 4000: 3.1, 2000: 3.3, 16000: 2.7, 8000: 2.9}
+    for table, named in ((RUNS_TABLE, form), (budgets, "seed-{0:x}-a")):
+        rows = [f"{named.format(step)},{step},{loss}" for step, loss in table.items()]
+        (tmp_path / "x.csv").write_text("\n".join(["name,step,loss", *rows]) + "\n")
+        with pytest.raises(InputError, match="as in a table with a row a run"):
+            logs.read(tmp_path / "x.csv", LogOptions())

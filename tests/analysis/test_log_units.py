@@ -394,13 +394,61 @@ def test_a_unit_behind_the_number_counts(unit, form, tmp_path):
     assert BEHIND[unit] in notes and ("ln" in notes) == (unit != "nats")
 
 
-@pytest.mark.parametrize(
-    "behind", ["ppl 24.5", "bits: 4.6", "bpb=0.9", "| bpb 0.9", "(ppl 24.5)", "val_loss 4.6 bits", ""]
-)
+NO_UNIT = [
+    *("ppl 24.5", "bits: 4.6", "bpb=0.9", "| bpb 0.9", "(ppl 24.5)", "val_loss 4.6 bits", ""),
+    *(", ppl≈24.5", "(perplexity of 24.5)", "perplexity is 24.5", "ppl -> 24.5", "ppl (exp): 24.5", ", ppl train 24.5"),
+    *(
+        "ppl: N/A",
+        "[ppl~24.5]",
+        ", bpb (est) 1.17",
+        "bits/param 4",
+        "ppl val 24.5",
+        "ppl was 24.5, bpb 0.9",
+        ", ppl, 24.5",
+    ),
+    *(
+        "ppl about 24.5",
+        "(ppl) 24.5",
+        "[ppl]: 24.5",
+        "ppl\t24.5",
+        "ppl/24.5",
+        "perplexity<24.5>",
+        "bits_per_weight 4.5",
+    ),
+    *("ppl of the step 24.5", "bits in fp16", "bits per parameter", ", ppl | lr 0.001", "ppl of validation"),
+]
+
+
+@pytest.mark.parametrize("behind", NO_UNIT)
 def test_another_field_behind_the_number_is_no_unit(behind, tmp_path):
-    for form in ("step: {s} loss: {x:.9f} {u}", "iter {s}: loss {x:.9f} {u}"):
+    behind = behind if behind.startswith(",") else f" {behind}"
+    for form in ("step: {s} loss: {x:.9f}{u}", "iter {s}: loss {x:.9f}{u}", "step {s} train loss {x:.9f}{u}"):
         rows = [form.format(s=s, x=x, u=behind) for s, x in zip(STEPS, LOSSES)]
         (tmp_path / "x.log").write_text("\n".join(rows) + "\n")
         frame, notes = read(tmp_path / "x.log")
         np.testing.assert_allclose(frame["loss"], LOSSES, rtol=1e-7)
         assert "ln" not in notes
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        *(
+            ", 25.1 ms",
+            "; lr 0.1",
+            " | 25.1 ms",
+            ")",
+            "]",
+            ".",
+            "\tnorm: 0.9",
+            " grad_norm=0.9",
+            " - lr: 0.1",
+            " lr .1",
+        ),
+        *(", val loss 9.1 bits", " val_loss 9.1 bits", ""),
+    ],
+)
+def test_a_unit_that_ends_its_field_counts(behind, tmp_path):
+    rows = [f"step {s} loss {x / math.log(2):.9f} bits{behind}" for s, x in zip(STEPS, LOSSES)]
+    (tmp_path / "x.log").write_text("\n".join(rows) + "\n")
+    np.testing.assert_allclose(read(tmp_path / "x.log")[0]["loss"], LOSSES, rtol=1e-7)

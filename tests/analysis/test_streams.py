@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -77,6 +79,51 @@ def test_standard_input_is_the_runs_own_log(tmp_path, piped):
     assert seen.returncode == 0, seen.stderr
     ours, theirs = (result["runs"][0] for result in (json.loads(seen.stdout), expected))
     assert ours["final"] == theirs["final"] and ours["run"] == theirs["run"]
+
+
+@pytest.mark.parametrize("blocks", [True, False])
+def test_standard_input_may_be_a_socket(tmp_path, blocks):
+    """As sshd, inetd and Node give it: it has no path that can be opened."""
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(blocks)
+    command = [sys.executable, "-m", "emergence_train", "analyze", "temporal", "--json", "-"]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=theirs, stdout=subprocess.PIPE)
+    theirs.close()
+    with ours:
+        for line in LOGS["csv"]:
+            ours.sendall(f"{line}\n".encode())
+    out, _ = process.communicate(timeout=60)
+    (result,) = json.loads(out)["runs"]
+    assert process.returncode == 0 and result["fit_until_step"] == 1000 and result["observed_points"] == 1000
+
+
+@pytest.mark.parametrize(
+    "given, paths, reason",
+    [
+        ("step,loss\n1,3\n2,2\n3,1.9\n4,1.8\n", ["-", "-"], "run 'stdin' is given twice"),
+        (None, ["-"], "/dev/stdin: standard input is closed; name a file"),
+        (None, ["-", "--tokens-per-step", "5"], "/dev/stdin: standard input is closed; name a file"),
+    ],
+)
+def test_standard_input_twice_or_closed_is_one_line(given, paths, reason):
+    end = "" if given is not None else "<&-"
+    command = f"{sys.executable} -m emergence_train analyze temporal {' '.join(paths)} {end}"
+    seen = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, input=given)
+    assert seen.returncode == 2 and reason in seen.stderr and seen.stderr.count("\n") == 1
+
+
+def test_sigterm_leaves_no_copy_of_a_pipe(tmp_path):
+    command = [sys.executable, "-m", "emergence_train", "report", "-", "--serve", "0"]
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
+        process.stdin.write("\n".join([*LOGS["csv"], ""]).encode())
+        process.stdin.close()
+        served = any(b"serving" in line for line in process.stdout)
+        copies = [*tmp_path.glob("emergence-train-*")]
+        process.terminate()
+    assert served and len(copies) == 1 and process.returncode == 128 + signal.SIGTERM
+    assert not any(copy.exists() for copy in copies)
 
 
 def test_what_reads_for_ever_is_one_line(tmp_path, monkeypatch, capsys):

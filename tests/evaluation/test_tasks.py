@@ -1,7 +1,10 @@
 """Tasks, their scoring and their metrics: against hand computation, against plain logits, over ranks, in and after training."""
 
+import gzip
 import json
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -161,6 +164,22 @@ def test_a_rank_without_a_batch_runs_as_many_forwards(monkeypatch):
 
 
 # --------------------------------------------------------------------------------------------------------- items
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("name", ["items.jsonl", "items.jsonl.gz", ""])
+def test_items_are_unpacked_by_their_first_bytes(name, packed, tmp_path):
+    """Whatever the name: of a pipe, as of process substitution, it says nothing."""
+    data = b"".join(b'{"context": "q%d", "choices": ["a", "b"], "answer": 1}\n' % k for k in range(20))
+    data = gzip.compress(data) if packed else data
+    reading, writing = os.pipe()
+    os.write(writing, data)
+    os.close(writing)
+    path = tmp_path / name if name else Path(f"/dev/fd/{reading}")
+    if name:
+        path.write_bytes(data)
+    assert items.from_file("t", path).items == tuple(Item(f"q{k}", ("a", "b"), 1) for k in range(20))
+    os.close(reading)
 
 
 @pytest.mark.parametrize("make", synthetic.GENERATORS.values())

@@ -131,6 +131,23 @@ def test_branches_of_other_steps_are_no_seeds(branches):
     assert seed_groups(branches[:2]) == [[0], [1]]
 
 
+def test_groups_of_branches_name_no_parent_of_one_seed(branches):
+    """Of a parent a seed the step that they share, of one parent its name; a run of its own began from scratch."""
+    runs = [*branches, branches[0].parent / "stable-1", branches[0].parent / "stable-2"]
+    for run in runs:  # which leaves what they began from as the difference
+        (run / "config.yaml").write_text(
+            f"training: {{schedule: {{kind: wsd, lr: 0.1}}}}\nseed: {int(run.name[-1]) % 2}\n"
+        )
+    groups = grouped(collect(runs).runs)
+    assert {name: [run.name for run in members] for name, members in groups.items()} == {
+        "from = step 6": ["branch-0", "branch-1"],
+        "from = stable-1@9": ["branch-2"],
+        "from = scratch": ["stable-1", "stable-2"],
+    }
+    assert "The lowest mean over seeds has <b>from = s" in best(collect(runs).runs)
+    assert [each["from"] for each in differences([runs[2], runs[3]])] == ["stable-1@9", "scratch"]
+
+
 def test_parents_moved_with_their_branches_are_read(branches, tmp_path):
     moved = tmp_path.parent / f"{tmp_path.name}-moved"
     tmp_path.rename(moved)

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import os
 
 import pytest
 import yaml
@@ -118,3 +119,12 @@ def test_a_narrow_terminal_keeps_names_whole(tmp_path, width):
     assert max(map(len, lines)) <= width and "end, 95%" not in lines[0]
     assert f"{name}1" in lines[1] and ("--json" in lines[-1]) == (width == 60)
     assert ("lr 0.001" in " ".join(lines)) == (width == 80)
+
+
+def test_a_parent_that_is_a_pipe_is_none(tmp_path, capsys, monkeypatch):
+    """Nobody writes to it, and `runs` waited for ever."""
+    monkeypatch.setattr("emergence_train.input_files.WRITER_SECONDS", 0.1)
+    for run in runs_of(tmp_path, [{"seed": 1}, {"seed": 2}]):
+        os.mkfifo(run / "parent.json")
+    assert cli.main(["runs", str(tmp_path)]) == 0
+    assert "seed 2" in capsys.readouterr().out

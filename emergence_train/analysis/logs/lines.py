@@ -34,10 +34,14 @@ OF_SPLIT = re.compile(
     r"^[ \t]*(\d+)[ \t]+(train(?:ing)?|val(?:id(?:ation)?)?|eval|dev|test)[ \t]+([-+]?\d+\.\d+(?:e[-+]?\d+)?|nan|inf)[ \t\r]*$",
     re.IGNORECASE | re.MULTILINE,
 )
-# A loss with its unit behind it, "loss 6.0 BPC", which is no other field: "loss 3.2 ppl 24.5"
+# A loss with its unit behind it, "loss 6.0 BPC": the field ends there, or a quantity and its number follow, or it is other text,
+# as in "loss 3.2 ppl 24.5" and "loss 3.2 (perplexity of 24.5)"
+_QUANTITY = r"(?:lr|learning[ _]rate|steps?|iter|epoch|tok(?:en)?s?|(?:grad[ _]?|g)?norm|time|dt|mfu|\w*loss)"
+_NEXT = rf"{_QUANTITY}\b['\"]?\s*[:=]?\s*[-+]?\.?\d"
+_END = rf"\s*(?:[.'\"}}\])]*\s*$|[;|]|,(?![-+.\d])|[)\]](?!\s*[-+.:=\d]))|\t(?!\s*[-+.:=\d])|[)\]]?\s+(?:-\s+)?{_NEXT}"
 UNIT = re.compile(
-    r"([\w./-]*loss)['\"]?\s*[:=]?\s*[-+]?\d[\d.,]*(?:e[-+]?\d+)?\s*[\[(]?\s*\b(bp[bctw]|nats?|ppl|perplexity"
-    r"|bits?(?:\s*(?:/|per)\s*(?:byte|char(?:acter)?|word|tok(?:en)?|dim(?:ension)?))?)\b(?!['\"]?\s*[:=]?\s*[-+.]?\d)",
+    r"([\w./-]*loss)['\"]?\s*[:=]?\s*[-+]?\d(?:[\d.,]*\d)?(?:e[-+]?\d+)?\s*[\[(]?\s*\b(bp[bctw]|nats?|ppl|perplexity"
+    rf"|bits?(?:\s*(?:/|per)\s*(?:byte|char(?:acter)?|word|tok(?:en)?|dim(?:ension)?))?)\b(?={_END})",
     re.IGNORECASE,
 )
 # "12.3B tokens", but no rate
@@ -121,7 +125,7 @@ def of_commoner_form(
 def with_loss_units(frame: pd.DataFrame, lines: list[str]) -> pd.DataFrame:
     """A frame whose losses are called by the unit that stands behind their numbers in most of their lines: "loss (bpc)"."""
     of = {place: lines[place - 1] for place in frame.index}
-    units = {place: UNIT.findall(OWN.sub("|", line)) if UNIT.search(line) else [] for place, line in of.items()}
+    units = {place: UNIT.findall(OWN.sub(_of_no_loss, line)) if UNIT.search(line) else [] for place, line in of.items()}
     names = {}
     for column in (name for name in frame if plain(name).endswith("loss")) if any(units.values()) else ():
         word = plain(column)
@@ -131,6 +135,11 @@ def with_loss_units(frame: pd.DataFrame, lines: list[str]) -> pd.DataFrame:
             unit = re.sub(r"^(bit|nat)\b", r"\1s", re.sub(r"\s*(?:/|\bper\b)\s*", " per ", unit))
             names[column] = f"{column} ({unit})"
     return frame.rename(columns=names)
+
+
+def _of_no_loss(field: re.Match[str]) -> str:
+    """A validation's field, which may be what stands behind the unit; the end of the field before it where it is a loss."""
+    return "|" if LOSS.search(field[0]) else field[0]
 
 
 def _are_alike(name: str, word: str) -> bool:

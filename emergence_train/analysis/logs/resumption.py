@@ -195,7 +195,8 @@ def _may_name_runs(cells: pd.Series, step: pd.Series, columns: Mapping[str, str]
 def check_order(log: Log, step: pd.Series) -> None:
     """Raises InputError where rows are no run's in time: steps fall again and again, or often beside a label of every row.
 
-    Rows of one run in another order lie evenly, as checkpoints sorted by a score; those of a table of runs do not.
+    Rows of one run in another order lie evenly, or ever further apart, as checkpoints sorted by a score or by their names; those
+    of a table of runs do not.
 
     Args:
         step: of the rows with a loss, by their places in the log.
@@ -207,8 +208,11 @@ def check_order(log: Log, step: pd.Series) -> None:
         return
     if len(every) == len(values) and 2 * np.sum(apart == np.median(apart)) >= len(apart):
         return
-    label = next((column for column in log.rows.columns if _labels_rows(log.rows[column].reindex(step.index))), None)
-    if label is None and sum(values[k] not in values[:k] for k in falls) < AGAIN_AND_AGAIN:
+    label = next(
+        (column for column in log.rows.columns if _labels_rows(log.rows[column].reindex(step.index), step)), None
+    )
+    widens = len(every) == len(values) and np.sum(np.diff(apart) < -1) <= FALLS * len(apart)  # to a whole step
+    if label is None and (widens or sum(values[k] not in values[:k] for k in falls) < AGAIN_AND_AGAIN):
         return
     first, beside = step.index[falls[0]], f" and {str(label)!r} differs in each" if label is not None else ""
     raise InputError(
@@ -217,17 +221,26 @@ def check_order(log: Log, step: pd.Series) -> None:
     )
 
 
-def _labels_rows(cells: pd.Series) -> bool:
-    """Whether a column names each row, in words and not by numbers."""
+def _labels_rows(cells: pd.Series, step: pd.Series) -> bool:
+    """Whether a column names each row, in words and not by numbers or its step ("checkpoint-512")."""
     named = LABELS.search(plain(cells.name)) is not None and cells.notna().all() and cells.is_unique
-    return bool(named and np.isinf(numbers_of(cells)).any())
+    if not named or not np.isinf(numbers_of(cells)).any():
+        return False
+    return any(own not in map(int, re.findall(r"\d+", str(cell))) for cell, own in zip(cells, step))
 
 
 def logged_again(step: np.ndarray) -> np.ndarray:
-    """(n,) rows of steps that come again, and those of a run that was taken back to before them."""
+    """(n,) rows of steps that come again, and those of a run that was taken back to before them, not sorted by their names."""
     again = pd.Series(step).duplicated(keep="last").to_numpy(copy=True)
     change = np.diff(step)
-    if np.sum(change > 0) >= RISES * np.sum(change < 0):
+    falls = np.sum(change < 0)
+    if falls and np.sum(change > 0) >= RISES * falls and not _by_name(step):
         later = np.minimum.accumulate(step[::-1])[::-1]  # the lowest step from each row on
         again[:-1] |= step[:-1] >= later[1:]
     return again
+
+
+def _by_name(step: np.ndarray) -> bool:
+    """Whether steps are in the order of their names, 1, 10, 2, as files are listed."""
+    names = [f"{value:.0f}" for value in step]
+    return names == sorted(names)

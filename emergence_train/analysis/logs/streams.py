@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import signal
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,16 +20,21 @@ STDIN, DEVICES = "/dev/stdin", "/dev"
 
 @contextlib.contextmanager
 def as_files(paths: list[str]) -> Iterator[list[str]]:
-    """The paths, with a file in the place of a pipe, until the block ends: all that is written to it. `-` is standard input."""
+    """The paths, with a file in the place of a pipe, until the block ends: all that is written to it, also where it is given
+    twice. `-` is standard input."""
+    names = [STDIN if path == "-" else path for path in paths]
     with contextlib.ExitStack() as stack:
-        yield [_as_file(STDIN if path == "-" else path, stack) for path in paths]
+        files = {name: _as_file(name, stack) for name in dict.fromkeys(names)}
+        yield [files[name] for name in names]
 
 
 def _as_file(given: str, stack: contextlib.ExitStack) -> str:
     try:
         mode = os.stat(given).st_mode
-    except OSError:  # who reads it says so
-        return given
+    except OSError:
+        if given == STDIN:
+            raise InputError(f"{STDIN}: standard input is closed; name a file, or write to a pipe") from None
+        return given  # who reads it says that there is none
     path = Path(given)
     if stat.S_ISREG(mode) and path.is_relative_to(DEVICES) and path.resolve().is_file():
         return str(path.resolve())  # redirected: its name says what it is
@@ -40,9 +47,20 @@ def _as_file(given: str, stack: contextlib.ExitStack) -> str:
         raise InputError(
             f"{given}: {error.strerror}; name a file, a run directory or what is written to a pipe"
         ) from None
+    stack.enter_context(_exit_on_sigterm())
     copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="emergence-train-"))) / Path(given).name
     copy.write_bytes(content)
     return str(copy if copy.suffix else copy.rename(copy.with_suffix(_suffix(copy, content))))
+
+
+@contextlib.contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """Exit as a scheduler asks, so that the copies are removed; the signal alone would leave them."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _suffix(path: Path, content: bytes) -> str:
