@@ -148,7 +148,7 @@ def _read(path: Path, options: LogOptions) -> tuple[list[Series], list[Series]]:
     """(series of positions by split, training curves) of one path."""
     if _is_log(path, options):
         return [], [_from_log(curve) for curve in logs.read(path, options)]
-    if options.given and options.format != "table":
+    if options.given and options.format != "table" and path.exists():
         what = "a run directory" if path.is_dir() else "a table of positions"
         raise InputError(
             f"{path}: is {what}, which says all of that itself; leave --format, --run, --params, --tokens-per-step, "

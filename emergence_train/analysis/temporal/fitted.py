@@ -66,8 +66,10 @@ class FittedRun:
             return f"{rows} checkpoint(s), a forecast needs at least {NEEDED}; log more often"
         begin = f", as they begin at {share[0]:.0%}" if share[0] > self.fraction else ""
         text = f"{observed} of {rows} checkpoint(s) in the first {100 * self.fraction:g}% of the run{begin}"
-        enough = math.ceil(100 * share[NEEDED - 1]) / 100 if rows > NEEDED else 1.0
-        if enough >= min(share[-1], 1.0):
+        if self.series.plan is not None:
+            share = share[self.series.step > self.series.plan.past.warmup_end]
+        enough = math.ceil(100 * share[NEEDED - 1]) / 100 if len(share) > NEEDED else 1.0
+        if len(share) == 0 or enough >= min(share[-1], 1.0):
             return f"{text}, a forecast needs at least {NEEDED}; log more often"
         return f"{text}, a forecast needs at least {NEEDED}; analyze temporal with --fit-fraction {enough:g} or more"
 
