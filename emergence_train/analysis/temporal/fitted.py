@@ -67,7 +67,7 @@ class FittedRun:
         begin = f", as they begin at {share[0]:.0%}" if share[0] > self.fraction else ""
         text = f"{observed} of {rows} checkpoint(s) in the first {100 * self.fraction:g}% of the run{begin}"
         if self.series.plan is not None:
-            share = share[self.series.step > self.series.plan.past.warmup_end]
+            share = share[self.series.step >= self.series.plan.past.warmup_end]
         enough = math.ceil(100 * share[NEEDED - 1]) / 100 if len(share) > NEEDED else 1.0
         if len(share) == 0 or enough >= min(share[-1], 1.0):
             return f"{text}, a forecast needs at least {NEEDED}; log more often"
