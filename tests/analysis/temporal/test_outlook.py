@@ -405,6 +405,19 @@ def test_the_outcome_of_a_steep_end_is_at_the_end(tmp_path):
     assert abs(run.final.actual - loss[-1]) < 0.55 * (noisy[-25:].mean() - loss[-1])
 
 
+def test_a_fraction_within_the_warm_up_is_not_named(tmp_path):
+    """30 rows, the first five of them in the warm-up: the fraction that a message names has four rows behind it."""
+    step = 200 * np.arange(1, 31)
+    rate = 1e-3 * np.minimum(step / 1000, 1)
+    frame = pd.DataFrame(
+        {"run": "r", "params": 7, "step": step, "tokens": step * 1000, "lr": rate, "loss": 3 + step**-0.3}
+    )
+    path = written(frame, tmp_path)
+    with pytest.raises(InputError, match="--fit-fraction 0.27 or more"):
+        analyze_temporal(path, fit_fraction=0.05)
+    assert analyze_temporal(path, fit_fraction=0.27).runs[0].observed_points == 8
+
+
 def test_a_late_branch_names_a_fraction_that_works(tmp_path):
     """Rows from 75% of the run on, as of a decay branch: at 40% there are none, however often it logs; 0.79 has four."""
     frame = curve(20000).assign(step=np.arange(1, 121))
