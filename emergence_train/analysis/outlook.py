@@ -109,7 +109,7 @@ class OffPlan:
 
     rows: np.ndarray
     everywhere: bool  # of the rows with a high rate none is on the plan: near 0 every rate is near every other
-    back: bool  # the last row that can be compared is on the plan
+    back: bool  # the last row that can be compared has a high rate and is on the plan
 
 
 def off_plan(x: np.ndarray, plan: PlannedSchedule, logged: PlannedSchedule) -> OffPlan:
@@ -123,7 +123,8 @@ def off_plan(x: np.ndarray, plan: PlannedSchedule, logged: PlannedSchedule) -> O
     compared = (x > max(plan.warmup_end, logged.warmup_end)) & (x <= logged.rows[0][-1])
     high = compared & (np.maximum(planned[1:-1], rate) > HIGH * logged.peak)
     on = compared & ~off
-    return OffPlan(compared & off, not (on & (high if high.any() else compared)).any(), bool(on[compared][-1:].any()))
+    last = (on & high)[compared][-1:]
+    return OffPlan(compared & off, not (on & (high if high.any() else compared)).any(), bool(last.any()))
 
 
 def continued(plan: PlannedSchedule, end: float) -> tuple[PlannedSchedule, str] | None:
