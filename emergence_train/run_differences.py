@@ -65,7 +65,7 @@ def _is_imported(tree: dict[str, Any]) -> bool:
 def begun_from(runs: list[Path]) -> list[str]:
     """What each run began from: run@step, and whether its rate had decayed by then; MISSING where from nothing."""
     parents = [_parent(run) for run in runs]
-    places = list(dict.fromkeys(place for parent in parents if parent is not None for place in parent[:1]))
+    places = list(dict.fromkeys(parent[0] for parent in parents if parent is not None))
     names = dict(zip(places, display_names([(place.name, place) for place in places])))
     return [MISSING if parent is None else f"{names[parent[0]]}@{parent[1]}{_decayed(*parent)}" for parent in parents]
 

@@ -174,6 +174,7 @@ def _estimate(training: Training, model: ModelConfig, sequence: int, gpus: int, 
         exchanged = exchanged_per_step(elements, size, ranks, tokens, training.activation_checkpointing)
     exposed = step_time.exposed_seconds(sent, gpus, kind, stage, passes.total, inside, hpz)
     if main and not training.compile:
+        # size 0: without the gathering of weights
         reduced = bytes_per_step(parameters, 0, stage, gpus, rounds, main_gradients=True)
         late = step_time.late_share(parameters, model.vocabulary * model.hidden)
         exposed -= step_time.hidden_seconds(reduced, gpus, kind, passes.total / rounds, late)

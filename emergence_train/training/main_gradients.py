@@ -101,8 +101,8 @@ def step(self: Any, closure: None = None) -> None:
     for settings, weights, gradient, copy in flats:
         state = self.optimizer.state[weights]
         if not state:
-            state |= {"step": weights.new_zeros(()), "exp_avg": torch.zeros_like(weights)}
-            state["exp_avg_sq"] = torch.zeros_like(weights)
+            state["step"] = weights.new_zeros(())
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weights), torch.zeros_like(weights)
         adamw_step(
             *(weights, gradient, state["exp_avg"], state["exp_avg_sq"], state["step"]),
             **{name: settings[name] for name in ("lr", "betas", "eps", "weight_decay")},
