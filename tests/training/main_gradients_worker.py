@@ -17,16 +17,18 @@ STEPS, SEQUENCE, VOCABULARY = 6, 20, 320  # 40 rows a micro-batch: no weight of 
 
 
 class Gradients(TorchDispatchMode):
-    """Counts the operations that make or change a bf16 tensor of a linear weight's shape, and synchronisations with the host."""
+    """Counts the operations that make or change a bf16 tensor of a linear weight's shape, float32 copies of a bf16 one of any
+    parameter's, and synchronisations with the host."""
 
-    def __init__(self, shapes: set[torch.Size]) -> None:
+    def __init__(self, shapes: set[torch.Size], parameters: set[torch.Size]) -> None:
         super().__init__()
-        self.shapes, self.passes, self.waits = shapes, 0, 0
+        self.shapes, self.parameters, self.passes, self.copies, self.waits = shapes, parameters, 0, 0, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         self.waits += name == "_local_scalar_dense"
+        self.copies += name == "_to_copy" and out.dtype == torch.float32 and args[0].shape in self.parameters
         outs = out if isinstance(out, (list, tuple)) else args[0] if name.startswith("_foreach_zero_") else [out]
         views = name in ("detach", "t", "view", "_unsafe_view", "alias", "transpose", "slice", "as_strided")
         if not views:
@@ -47,11 +49,12 @@ def run(engine, mesh, config, spoil: int | None = None) -> dict:
     micro = config.training.micro_batch
     rounds = config.training.batch // (micro * mesh.data.size)
     shapes = {m.weight.shape for m in engine.module.blocks.modules() if isinstance(m, torch.nn.Linear)}
+    parameters = {parameter.shape for parameter in engine.module.parameters()}
     norms, weights, waits = [], [], []
     for step in range(STEPS):
         device_waits.clear()
         waits.append(0)
-        with Gradients(shapes) as counted:
+        with Gradients(shapes, parameters) as counted:
             for _ in range(rounds):
                 windows = torch.randint(VOCABULARY, (micro, SEQUENCE + 1), generator=generator)
                 loss = engine(windows[:, :-1].contiguous(), windows[:, 1:].contiguous()).loss
@@ -63,7 +66,7 @@ def run(engine, mesh, config, spoil: int | None = None) -> dict:
         assert bool(main_gradients.step_applied(engine)) == (step != spoil)
         weights.append(torch.cat([p.detach().float().flatten() for p in engine.module.parameters()]))
     result = {"norms": norms, "weights": weights, "passes": counted.passes, "rounds": rounds}
-    return result | {"waits": waits[-1] + len(device_waits)}
+    return result | {"copies": counted.copies, "waits": waits[-1] + len(device_waits)}
 
 
 if __name__ == "__main__":
@@ -89,6 +92,7 @@ if __name__ == "__main__":
         "apart": float((theirs["weights"][-1] - ours["weights"][-1]).norm() / first.norm()),
         "norms": [theirs["norms"], ours["norms"]],
         "passes": [theirs["passes"], ours["passes"]],
+        "copies": [theirs["copies"], ours["copies"]],
         "waits": [theirs["waits"], ours["waits"]],
         "rounds": ours["rounds"],
         "linears": [

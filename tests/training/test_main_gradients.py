@@ -33,6 +33,8 @@ def test_training_is_deepspeeds(config_file, tmp_path, processes, linears):
         assert result["before"] and result["held"] and result["went_on"], "only the step that is not finite is skipped"
         theirs, ours = result["passes"]
         assert ours == 0 and theirs >= 8 * result["rounds"], "no pass over a gradient but the product's"
+        theirs, ours = result["copies"]
+        assert theirs - ours == 15 * result["rounds"], "each parameter is added to without a float32 copy"
         assert result["waits"][1] == 0 < result["waits"][0]
 
 
