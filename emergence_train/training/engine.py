@@ -81,15 +81,14 @@ def build(model_config: ModelConfig, training: Training, seed: int, mesh: Mesh, 
         own_stream(mesh.device)
     deepspeed.init_distributed(dist_init_required=False)  # takes up the process group that is there
     settings = deepspeed_config(training, mesh, model_config.parameters())
-    third = training.zero_stage == 3
-    inside = deepspeed.zero.Init(config_dict_or_path=settings) if third else contextlib.nullcontext()
-    with inside:
+    zero3 = training.zero_stage == 3
+    with deepspeed.zero.Init(config_dict_or_path=settings) if zero3 else contextlib.nullcontext():
         model = build_model(model_config)
     if training.linears == "fp8":
         fp8.install(model, is_rank0=mesh.is_rank0)
-    elif not third:
+    elif not zero3:
         model.whole_weights()
-    model.init_weights(seed, _own_partitions(mesh.gradients) if third else whole)
+    model.init_weights(seed, _own_partitions(mesh.gradients) if zero3 else whole)
     model.activation_checkpointing = training.activation_checkpointing
     if training.compile:
         for part in model.compiled_parts():

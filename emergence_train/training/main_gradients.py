@@ -48,14 +48,13 @@ class AccumulatingLinear(nn.Linear):
         return accumulating.linear(x, self.weight, main_grad)
 
 
-def install(engine: Any, blocks: Sequence[nn.Module] = (), new_event: Callable[[], Any] | None = None) -> bool:
-    """Install main gradients and the step below in an engine with a BF16_Optimizer; False for other optimizers.
+def install(engine: Any, blocks: Sequence[nn.Module] = (), new_event: Callable[[], Any] | None = None) -> None:
+    """Install main gradients and the step below in an engine with a BF16_Optimizer of AdamW.
 
     `blocks`, `new_event`: for Reduction.
     """
     optimizer = engine.optimizer
-    if not (hasattr(optimizer, "fp32_groups_gradients") and isinstance(optimizer.optimizer, torch.optim.AdamW)):
-        return False
+    assert isinstance(optimizer.optimizer, torch.optim.AdamW), "Training.main_gradients asks for it"
     main_grads = {
         parameter: gradient.view(parameter.shape)
         for parameters, gradients in zip(optimizer.bf16_groups, optimizer.fp32_groups_gradients)
@@ -72,7 +71,6 @@ def install(engine: Any, blocks: Sequence[nn.Module] = (), new_event: Callable[[
     optimizer.step = types.MethodType(step, optimizer)
     optimizer.zeroed = False  # by the update, all gradients
     optimizer.clear_hp_grads = types.MethodType(clear_gradients, optimizer)
-    return True
 
 
 def step_applied(engine: Any) -> bool | Tensor:

@@ -81,10 +81,10 @@ if __name__ == "__main__":
     mesh = start(1)
     theirs = run(engines.build(config.model, config.training, config.seed, mesh), mesh, config)
     engine = engines.build(config.model, config.training, config.seed, mesh)
-    assert main_gradients.install(engine)
+    main_gradients.install(engine)
     ours = run(engine, mesh, config)
     spoilt = engines.build(config.model, config.training, config.seed, mesh)
-    assert main_gradients.install(spoilt)
+    main_gradients.install(spoilt)
     left_out = run(spoilt, mesh, config, spoil=3)
     first = theirs["weights"][0]
     result = {
