@@ -35,6 +35,13 @@ NEVER = (
     "test_kernel_ptx.py",
     "test_ptx_instructions.py",
 )
+# not on every machine, and what is left out without
+NEEDED = {
+    "hypothesis": "random inputs",
+    "flash_attn_interface": "flash-attn 3",
+    "pydantic": "tests of training and models",
+    "deepspeed": "training",
+}
 OTHERWISE = ("TRITON_INTERPRET", "EMERGENCE_KERNELS_BACKEND")  # would have the tests run something else
 SECONDS_A_TEST = 60
 RED, PLAIN = ("\033[31m", "\033[0m") if sys.stdout.isatty() else ("", "")
@@ -107,7 +114,7 @@ def left_out() -> list[str]:
     reasons = [f"the CUDA kernels: {reason}"] if reason else []
     if torch.cuda.get_device_capability() != (9, 0):
         reasons.append("Hopper's kernels: this is not compute capability 9.0")
-    for name, what in (("hypothesis", "random inputs"), ("flash_attn_interface", "flash-attn 3")):
+    for name, what in NEEDED.items():
         try:
             __import__(name)
         except ImportError:
@@ -136,6 +143,7 @@ def main() -> int:
     from emergence_kernels.bench.run import commit, device_name, versions
 
     folder = arguments.out / device_name(torch.device("cuda"))
+    folder.mkdir(parents=True, exist_ok=True)
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
     print(f"gpu-check: {torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
     record = {
@@ -170,7 +178,7 @@ def main() -> int:
         print(f"{name}: {dict(counts)}, {ended}, {record['stages'][-1]['seconds']} s", flush=True)
         for row in failed:
             print(f"{RED}FAILED{PLAIN} {row['test']}: {row['error'].strip().splitlines()[-1][:300]}", flush=True)
-        if status not in (0, 1):
+        if status not in (0, 1) or (status and not failed):
             print(printed, flush=True)
         good &= not failed and status in (0, None)
         cut |= status is None

@@ -23,6 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = Path(__file__).resolve().parent
+ABSENT = 127  # exit status, as a shell's, where a stage's program cannot be started
 CUT = 75  # exit status of a stage that ended at its limit, with everything written
 REPORTED = re.compile(
     "left out|not reached|FAILED |.* failed: "
@@ -107,14 +108,18 @@ def run(stage: Stage, limit: float, log: Path) -> tuple[int | None, float]:
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
     began = time.monotonic()
     with log.open("w") as file:
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"},
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # also reaches those whose parents have ended
-        )
+        try:
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # also reaches those whose parents have ended
+            )
+        except OSError as error:
+            file.write(f"{command[0]} failed: {error.strerror}\n")
+            return ABSENT, 0.0
         status: int | None = None
         try:
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -32,8 +32,6 @@ MOST_BUCKET, LEAST_BUCKET = 500_000_000, 250_000  # elements; the greater is Dee
 MOST_GATHERED = 1_000_000_000  # elements: stage3_max_live_parameters
 NVME_GROUP = 100_000_000  # elements of a rank that are updated at a time where the optimizer's state is on NVMe
 NVME_BUFFERS = 5  # each of a group's size: weights, two moments, gradients, and one in which gradients are collected
-REDUCED_PARTS = 8  # that main gradients of the matrices are divided into, at most, to be reduced one by one
-LEAST_REDUCED = 1 << 24  # elements of such a part: 64 MiB of gradients, below which latency counts
 MOST_PREFETCH = 50_000_000  # elements that stage 3 gathers at once: DeepSpeed's default
 
 

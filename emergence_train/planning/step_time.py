@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from emergence_train.models.config import Work
 from emergence_train.models.gpus import Gpu
-from emergence_train.models.memory import LEAST_REDUCED, REDUCED_PARTS
+from emergence_train.models.reduced_parts import LEAST_REDUCED, REDUCED_PARTS
 
 NODE = 8  # GPUs
 # Of a link's rate, by collectives of large tensors. A convention: no step of several nodes was measured.

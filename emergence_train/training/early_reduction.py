@@ -18,28 +18,41 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from emergence_train.models.memory import LEAST_REDUCED, REDUCED_PARTS
+from emergence_train.models.reduced_parts import LEAST_REDUCED, REDUCED_PARTS
+
+SMALL = -1  # in the place of a block's number
 
 
 def split(
-    groups: Iterable[dict], blocks: Iterable[nn.Module], parts: int = REDUCED_PARTS, least: int = LEAST_REDUCED
+    groups: Iterable[dict],
+    model: nn.Module,
+    blocks: Iterable[nn.Module],
+    parts: int = REDUCED_PARTS,
+    least: int = LEAST_REDUCED,
 ) -> list[dict]:
     """Parameter groups for the optimizer, each divided at the beginnings of blocks, in the order of the forward pass.
 
-    A parameter outside of the blocks is a group of its own. Groups below 2 * least elements (norms) stay whole.
+    A parameter that is used outside of the blocks is a group of its own, or one with its neighbours if it has less than `least`
+    elements. Groups below 2 * least elements (norms) stay whole.
     """
-    number = _numbers(blocks)
+    number = _numbers(model, blocks)
     return [
         {**group, "params": held} for group in groups for held in _divided(list(group["params"]), number, parts, least)
     ]
 
 
-def _numbers(blocks: Iterable[nn.Module]) -> dict[Tensor, int]:
-    """The first block that has a parameter, which a backward pass reaches last."""
+def _numbers(model: nn.Module, blocks: Iterable[nn.Module]) -> dict[Tensor, int]:
+    """The first block that has a parameter, which a backward pass reaches last; none for what is used outside of them too."""
     number: dict[Tensor, int] = {}
+    inside: set[nn.Module] = set()
     for index, block in enumerate(blocks):
+        inside.update(block.modules())
         for parameter in block.parameters():
             number.setdefault(parameter, index)
+    for module in model.modules():
+        if module not in inside:
+            for parameter in module.parameters(recurse=False):
+                number.pop(parameter, None)
     return number
 
 
@@ -49,14 +62,15 @@ def _divided(parameters: list[Tensor], number: dict[Tensor, int], parts: int, le
         return [parameters]
     enough = max(least, total // parts)
     divided: list[list[Tensor]] = []
-    size, before = enough, None  # of the group that is being filled, and the block of the parameter before
+    size, last = 0, None  # of the group that is being filled: its elements, and its last block; None: it is full
     for parameter in parameters:
-        block = number.get(parameter)
-        if block is None or before is None or (block != before and size >= enough):
+        block = number.get(parameter, SMALL if parameter.numel() < least else None)
+        follows = last is not None and block is not None and SMALL not in (last, block) and size < enough
+        if last is None or not (block == last or follows):
             divided.append([])
             size = 0
         divided[-1].append(parameter)
-        size, before = size + parameter.numel(), block
+        size, last = size + parameter.numel(), block
     return divided
 
 
@@ -65,18 +79,22 @@ class Reduction:
 
     Args:
         groups: the parameters of each group, in the optimizer's order.
-        blocks: of the model, called with their input first; none where they are compiled, which leaves hooks out.
+        model: whose they are. blocks: of it, called with their input first; none where they are compiled, which leaves hooks out.
         new_event: what is recorded, by a method `record`; None: the ranks reduce after the backward pass, as on a CPU.
 
     A group whose event was ever recorded is waited for by it: every pass must record it again.
     """
 
     def __init__(
-        self, groups: Sequence[Sequence[Tensor]], blocks: Sequence[nn.Module], new_event: Callable[[], Any] | None
+        self,
+        groups: Sequence[Sequence[Tensor]],
+        model: nn.Module,
+        blocks: Sequence[nn.Module],
+        new_event: Callable[[], Any] | None,
     ) -> None:
         self.events: dict[int, Any] = {}  # recorded ones, by group
         self.stream: torch.cuda.Stream | None = None
-        number = _numbers(blocks)
+        number = _numbers(model, blocks)
         for index, parameters in enumerate(groups):
             held = [number.get(parameter, -1) for parameter in parameters]
             if new_event is None or (min(held) < 0 and len(held) > 1):
@@ -120,7 +138,7 @@ def _at_input(record: Callable[[Tensor], None]) -> Callable[[nn.Module, tuple], 
     """A hook before a block's forward pass: record when the gradient of its input is there, all others of the block before."""
 
     def hook(_: nn.Module, inputs: tuple) -> None:
-        again = torch._C._current_graph_task_id() != -1  # a backward pass that computes the block anew
+        again = torch._C._current_graph_task_id() != -1  # a backward pass that computes a checkpointed block anew
         if not again and inputs and inputs[0].requires_grad:
             inputs[0].register_hook(record)
 

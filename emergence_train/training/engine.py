@@ -98,7 +98,7 @@ def build(model_config: ModelConfig, training: Training, seed: int, mesh: Mesh, 
     main = main_gradients_possible(training, mesh)
     early = main and mesh.gradients.size > 1
     if early:
-        optimizer.param_groups[:] = early_reduction.split(optimizer.param_groups, model.compiled_parts())
+        optimizer.param_groups[:] = early_reduction.split(optimizer.param_groups, model, model.compiled_parts())
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     whole_matrices.attach(engine, mesh)
     if main:

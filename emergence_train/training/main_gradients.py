@@ -66,7 +66,7 @@ def install(engine: Any, blocks: Sequence[nn.Module] = (), new_event: Callable[[
             if type(module) is nn.Linear:  # an Fp8Linear adds to it by itself
                 module.__class__ = AccumulatingLinear
     engine.enable_backward_allreduce = False  # the step does
-    optimizer.reduction = Reduction(optimizer.bf16_groups, blocks, new_event)
+    optimizer.reduction = Reduction(optimizer.bf16_groups, engine.module, blocks, new_event)
     optimizer.accumulate_hp_grads_and_remove_lp = types.MethodType(add_gradient, optimizer)
     optimizer.step = types.MethodType(step, optimizer)
     optimizer.zeroed = False  # by the update, all gradients

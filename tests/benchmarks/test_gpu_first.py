@@ -195,6 +195,38 @@ def test_stages_that_were_cut_off_come_after_the_others(pretended, tmp_path, cap
     assert lines.index("new") < lines.index("slow")
 
 
+def test_a_program_that_is_absent_fails_its_stage_alone(pretended, tmp_path, capsys):
+    path = pretended(good="pass")
+    absent = gpu_first.Stage("absent", 0.5, ("no-such-program", "x"), "")
+    (good,) = gpu_first.stages()
+    gpu_first.stages = lambda *_: [absent, good]  # undone by the fixture
+    assert call(tmp_path, 1) == 1
+    stages = json.loads(path.read_text())["stages"]
+    assert {name: stage["status"] for name, stage in stages.items()} == dict(absent=127, good=0)
+    assert "no-such-program failed: No such file or directory" in capsys.readouterr().out
+
+
+def test_a_test_file_that_cannot_be_imported_is_a_failure(monkeypatch, tmp_path, capsys):
+    """Named with its cause, also where the others pass or the limit comes first; the folder need not be there."""
+    good, bad = tmp_path / "test_good.py", tmp_path / "test_bad.py"
+    good.write_text("def test_good(): pass\n")
+    bad.write_text("import no_such_module\n\ndef test_bad(): pass\n")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(gpu_check, "BEGAN", time.monotonic())
+    monkeypatch.setattr(gpu_check, "stages", lambda: {"first": [good, bad]})
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--out", str(tmp_path / "new"), "--rootdir", str(tmp_path)])
+    assert gpu_check.main() == 1
+    out = capsys.readouterr().out
+    assert "'passed': 1" in out and out.count("FAILED ") == 1 and "No module named 'no_such_module'" in out
+    (record,) = (tmp_path / "new").rglob("*-check.json")
+    (failure,) = json.loads(record.read_text())["stages"][0]["failures"]
+    assert failure["test"] == "test_bad.py"
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--limit", "1", "--out", str(tmp_path / "newer")])
+    assert gpu_check.main() == 75 and list((tmp_path / "newer").rglob("*-check.json"))
+
+
 def test_a_copy_without_git_starts_over(pretended, tmp_path, monkeypatch):
     """Nothing says that its code is the same."""
     path = pretended(only="pass")

@@ -112,7 +112,7 @@ def test_late_share_is_that_of_the_groups(layers, width, vocabulary):
     with torch.device("meta"):
         blocks = [torch.nn.Linear(width, round(block / width), bias=False) for _ in range(layers)]
         ends = [torch.nn.Linear(width, vocabulary, bias=False).weight for _ in range(2)]
-    groups = split([{"params": [ends[0], *(b.weight for b in blocks), ends[1]]}], blocks)
+    groups = split([{"params": [ends[0], *(b.weight for b in blocks), ends[1]]}], torch.nn.ModuleList(blocks), blocks)
     sizes = [sum(p.numel() for p in group["params"]) for group in groups]
     exact = sum(sizes[:2]) / sum(sizes)  # the embedding, and the first blocks or all
     share = late_share(model.parameters(), model.vocabulary * model.hidden)

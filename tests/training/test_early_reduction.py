@@ -47,7 +47,7 @@ def _model(layers: int) -> tuple[nn.Module, nn.ModuleList]:
 def test_split_divides_between_blocks_in_order():
     model, blocks = _model(12)
     matrices = [p for p in model.parameters() if p.ndim == 2]
-    groups = split([{"params": matrices, "weight_decay": 0.5}], blocks, parts=4, least=64)
+    groups = split([{"params": matrices, "weight_decay": 0.5}], model, blocks, parts=4, least=64)
     assert [p for group in groups for p in group["params"]] == matrices
     assert all(group["weight_decay"] == 0.5 for group in groups)
     owner = {p: index for index, block in enumerate(blocks) for p in block.parameters()}
@@ -60,7 +60,7 @@ def test_split_divides_between_blocks_in_order():
 def test_split_leaves_small_groups_whole():
     model, blocks = _model(3)
     groups = [{"params": [p for p in model.parameters() if p.ndim == dims]} for dims in (2, 1)]
-    assert [len(group["params"]) for group in split(groups, blocks)] == [8, 6]
+    assert [len(group["params"]) for group in split(groups, model, blocks)] == [8, 6]
 
 
 def test_split_puts_a_shared_weight_where_it_is_complete():
@@ -68,9 +68,44 @@ def test_split_puts_a_shared_weight_where_it_is_complete():
     model, blocks = _model(4)
     blocks[3][0].weight = blocks[0][1].weight
     matrices = [p for p in dict.fromkeys(model.parameters()) if p.ndim == 2]
-    groups = split([{"params": matrices}], blocks, parts=100, least=1)
+    groups = split([{"params": matrices}], model, blocks, parts=100, least=1)
     (group,) = [g["params"] for g in groups if any(p is blocks[0][1].weight for p in g["params"])]
     assert len(group) == 2 and group[0] is blocks[0][0].weight
+
+
+@pytest.mark.parametrize("blocks", [0, 12])
+def test_small_weights_outside_of_blocks_share_a_group(blocks):
+    """A group costs two collectives and an update, whatever its size; so for a kind of model that names no blocks."""
+    model, its = _model(12)
+    model.append(nn.ModuleList(nn.Linear(6, 6) for _ in range(20)))
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    groups = split([{"params": matrices}], model, its[:blocks], parts=4, least=400)
+    assert [p for group in groups for p in group["params"]] == matrices
+    sizes = [len(group["params"]) for group in groups]
+    assert sizes == ([1, 24, 1, 20] if not blocks else [1, 12, 12, 1, 20])
+
+
+def test_split_takes_out_what_is_also_used_outside():
+    """Its gradient is complete when the use outside is passed, not at the beginning of a block."""
+    model, blocks = _model(4)
+    blocks[2][1].weight = model[2].weight = model[0].weight
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    groups = split([{"params": matrices}], model, blocks, parts=100, least=64)
+    assert [len(g["params"]) for g in groups if any(p is model[0].weight for p in g["params"])] == [1]
+    events = {}
+
+    class Event:
+        def record(self) -> None:
+            gradient = model[0].weight.grad
+            events[self] = None if gradient is None else gradient.clone()
+
+    reduction = Reduction([g["params"] for g in groups], model, list(blocks), Event)
+    x = model[0](torch.arange(6))
+    for block in blocks[:2]:
+        x = block(x)
+    x = blocks[2][0](x) @ blocks[2][1].weight.t() @ blocks[2][1].weight
+    (blocks[3](x) @ model[2].weight.t()).square().sum().backward()
+    assert torch.equal(events[reduction.events[0]], model[0].weight.grad)
 
 
 @pytest.mark.gpu
@@ -84,7 +119,7 @@ def test_events_in_a_graph_are_those_of_the_pass():
     gradients = torch.zeros(layers, width * width, device="cuda")
     for weight, gradient in zip(weights, gradients):
         weight.grad = gradient.view(width, width)
-    reduction = Reduction([[w] for w in weights], list(blocks), partial(torch.cuda.Event, external=True))
+    reduction = Reduction([[w] for w in weights], blocks, list(blocks), partial(torch.cuda.Event, external=True))
     x = torch.randn(4096, width, device="cuda", requires_grad=True)
 
     def backward() -> None:

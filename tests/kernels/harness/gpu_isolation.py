@@ -36,18 +36,30 @@ def pytest_runtest_teardown(item) -> None:
 class _Outcomes:
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self.uncollected: set[str] = set()
         path.write_text("")
+
+    def pytest_collectreport(self, report) -> None:
+        """A file that cannot be imported; with xdist the others run nevertheless, and every process reports it."""
+        test = self.name_of(report)
+        if report.failed and test not in self.uncollected:
+            self.uncollected.add(test)
+            self.write({"test": test, "outcome": "failed", "seconds": 0.0, "error": str(report.longrepr)[-1500:]})
 
     def pytest_runtest_logreport(self, report) -> None:
         if report.when != "call" and report.passed:
             return
-        test = report.nodeid.removeprefix("tests/kernels/")
-        row = {"test": test, "outcome": report.outcome, "seconds": round(report.duration, 2)}
+        row = {"test": self.name_of(report), "outcome": report.outcome, "seconds": round(report.duration, 2)}
         if report.failed:
             row["error"] = str(report.longrepr)[-1500:]
         elif report.skipped:
             row["reason"] = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)[:200]
+        self.write(row)
+
+    def name_of(self, report) -> str:
+        return report.nodeid.removeprefix("tests/kernels/")
+
+    def write(self, row: dict) -> None:
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
