@@ -185,9 +185,6 @@ class FittedRun:
     def _models(self) -> tuple[ModelScore, ...]:
         """Every law's error on the held-out rows, selected first; None where nothing was held out."""
         guesses = {self.selected: self.level.mean}
-        together = self.positions.joint_mean() if self.positions is not None else None
-        if together is not None:
-            guesses["temporal-joint"] = together
         guesses |= {LABELS.get(name, name): fit.predict(self.future)[0] for name, fit in self.level.fits.items()}
         scores = []
         for name, guess in guesses.items():

@@ -12,14 +12,12 @@ from emergence_train.analysis.runs import Series
 from emergence_train.analysis.temporal.forecast import Forecast
 from emergence_train.analysis.temporal.mean_law import Z, below
 from emergence_train.analysis.temporal.parameter_laws import ParameterLaw
-from emergence_train.analysis.temporal.position_forecast import JointFit, PositionForecast, forecast_positions, joint
+from emergence_train.analysis.temporal.position_forecast import PositionForecast, forecast_positions
 from emergence_train.analysis.temporal.position_law import bin_residuals, compare_forms_of, fit_matrix, position_curve
 from emergence_train.analysis.temporal.result import (
-    Constant,
     Coverage,
     FormScore,
     HeldOut,
-    JointLaw,
     LevelLaw,
     ParameterLaws,
     PositionFit,
@@ -44,17 +42,10 @@ class FittedPositions:
     whole: PositionMatrix
     observed: PositionMatrix
     forecast: PositionForecast
-    joint: JointFit | None  # None where the position law is not identified
 
     @property
     def held_out(self) -> bool:
         return not self.seen.all()
-
-    def joint_mean(self) -> np.ndarray | None:
-        """(m,) the joint fit's mean loss over positions, nats."""
-        if self.joint is None:
-            return None
-        return self.joint.predict(self.future, self.forecast.position) @ self.forecast.share
 
     @cached_property
     def forms(self) -> pd.DataFrame:
@@ -77,7 +68,6 @@ class FittedPositions:
             ),
             final=tuple(PositionPoint(**row) for row in final.to_dict("records")),
             forms=tuple(FormScore(**as_json(row)) for row in self.forms.to_dict("records")),
-            joint=_joint_law(self.joint) if self.joint is not None else None,
             held_out=self._held_out_positions() if self.held_out else None,
         )
 
@@ -174,8 +164,7 @@ def fit_positions_of(series: Series, seen: np.ndarray, future: np.ndarray) -> Fi
     steps = series.step[seen]
     observed = observed_rows(series.matrix, seen)
     ahead = forecast_positions(observed, steps, future, series.plan)
-    together = joint(ahead, observed, steps, series.plan) if ahead.identified else None
-    return FittedPositions(series.step, seen, future, series.matrix, observed, ahead, together)
+    return FittedPositions(series.step, seen, future, series.matrix, observed, ahead)
 
 
 def _shape_law(law: ParameterLaw) -> ShapeLaw:
@@ -192,18 +181,6 @@ def _shape_law(law: ParameterLaw) -> ShapeLaw:
         separation_step=best.separation if np.isfinite(best.separation) else None,
         r2=best.r2,
         backtest_rmse=best.backtest if np.isfinite(best.backtest) else None,
-    )
-
-
-def _joint_law(fit: JointFit) -> JointLaw:
-    return JointLaw(
-        a0_family=fit.a0_family,
-        a1_family=fit.a1_family,
-        a2_clock=fit.clock,
-        a2_kernel=fit.kernel,
-        r2=fit.r2,
-        rmse=fit.rmse,
-        constants=tuple(Constant(**as_json(row)) for row in fit.table.to_dict("records")),
     )
 
 

@@ -6,24 +6,20 @@ a1 and its level from the mean loss, which obeys the same laws as a2 (the positi
 measured without the position fit's error. The residual at each position is nearly the same at
 every checkpoint because the validation sequences are the same: it is carried forward, shrunk by its noise, as a random walk with
 the observed drift.
-
-`joint` refits all constants at once on all positions and checkpoints, starting from the two stages.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import optimize
 
-from emergence_train.analysis.planned_schedule import INTRINSIC, Kernel, PlannedSchedule
+from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.position_matrix import PositionMatrix, position_bins
 from emergence_train.analysis.temporal import priors
 from emergence_train.analysis.temporal.forecast import Forecast, forecast
 from emergence_train.analysis.temporal.mean_law import WINDOW, Z, above_zero, below
-from emergence_train.analysis.temporal.parameter_laws import ParameterLaw, _basis, constant_law, fit_parameter
+from emergence_train.analysis.temporal.parameter_laws import ParameterLaw, constant_law, fit_parameter
 from emergence_train.analysis.temporal.position_law import (
     ONLY_RATIO,
     fit_given_a1,
@@ -31,7 +27,6 @@ from emergence_train.analysis.temporal.position_law import (
     position_curve,
 )
 
-JOINT_BINS, JOINT_STEPS = 24, 60  # of position and of step: what more of them know is in the means
 PATTERN_BINS = 24  # of position, in each of which noise, drift and spread of the carried residual are estimated
 PATTERN_POSITIONS = 16  # in such a bin, about, at least: the noise and drift of fewer are too uncertain
 LEAST_A1 = 0.1  # of the least observed: a law that is continued may fall below 0
@@ -193,6 +188,14 @@ def _carried(residual: np.ndarray, counted: np.ndarray, position: np.ndarray, x:
     return Pattern(middle[bin_of] + keep * beside, variance, drift)
 
 
+def _members(at: np.ndarray, bins: int, least: int) -> np.ndarray:
+    """(n, B) 1 where a position of `at` (n,) is in one of at most `bins` bins of its logarithm, those together that have
+    fewer than about `least`."""
+    bin_of = position_bins(at, bins)
+    bin_of = np.unique(np.searchsorted(bin_of, bin_of) // least, return_inverse=True)[1]
+    return (bin_of[:, None] == np.arange(bin_of.max() + 1)).astype(float)
+
+
 def _noise_and_drift(
     residual: np.ndarray, counted: np.ndarray, member: np.ndarray, x: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -243,134 +246,3 @@ def _level_only(
 def _above_zero(loss: np.ndarray, sd: np.ndarray, matrix: PositionMatrix) -> np.ndarray:
     """(m, P) forecasts of a loss that was positive at every position, which its shape takes below 0 where it is small."""
     return above_zero(loss, sd, float(matrix.mean_loss[-1])) if (matrix.loss >= 0).all() else loss
-
-
-# ------------------------------------------------------------------------------------------------------- joint fit
-
-
-@dataclass(frozen=True)
-class JointFit:
-    """All constants at once. `table` has name, value, se, low95, high95, unit; `predict` gives (m, P) nats."""
-
-    table: pd.DataFrame
-    r2: float
-    rmse: float
-    a0_family: str
-    a1_family: str
-    clock: str
-    kernel: str
-    _constants: np.ndarray
-    _model: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-
-    def predict(self, x: np.ndarray, position: np.ndarray) -> np.ndarray:
-        """Loss at steps `x` (m,) and positions (P,): (m, P) nats."""
-        return self._model(self._constants, np.asarray(x, float), np.asarray(position, float))
-
-
-def joint(two_stage: PositionForecast, matrix: PositionMatrix, x: np.ndarray, plan: PlannedSchedule | None) -> JointFit:
-    """Fit a0's and a1's best family and the schedule law of a2 to all late positions and checkpoints together.
-
-    a0 = c0 + c1 basis, log a1 = c0 + c1 basis (so that a1 stays positive), a2 = L0 + A clock^-alpha - B decay with the
-    clock and kernel that fit best. Positions are averaged in JOINT_BINS bins of log position, checkpoints in JOINT_STEPS of
-    log step. Standard errors are clustered by bin of position: its noise is shared by all checkpoints, so checkpoints do
-    not count as independent. alpha and B keep the prior of priors.py.
-    """
-    used = plan or two_stage.a2.fits["schedule"].plan
-    late = x >= WINDOW * x[-1]
-    member, together = _members(matrix.position, JOINT_BINS), _members(x[late], JOINT_STEPS)
-    weight = together.T @ matrix.weight[late] @ member
-    y = together.T @ (matrix.weight[late] * matrix.loss[late]) @ member / np.maximum(weight, 1e-300)
-    # 1 / (1 + a1 i) averaged over a bin is taken at the bin's geometric middle
-    middle = np.exp(np.log(matrix.position) @ member / member.sum(0))
-    steps = x[late] @ together / together.sum(0)
-    root = np.sqrt(weight / np.median(weight[weight > 0]))
-    fits = [
-        _joint_of(two_stage, used, clock, kernel, steps, middle, y, root)
-        for clock in ("rate", "mixed")
-        for kernel in INTRINSIC
-    ]
-    return min(fits, key=lambda fit: fit[0])[1]
-
-
-def _members(at: np.ndarray, bins: int, least: int = 1) -> np.ndarray:
-    """(n, B) 1 where a position or step of `at` (n,) is in one of at most `bins` bins of its logarithm, those together that have
-    fewer than about `least`."""
-    bin_of = position_bins(at, bins)
-    bin_of = np.unique(np.searchsorted(bin_of, bin_of) // least, return_inverse=True)[1]
-    return (bin_of[:, None] == np.arange(bin_of.max() + 1)).astype(float)
-
-
-def _joint_of(
-    two_stage: PositionForecast,
-    plan: PlannedSchedule,
-    clock: str,
-    kernel: Kernel,
-    steps: np.ndarray,
-    middle: np.ndarray,
-    y: np.ndarray,
-    root: np.ndarray,
-) -> tuple[float, JointFit]:
-    """The joint fit for one clock and kernel, and its cost."""
-    a0, a1, level = two_stage.a0.fits[0], two_stage.a1.fits[0], two_stage.a2.fits["schedule"]
-    mean_b, sd_b = priors.SHIPPED.decay(clock, kernel.name, plan)
-    mean_alpha, sd_alpha = priors.SHIPPED.exponent
-    reference = level.reference[clock]
-
-    def known(at: np.ndarray, plan: PlannedSchedule) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """What does not depend on the constants: the bases of a0 and a1, the clock and the decay at steps `at` of a plan."""
-        unit0, unit1 = (np.minimum(at, fit.separation) / fit.length for fit in (a0, a1))
-        work = np.maximum(plan.clock(at), 1e-9)
-        ratio = (work if clock == "rate" else np.sqrt(work * np.maximum(at, 1e-9))) / reference
-        bases = (_basis(fit.family, unit, np.array([fit.q]))[0] for fit, unit in ((a0, unit0), (a1, unit1)))
-        return *bases, ratio, plan.decay(at, kernel)
-
-    of_fit = known(steps, plan.past)
-
-    def model(c: np.ndarray, at: np.ndarray, position: np.ndarray) -> np.ndarray:
-        basis0, basis1, ratio, fallen = of_fit if at is steps else known(at, plan)
-        v0 = c[0] + c[1] * basis0
-        v1 = np.exp(c[2] + c[3] * basis1)
-        v2 = c[4] + c[5] * ratio ** -np.exp(c[6]) - c[7] * fallen
-        return v0[:, None] / (1 + v1[:, None] * position) + v2[:, None]
-
-    def residuals(c: np.ndarray) -> np.ndarray:
-        data = root * (y - model(c, steps, middle)) / max(level.residual, 1e-4)
-        return np.r_[data.ravel(), (c[6] - np.log(mean_alpha)) / sd_alpha, (c[7] - mean_b) / sd_b, c[3] / 3]
-
-    def jacobian(c: np.ndarray) -> np.ndarray:
-        """(residuals, constants): its differences would be half of the time."""
-        basis0, basis1, ratio, fallen = of_fit
-        slope = np.exp(c[2] + c[3] * basis1)[:, None] * middle
-        share, power, ones = 1 / (1 + slope), ratio ** -np.exp(c[6]), np.ones(len(middle))
-        bend = -(c[0] + c[1] * basis0)[:, None] * slope * share**2
-        by_step = np.array([np.ones(len(steps)), power, -c[5] * power * np.log(ratio) * np.exp(c[6]), -fallen])
-        by_constant = [share, basis0[:, None] * share, bend, basis1[:, None] * bend, *(by_step[:, :, None] * ones)]
-        data = np.array([-root * each / max(level.residual, 1e-4) for each in by_constant])
-        priors_of = np.zeros((3, len(c)))
-        priors_of[[0, 1, 2], [6, 7, 3]] = 1 / sd_alpha, 1 / sd_b, 1 / 3
-        return np.concatenate([data.reshape(len(c), -1).T, priors_of])
-
-    # the two-stage estimate is the start; a2 and B start from the closed form at the prior's exponent
-    rows = [j for j, label in enumerate(level.labels) if label[:2] == (clock, kernel.name)]
-    j = rows[int(np.argmax(level.weight[rows]))]
-    a1_now = max(float(a1.predict(steps[-1:])[0]), 1e-4)
-    l0, a, b = level.coef[j]
-    start = np.array([a0.c0, a0.c1, np.log(a1_now), 0.0, l0, a, np.log(level.labels[j][2]), b])
-    solved = optimize.least_squares(residuals, start, jacobian, x_scale="jac", max_nfev=60)
-    c = solved.x
-    data = solved.fun[:-3].reshape(len(steps), -1)
-    scores = np.einsum("tb,tbk->bk", data, solved.jac[:-3].reshape(len(steps), data.shape[1], -1))
-    bread = np.linalg.pinv(solved.jac.T @ solved.jac)
-    covariance = bread @ (scores.T @ scores) @ bread * len(scores) / max(len(scores) - 1, 1)
-    # the prior's share is not in the scores
-    errors = np.sqrt(np.maximum(np.maximum(np.diag(covariance), np.diag(bread)), 0))
-    names = ["a0.c0", "a0.c1", "log a1.c0", "log a1.c1", "a2.L0", "a2.A", "log a2.alpha", "a2.B"]
-    units = ["nats", "nats", "log(1/position)", "log(1/position)", "nats", "nats", "1", "nats"]
-    table = pd.DataFrame({"name": names, "value": c, "se": errors, "unit": units})
-    table["low95"], table["high95"] = c - Z[95] * errors, c + Z[95] * errors
-    table["identified"] = [True] * 7 + [bool(np.ptp(of_fit[3]) > 0.1)]
-    weighed = root > 0
-    miss, total = (y - model(c, steps, middle))[weighed], y[weighed] - y[weighed].mean()
-    r2 = 1 - float((miss**2).sum() / max((total**2).sum(), 1e-300))
-    fit = JointFit(table, r2, float(np.sqrt(np.mean(miss**2))), a0.family, a1.family, clock, kernel.name, c, model)
-    return float(solved.cost), fit

@@ -177,32 +177,6 @@ class FormScore:
     checkpoints: int
 
 
-@dataclass(frozen=True)
-class Constant:
-    """A constant of the joint fit, in `unit`."""
-
-    name: str
-    value: float | None
-    se: float | None
-    unit: str
-    low95: float | None
-    high95: float | None
-    identified: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class JointLaw:
-    """All constants of a0, a1 and a2 fitted at once."""
-
-    a0_family: str
-    a1_family: str
-    a2_clock: str
-    a2_kernel: str
-    r2: Share
-    rmse: Nats
-    constants: tuple[Constant, ...]
-
-
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
     """Over all held-out checkpoints and positions."""
@@ -222,7 +196,6 @@ class Positions:
     laws: ParameterLaws
     final: tuple[PositionPoint, ...]
     forms: tuple[FormScore, ...]
-    joint: JointLaw | None = absent()
     held_out: HeldOut | None = inline()
 
 

@@ -14,7 +14,7 @@ from emergence_train.analysis.temporal.analyze import forecast_final
 from emergence_train.analysis.temporal.forecast import forecast
 from emergence_train.analysis.temporal.mean_law import CLASSICAL, LAWS, Curve, above_zero, below, fit, observed_part
 from emergence_train.analysis.temporal.parameter_laws import fit_family, fit_parameter
-from emergence_train.analysis.temporal.position_forecast import forecast_positions, joint
+from emergence_train.analysis.temporal.position_forecast import forecast_positions
 from emergence_train.analysis.temporal.ranking import rank
 from emergence_train.errors import InputError
 from emergence_train.files import write_json
@@ -267,20 +267,6 @@ def test_position_forecast_improves_with_the_pattern():
     assert with_pattern < without / 2  # the same sequences are hard at every checkpoint
     low, high = ahead.interval(95)
     assert np.mean((low <= actual) & (actual <= high)) > 0.9
-
-
-def test_joint_fit_recovers_a2_and_agrees_with_the_data():
-    truth = simulate.Truth()
-    frame, plan, true = simulate.positions(np.random.default_rng(2), "cosine", truth, checkpoints=60, length=256)
-    matrix = position_matrices(frame)[0]
-    x = matrix.keys["step"].to_numpy(float)
-    fitted = joint(forecast_positions(matrix, x, x[-1:], plan), matrix, x, plan)
-    assert fitted.r2 > 0.99
-    table = fitted.table.set_index("name")
-    assert table.loc["a2.B", "value"] == pytest.approx(truth.b, abs=0.06)
-    assert table.loc["a2.B", "identified"]
-    late = x > 0.5 * x[-1]
-    assert np.sqrt(np.mean((fitted.predict(x[late], matrix.position) - true[late]) ** 2)) < 0.03
 
 
 def test_ranking_probabilities():
