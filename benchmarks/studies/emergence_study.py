@@ -46,8 +46,8 @@ def verdicts(kind: str, count: int) -> dict:
         frame, eta = simulate.table(kind, rng)
         finding = find(task_of(frame))
         verdicts_given[finding.verdict.name] += 1
-        if eta is not None and finding.verdict.eta is not None:
-            middle, high, low = (finding.task.loss_at(share) for share in finding.verdict.eta)
+        if eta is not None and finding.verdict.onset is not None:
+            middle, high, low = (finding.task.loss_at(share) for share in finding.verdict.onset)
             inside.append(low <= eta <= high)
             width.append(high - low)
             error.append(middle - eta)

@@ -71,8 +71,8 @@ def thresholds(items: int, rows: str, foot: str, count: int, first: int = 0) -> 
             continue
         finding = find(task_of(frame))
         row = {"seed": seed, "foot": kind, "verdict": finding.verdict.name, "gap": truth.gap}
-        if finding.verdict.eta is not None:
-            middle, high, low = (finding.task.loss_at(share) for share in finding.verdict.eta)
+        if finding.verdict.onset is not None:
+            middle, high, low = (finding.task.loss_at(share) for share in finding.verdict.onset)
             inside = bool(low <= truth.eta <= high)
             span = finding.task.loss_from - finding.task.loss_to
             row |= {"inside": inside, "error": middle - truth.eta, "width": high - low, "range": span}
@@ -107,9 +107,9 @@ def overlapping_runs(count: int) -> dict:
         if truth.end < SHOWN:
             continue
         parts = [find(task_of(rows.reset_index(drop=True))) for _, rows in frame.groupby("run")]
-        if any(part.verdict.eta is None for part in parts):
+        if any(part.verdict.onset is None for part in parts):
             continue
-        first, second = ([part.task.loss_at(share) for share in part.verdict.eta] for part in parts)
+        first, second = ([part.task.loss_at(share) for share in part.verdict.onset] for part in parts)
         overlap += first[1] >= second[2] and second[1] >= first[2]
         pairs += 1
     return {"pairs": pairs, "overlap": overlap / max(pairs, 1)}
@@ -129,10 +129,10 @@ def untrained(folder: Path) -> dict:
         whole = pd.concat([frame, added], ignore_index=True)
         pairs = list(zip(*(map(find, _tasks(rows)) for rows in (frame, whole))))
         moved = [
-            abs(before.task.loss_at(before.verdict.eta[0]) - after.task.loss_at(after.verdict.eta[0]))
-            / (before.task.loss_at(before.verdict.eta[1]) - before.task.loss_at(before.verdict.eta[2]))
+            abs(before.task.loss_at(before.verdict.onset[0]) - after.task.loss_at(after.verdict.onset[0]))
+            / (before.task.loss_at(before.verdict.onset[1]) - before.task.loss_at(before.verdict.onset[2]))
             for before, after in pairs
-            if before.verdict.eta is not None and after.verdict.eta is not None
+            if before.verdict.onset is not None and after.verdict.onset is not None
         ]
         results[f"{name}, loss {loss} at step {step}"] = {
             "tasks": len(pairs),

@@ -22,8 +22,8 @@ import simulated_cells  # noqa: E402
 from scipy.stats import norm  # noqa: E402
 
 from emergence_train.analysis.emergence.finding import Finding  # noqa: E402
+from emergence_train.analysis.emergence.kept import HALF, shares_kept  # noqa: E402
 from emergence_train.analysis.emergence.result import SizeEffect  # noqa: E402
-from emergence_train.analysis.emergence.survival import HALF, survival  # noqa: E402
 from emergence_train.analysis.emergence.table import task_metric  # noqa: E402
 from emergence_train.analysis.emergence.verdict import Verdict  # noqa: E402
 
@@ -93,7 +93,7 @@ def cell(luck: str, runs: tuple[int, ...], count: int) -> dict:
         for penalty in PENALTIES:
             rng = np.random.default_rng([number, *alike, list(LUCK).index(luck), int(penalty > 0)])
             task = task_metric("", "t", "acc", table(luck, runs, penalty, rng))
-            result = survival(Finding(task, judged, NO_EFFECT), rng)
+            result = shares_kept(Finding(task, judged, NO_EFFECT), rng)
             for size in result.sizes if result else ():
                 for kept, share in zip((size.at_equal_tokens, size.at_equal_loss), truth(luck, size.params, penalty)):
                     low, high = kept.share.low95, kept.share.high95

@@ -6,12 +6,12 @@ from scipy.stats import norm
 
 from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.temporal.forecast import Forecast
-from emergence_train.analysis.temporal.mean_law import LAWS, Curve, fit
+from emergence_train.analysis.temporal.mean_law import LAWS, ObservedPart, fit
 
 LEVELS = (50, 80, 95)
 
 
-class Unweighted(Curve):
+class Unweighted(ObservedPart):
     """A curve whose points all count alike: of a whole run, not of a window at its end."""
 
     @property

@@ -65,7 +65,9 @@ def forecast_coverage(simulations: int, misfit: bool) -> dict:
         return _forecast_coverage(simulations, priors.SHIPPED)
     mean_law.EFFECTIVE = 10**6
     try:
-        return _forecast_coverage(simulations, replace(priors.SHIPPED, ahead=priors.Ahead(0, 0, 4, 1, 0, 0, np.inf)))
+        return _forecast_coverage(
+            simulations, replace(priors.SHIPPED, ahead=priors.FallAhead(0, 0, 4, 1, 0, 0, np.inf))
+        )
     finally:
         mean_law.EFFECTIVE = shipped
 

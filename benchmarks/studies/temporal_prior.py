@@ -23,7 +23,7 @@ import pandas as pd
 
 from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.temporal import mean_law, priors
-from emergence_train.analysis.temporal.priors import Ahead, Drop, Prior, as_json
+from emergence_train.analysis.temporal.priors import Drop, FallAhead, Prior, as_json
 from emergence_train.files import write_json
 
 HERE = Path(__file__).resolve().parent
@@ -109,7 +109,7 @@ class Window:
     loss: float
     next: float  # L(s) - L(2s)
     fall: float  # L(s) - L(4s)
-    curve: mean_law.Curve
+    curve: mean_law.ObservedPart
     plan: PlannedSchedule
 
     def fitted(self, prior: Prior) -> tuple[float, float]:
@@ -200,7 +200,7 @@ def continued(windows: list[Window]) -> pd.DataFrame:
 
     At a constant rate no number that was fitted to other runs takes part in that.
     """
-    plain = replace(priors.SHIPPED, exponent=EXPONENT, ahead=Ahead(0.0, 0.0, 4.0, 1.0, 0.0, 0.0, np.inf))
+    plain = replace(priors.SHIPPED, exponent=EXPONENT, ahead=FallAhead(0.0, 0.0, 4.0, 1.0, 0.0, 0.0, np.inf))
     rows = []
     for w in windows:
         fall, sd = w.fitted(plain)
@@ -210,7 +210,7 @@ def continued(windows: list[Window]) -> pd.DataFrame:
 
 
 def spread_of(rows: pd.DataFrame, left: np.ndarray) -> float:
-    """The likeliest Ahead.sd of normal errors `left` (n,) after the bend; laboratories count alike."""
+    """The likeliest FallAhead.sd of normal errors `left` (n,) after the bend; laboratories count alike."""
     weight = pd.Series(balanced(rows, "run"), rows.index)
     weight = weight / weight.groupby(rows["laboratory"]).transform("sum")
     known = np.minimum(rows["own"], 1.0) ** 2 + LEAST**2  # the fit's own, and what is always there
@@ -219,7 +219,7 @@ def spread_of(rows: pd.DataFrame, left: np.ndarray) -> float:
     return float(SPREADS[np.argmin((np.log(variance) + left**2 / variance) @ weight.to_numpy())])
 
 
-def ahead_law(rows: pd.DataFrame) -> Ahead:
+def ahead_law(rows: pd.DataFrame) -> FallAhead:
     """Bend at one loss, by least squares over TENTS with its height held near 0, and the spread that is left."""
     error, loss = rows["error"].to_numpy(), rows["loss"].to_numpy()
     weight = balanced(rows, "run")
@@ -234,7 +234,7 @@ def ahead_law(rows: pd.DataFrame) -> Ahead:
     _, centre, width, bend, bend_sd, tent = min(fits, key=lambda fit: fit[:3])
     sd = spread_of(rows, error - bend * tent)
     highest = round(float(loss.max()), 2)
-    return Ahead(round(float(bend), 3), round(float(bend_sd), 3), centre, width, LEAST, round(sd, 3), highest)
+    return FallAhead(round(float(bend), 3), round(float(bend_sd), 3), centre, width, LEAST, round(sd, 3), highest)
 
 
 def prior_from(groups: pd.DataFrame, falls: pd.DataFrame, source: str, runs: int) -> Prior:

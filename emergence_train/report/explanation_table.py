@@ -2,7 +2,7 @@
 
 import html
 
-from emergence_train.analysis.emergence.result import EmergenceResult, Explanation, Kept, Survival
+from emergence_train.analysis.emergence.result import EmergenceResult, Explanation, Kept, TaskKept
 from emergence_train.formatting import short
 from emergence_train.report.collect import ReportData
 from emergence_train.report.families import letters, shown_name
@@ -66,7 +66,7 @@ def _end(low: float) -> str:
     return f"{low:.2f}" if low >= -1 else "&lt; -1"
 
 
-def survival(tasks: tuple[Survival, ...], groups: dict[str, str]) -> str:
+def survival(tasks: tuple[TaskKept, ...], groups: dict[str, str]) -> str:
     """A row for each smaller size and ability that the largest size has: what it keeps of it."""
     shown = [task for task in tasks if task.metric.startswith(("acc", "exact_match"))]
     rows = [

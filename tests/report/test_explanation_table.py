@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from emergence_train.analysis.emergence.result import Explanation, Kept, SizeSurvival, Survival
+from emergence_train.analysis.emergence.result import Explanation, Kept, SizeKept, TaskKept
 from emergence_train.analysis.results import Interval
 from emergence_train.report import explanation_table
 from emergence_train.report.collect import ReportData, collect
@@ -19,11 +19,11 @@ def kept(value: float, verdict: str) -> Kept:
 
 def test_survival_has_both_shares_of_each_size():
     sizes = (
-        SizeSurvival(params=1000, runs=1, at_equal_tokens=kept(0.2, "lost"), at_equal_loss=kept(0.95, "kept")),
-        SizeSurvival(params=30_000, runs=1, at_equal_tokens=kept(0.5, "open"), at_equal_loss=kept(1.0, "kept")),
+        SizeKept(params=1000, runs=1, at_equal_tokens=kept(0.2, "lost"), at_equal_loss=kept(0.95, "kept")),
+        SizeKept(params=30_000, runs=1, at_equal_tokens=kept(0.5, "open"), at_equal_loss=kept(1.0, "kept")),
     )
     about = KEY | {"largest": 9_000_000, "tokens": 80_000, "loss": 3.25, "sizes": sizes}
-    text = explanation_table.survival((Survival(**about, interval_of="items"),), {})
+    text = explanation_table.survival((TaskKept(**about, interval_of="items"),), {})
     assert "&lt;b&gt;jump" in text and "<b>jump" not in text
     _, *rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall("<tr>(.*?)</tr>", text)]
     assert [row[1:] for row in rows] == [
@@ -31,20 +31,20 @@ def test_survival_has_both_shares_of_each_size():
         ["30k of 9M", "50% [40%, 60%] (open)", "80k", "100% [90%, 110%] (kept)", "3.25"],
     ]
     assert text.count("One run a size: the intervals are of items alone") == 1
-    assert "One run a size" not in explanation_table.survival((Survival(**about, interval_of="items and runs"),), {})
-    some = explanation_table.survival((Survival(**about, interval_of="items and runs of some sizes"),), {})
+    assert "One run a size" not in explanation_table.survival((TaskKept(**about, interval_of="items and runs"),), {})
+    some = explanation_table.survival((TaskKept(**about, interval_of="items and runs of some sizes"),), {})
     assert "Sizes of one run are taken to differ by luck as the others do" in some and "One run a size" not in some
 
 
 def test_an_unknown_share_is_shown_as_unknown():
     unknown = Kept(Interval(None, None, None), "open", "no rows")
-    sizes = (SizeSurvival(params=1000, runs=1, at_equal_tokens=kept(0.2, "lost"), at_equal_loss=unknown),)
-    task = Survival(**KEY, largest=9_000_000, tokens=80_000, loss=3.25, interval_of="items and runs", sizes=sizes)
+    sizes = (SizeKept(params=1000, runs=1, at_equal_tokens=kept(0.2, "lost"), at_equal_loss=unknown),)
+    task = TaskKept(**KEY, largest=9_000_000, tokens=80_000, loss=3.25, interval_of="items and runs", sizes=sizes)
     assert "<td>unknown</td>" in explanation_table.survival((task,), {})
 
 
 def test_survival_of_continuous_metrics_alone_is_nothing():
-    brier = Survival(**KEY | {"metric": "brier"}, largest=9, tokens=8, loss=3.0, interval_of="items", sizes=())
+    brier = TaskKept(**KEY | {"metric": "brier"}, largest=9, tokens=8, loss=3.0, interval_of="items", sizes=())
     assert explanation_table.survival((brier,), {}) == "" == explanation_table.survival((), {})
 
 

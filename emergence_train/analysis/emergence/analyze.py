@@ -19,6 +19,7 @@ from emergence_train.analysis.emergence.explanations import explanations
 from emergence_train.analysis.emergence.finding import EmergenceAnalysis, Finding
 from emergence_train.analysis.emergence.forecast import crossing, draw_all, loss_forecast
 from emergence_train.analysis.emergence.inherited import with_able_runs
+from emergence_train.analysis.emergence.kept import shares_kept
 from emergence_train.analysis.emergence.law import fit_size_law, least_size, losses_at_equal_tokens
 from emergence_train.analysis.emergence.metric_names import continuous
 from emergence_train.analysis.emergence.mirage import binned, emergence_score, mirage
@@ -31,11 +32,10 @@ from emergence_train.analysis.emergence.result import (
     LossRange,
     Plateau,
     SizeLawResult,
-    Survival,
+    TaskKept,
     TaskResult,
 )
 from emergence_train.analysis.emergence.size import collapse, size_effect
-from emergence_train.analysis.emergence.survival import survival
 from emergence_train.analysis.emergence.table import TaskMetric
 from emergence_train.analysis.emergence.verdict import PLATEAU, Verdict, judge
 from emergence_train.analysis.results import Interval
@@ -87,7 +87,7 @@ def investigate(
         tasks=tasks,
         mirage=checks,
         explanations=explanations(list(zip(tasks, findings)), checks, generator("explanations")),
-        survival=tuple(kept for finding in findings if (kept := _survival(finding)) is not None),
+        survival=tuple(entry for finding in findings if (entry := _shares_kept(finding)) is not None),
         size_law=tuple(laws),
         abilities=tuple(abilities),
         outlooks=tuple(forecasts),
@@ -135,8 +135,8 @@ def _or_unknown(task: TaskMetric, verdict: Verdict) -> Verdict:
         verdict,
         name="not-identified",
         probability=1 - verdict.probability,
-        eta=None,
-        eta_draws=np.empty(0),
+        onset=None,
+        onset_draws=np.empty(0),
         plateau=None,
         reason=reason,
     )
@@ -190,25 +190,25 @@ def task_result(finding: Finding) -> TaskResult:
     )
 
 
-def _survival(finding: Finding) -> Survival | None:
+def _shares_kept(finding: Finding) -> TaskKept | None:
     task = finding.task
-    return survival(finding, generator(task.family, task.task, task.metric, "survival"))
+    return shares_kept(finding, generator(task.family, task.task, task.metric, "survival"))
 
 
 def _eta(finding: Finding) -> LossInterval | None:
-    task, eta = finding.task, finding.verdict.eta
-    if eta is None:
+    task, onset = finding.task, finding.verdict.onset
+    if onset is None:
         return None
-    middle, low, high = eta
+    middle, low, high = onset
     return LossInterval(task.loss_at(middle), task.loss_at(high), task.loss_at(low))
 
 
 def _plateau(finding: Finding) -> Plateau | None:
-    task, eta, plateau = finding.task, finding.verdict.eta, finding.verdict.plateau
-    if eta is None or plateau is None:
+    task, onset, plateau = finding.task, finding.verdict.onset, finding.verdict.plateau
+    if onset is None or plateau is None:
         return None
     low, high = sorted(map(task.value_of, plateau[1:]))
-    return Plateau(task.value_of(plateau[0]), low, high, eta[0], int(np.sum(task.rows.x < eta[0])))
+    return Plateau(task.value_of(plateau[0]), low, high, onset[0], int(np.sum(task.rows.x < onset[0])))
 
 
 def _finite(value: float) -> float | None:

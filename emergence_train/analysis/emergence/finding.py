@@ -21,7 +21,7 @@ class Finding:
     @property
     def eta_draws(self) -> np.ndarray:
         """(S,) draws of the threshold in nats per token, those of result.json's interval; none without an emergent verdict."""
-        return self.task.loss_from + self.verdict.eta_draws * (self.task.loss_to - self.task.loss_from)
+        return self.task.loss_from + self.verdict.onset_draws * (self.task.loss_to - self.task.loss_from)
 
     def curve(self) -> pd.DataFrame:
         """Posterior mean of performance along the loss with its 95% band, in the metric's own direction; empty where

@@ -17,8 +17,8 @@ from emergence_train.analysis.emergence.result import (
     Crossing,
     EmergenceResult,
     Kept,
-    SizeSurvival,
-    Survival,
+    SizeKept,
+    TaskKept,
     TaskResult,
 )
 from emergence_train.analysis.results import as_json
@@ -71,16 +71,16 @@ def _tables(analysis: EmergenceAnalysis) -> dict[str, pd.DataFrame]:
         "held_out_sizes": pd.DataFrame(held),
         "mirage": pd.DataFrame([as_json(check) for check in result.mirage]),
         "explanations": pd.DataFrame([_flat(as_json(entry)) for entry in result.explanations]),
-        "survival": pd.DataFrame([_survival_row(task, size) for task in result.survival for size in task.sizes]),
+        "survival": pd.DataFrame([_kept_row(task, size) for task in result.survival for size in task.sizes]),
         "abilities": pd.DataFrame([_ability_row(task, run) for task in result.abilities for run in task.runs]),
     }
 
 
-def _key(task: TaskResult | Ability | Survival) -> dict[str, str]:
+def _key(task: TaskResult | Ability | TaskKept) -> dict[str, str]:
     return dict(zip(KEY, task.key))
 
 
-def _survival_row(task: Survival, size: SizeSurvival) -> dict[str, Any]:
+def _kept_row(task: TaskKept, size: SizeKept) -> dict[str, Any]:
     row = _key(task) | {"largest": task.largest, "params": size.params, "runs": size.runs}
     row["interval_of"] = task.interval_of
     for name, at, kept in (("tokens", task.tokens, size.at_equal_tokens), ("loss", task.loss, size.at_equal_loss)):
@@ -163,7 +163,7 @@ def format_table(result: EmergenceResult) -> str:
         if len(group) > SHOWN:
             lines.append(f"... and {len(group) - SHOWN} more in tasks.csv")
     lines += [f"mirage check, {check.task} ({check.metric}): {check.says}" for check in result.mirage]
-    lines += [_survival_line(task) for task in result.survival if task.metric.startswith("acc")]
+    lines += [_kept_line(task) for task in result.survival if task.metric.startswith("acc")]
     for ability in result.abilities:
         ahead = [run for run in ability.runs if run.status != "reached"]
         lines += [f"ability {ability.task}: {run.run} {_when(run)}" for run in ahead[:6]]
@@ -183,7 +183,7 @@ def _task_line(task: TaskResult, width: int) -> str:
     return f"{name:<{width}} {task.verdict:<15}{task.probability:>5.2f}  {eta:<22} {effect:<26} {p:>6} {task.rows}"
 
 
-def _survival_line(task: Survival) -> str:
+def _kept_line(task: TaskKept) -> str:
     sizes = "; ".join(
         f"{size.params:,} parameters {_kept(size.at_equal_tokens)} at equal tokens, {_kept(size.at_equal_loss)} at equal loss"
         for size in task.sizes

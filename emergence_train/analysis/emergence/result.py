@@ -231,7 +231,7 @@ class Kept:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SizeSurvival:
+class SizeKept:
     """A smaller size beside the largest."""
 
     params: Parameters
@@ -241,7 +241,7 @@ class SizeSurvival:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survival(TaskKey):
+class TaskKept(TaskKey):
     """Whether an ability holds as the model shrinks, at the most tokens and the lowest loss that every run reached which has
     any in common with the largest size."""
 
@@ -254,7 +254,7 @@ class Survival(TaskKey):
         "sizes: the others, of one run each, are taken to differ as those do",
     ]
     left_out: Annotated[tuple[str, ...], "runs that ended before half of the tokens of their size's longest"] = ()
-    sizes: tuple[SizeSurvival, ...]
+    sizes: tuple[SizeKept, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,7 +327,7 @@ class EmergenceResult:
         tuple[Explanation, ...],
         "those that were measured, of each task that is emergent, or that some runs alone can do",
     ]
-    survival: Annotated[tuple[Survival, ...], "one for each ability that the largest size clearly has"]
+    survival: Annotated[tuple[TaskKept, ...], "one for each ability that the largest size clearly has"]
     size_law: tuple[SizeLawResult, ...]
     abilities: Annotated[tuple[Ability, ...], "one for each emergent task"]
     outlooks: tuple[LossForecast, ...]

@@ -51,20 +51,21 @@ VERDICTS: tuple[VerdictName, ...] = typing.get_args(VerdictName)
 
 @dataclass(frozen=True)
 class Verdict:
-    """`eta` etc. are in shares of the range; None where the verdict is not emergent. `begins_by` is the share of the range at
+    """`onset` etc. are in shares of the range; None where the verdict is not emergent. `begins_by` is the share of the range at
     which it may begin at the latest for the verdict to hold: had the model not beaten a unigram model before."""
 
     name: VerdictName
     probability: float
     probabilities: dict[VerdictName, float]
-    eta: tuple[float, float, float] | None  # median, 2.5 and 97.5 percent
+    onset: tuple[float, float, float] | None  # median, 2.5 and 97.5 percent
     plateau: tuple[float, float, float] | None  # its level, likewise
     change: tuple[float, float, float]  # performance at the lowest loss less that at the highest
     posterior: Posterior | None
     reason: str = ""
     begins_by: float | None = None
     able: frozenset[int] = frozenset()  # of a common curve at chance: codes of the single runs far above it
-    eta_draws: np.ndarray = field(default_factory=lambda: np.empty(0))  # (S,) of which `eta` is the median and interval
+    # (S,) of which `onset` is the median and interval
+    onset_draws: np.ndarray = field(default_factory=lambda: np.empty(0))
 
     @property
     def able_runs(self) -> int:
@@ -114,19 +115,19 @@ def judge(
     if top != "emergent":
         return Verdict(top, probabilities[top], probabilities, None, None, change, drawn)
     these = names == "emergent"
-    eta = threshold(drawn.onset[these], drawn.foot[these], rows.x, rng)
+    onset = threshold(drawn.onset[these], drawn.foot[these], rows.x, rng)
     begins_by = _begins_by(drawn.onset[these], probabilities[top])
     plateau = _interval(drawn.level[these])
     return Verdict(
         top,
         probabilities[top],
         probabilities,
-        _interval(eta),
+        _interval(onset),
         plateau,
         change,
         drawn,
         begins_by=begins_by,
-        eta_draws=eta,
+        onset_draws=onset,
     )
 
 

@@ -99,7 +99,7 @@ SCHEDULE_AWARE = ("schedule", "annealing", "multi-power")
 
 
 @dataclass(frozen=True)
-class Curve:
+class ObservedPart:
     """The observed part of a loss curve, ready to fit: `x` steps, `y` nats, both (n,)."""
 
     x: np.ndarray
@@ -116,11 +116,11 @@ class Curve:
         return np.minimum(self.x / (WINDOW * self.x[-1]), 1.0) ** EARLIER
 
 
-def observed_part(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) -> Curve:
+def observed_part(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) -> ObservedPart:
     """The window that a fit uses: from WINDOW of the observed length on and after warm-up, in at most BINS bins.
 
-    `x` ascending steps (n,), `y` losses in nats (n,). Spikes and an unreturned end do not count. The Curve may have fewer than
-    MINIMUM points; the caller checks.
+    `x` ascending steps (n,), `y` losses in nats (n,). Spikes and an unreturned end do not count. It may have fewer than MINIMUM
+    points; the caller checks.
     """
     x, y, effect, end = returned_part(x, y, plan)
     warm = min(1.2 * plan.warmup_end, 0.8 * x[-1]) if plan is not None else 0.0
@@ -132,13 +132,15 @@ def observed_part(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) ->
     noise, correlation = shared_noise(_less_known(x, y, plan), alone, rounding)
     shared = noise**2 * (1 + correlation) / (1 - correlation) / max(len(x) / BINS, 1) if correlation else 0.0
     if len(x) <= BINS:  # of few rows the noise is not known
-        return Curve(x, y, noise, alone**2 if len(x) > WANTED else 0.0, end, shared)
+        return ObservedPart(x, y, noise, alone**2 if len(x) > WANTED else 0.0, end, shared)
     edges = np.geomspace(x[0], x[-1] * (1 + 1e-12), BINS + 1)
     bin_of = np.unique(np.searchsorted(edges, x, side="right"), return_inverse=True)[1]
     count = np.bincount(bin_of)
     rows = len(x) / len(count)
     sampling = alone**2 / rows if rows >= 5 else 0.0
-    return Curve(np.bincount(bin_of, x) / count, np.bincount(bin_of, y) / count, noise, float(sampling), end, shared)
+    return ObservedPart(
+        np.bincount(bin_of, x) / count, np.bincount(bin_of, y) / count, noise, float(sampling), end, shared
+    )
 
 
 def _less_known(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) -> np.ndarray:
@@ -153,7 +155,7 @@ def _less_known(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) -> n
 
 @dataclass(frozen=True)
 class Fit:
-    """A law fitted to a Curve. J hypotheses with weights; coef (J, 3) are L0, A (at the window's end) and B."""
+    """A law fitted to an ObservedPart. J hypotheses with weights; coef (J, 3) are L0, A (at the window's end) and B."""
 
     law: Law
     weight: np.ndarray  # (J,) sums to 1
@@ -202,7 +204,7 @@ class Fit:
         return LawConstants(clock, kernel, *(float(number) for pair in zip(mean, errors) for number in pair))
 
 
-def fit(law: Law, curve: Curve, plan: PlannedSchedule, prior: priors.Prior | None = None) -> Fit:
+def fit(law: Law, curve: ObservedPart, plan: PlannedSchedule, prior: priors.Prior | None = None) -> Fit:
     """Fit `law` to the observed part at the rates of `plan.past`, to be forecast at those of `plan`, which has the whole run;
     `prior` defaults to the shipped one."""
     prior = prior or priors.SHIPPED
@@ -218,7 +220,7 @@ def fit(law: Law, curve: Curve, plan: PlannedSchedule, prior: priors.Prior | Non
     return fitted
 
 
-def _fit(law: Law, curve: Curve, plan: PlannedSchedule, prior: priors.Prior, shapes: np.ndarray) -> Fit:
+def _fit(law: Law, curve: ObservedPart, plan: PlannedSchedule, prior: priors.Prior, shapes: np.ndarray) -> Fit:
     x, y = curve.x, curve.y
     reference = {clock: float(_clock(clock, x[-1:], plan.past)[0]) for clock in law.clocks}
     features, labels = _features(law, x, plan.past, reference, shapes)
@@ -297,7 +299,9 @@ class Borrowed:
         return coef, covariance + wander[:, None, None] * np.outer(level_kept, level_kept)
 
 
-def _borrow(law: Law, prior: priors.Prior, plan: PlannedSchedule, labels: list, shapes: int, curve: Curve) -> Borrowed:
+def _borrow(
+    law: Law, prior: priors.Prior, plan: PlannedSchedule, labels: list, shapes: int, curve: ObservedPart
+) -> Borrowed:
     """What `law` takes from the prior; `labels` come in blocks of so many shapes to a clock and kernel."""
     blocks = labels[::shapes]
     mean_b, sd_b = np.repeat([prior.decay(clock, kernel, plan) for clock, kernel, _ in blocks], shapes, axis=0).T

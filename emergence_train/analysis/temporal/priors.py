@@ -26,7 +26,7 @@ REACH = 4.0  # the fall ahead is counted to this multiple of the steps behind
 RATE, TOKENS = 1e-3, 5e9  # where the drop's intercept holds
 NEUTRAL = 6e-4  # middle of the known peak rates: what is taken of a rate outside them
 OUTSIDE = 0.4  # standard deviation of log B where the peak rate says nothing
-STEPS, AGE = 2000, 0.75  # where Ahead.sd is stated, and how fast it falls with the steps
+STEPS, AGE = 2000, 0.75  # where FallAhead.sd is stated, and how fast it falls with the steps
 # Log sds of exponent and fall ahead where a batch is below the prior's and the run is not like those of small_runs.json either
 SMALL_UNKNOWN = (0.4, 0.5)
 LEAST_EXPONENT = 0.2  # the mean of a forecast is of no lower one: the prior, and small_runs.json, were fitted so
@@ -47,7 +47,7 @@ class Drop:
 
 
 @dataclass(frozen=True)
-class Ahead:
+class FallAhead:
     """Log of the fall to REACH times the steps over that of the run's own law: mean bend * tent(loss).
 
     The tent is 1 at a loss of `loss` nats and falls to 0 within `width` nats; `bend_sd` is how well its height is known.
@@ -99,7 +99,7 @@ class Prior:
     groups: int
     drop: dict[tuple[str, str], Drop]
     exponent: tuple[float, float]
-    ahead: Ahead
+    ahead: FallAhead
     rates: tuple[float, float] = field(default=(1e-4, 4.1e-3))  # peak rates of the AdamW runs
     least_batch: float = 5e4  # tokens a step of the runs behind `exponent` and `ahead`
     small: Small = SMALL
@@ -184,7 +184,7 @@ def from_json(held: dict) -> Prior:
         held["groups"],
         {(row["clock"], row["kernel"]): Drop(*(row[name] for name in Drop.__annotations__)) for row in held["drop"]},
         (held["exponent"]["mean"], held["exponent"]["log_sd"]),
-        Ahead(**held["ahead"]),
+        FallAhead(**held["ahead"]),
         tuple(held["rates"]),
     )
 

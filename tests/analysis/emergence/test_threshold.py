@@ -54,7 +54,7 @@ def jump(seed: int, after) -> tuple[float, float, float, float, float]:
     frame = frame.assign(task="t", metric="acc", value=rng.binomial(4000, share) / 4000, stderr=0.01, items=4000)
     finding = find(emergence_table.task_metric("", "t", "acc", frame.assign(chance=0.25, higher_is_better=True)))
     assert finding.verdict.name == "emergent"
-    value, high, low = (finding.task.loss_at(share) for share in finding.verdict.eta)
+    value, high, low = (finding.task.loss_at(share) for share in finding.verdict.onset)
     return loss[first - 1], loss[first], low, value, high
 
 

@@ -58,8 +58,8 @@ def judged(frame: pd.DataFrame, tmp_path: Path):
     path = tmp_path / "table.csv"
     frame.to_csv(path, index=False)
     finding = find(emergence_table.load(path)[0][0])
-    eta = finding.verdict.eta
-    return finding.verdict.name, None if eta is None else [finding.task.loss_at(share) for share in eta]
+    onset = finding.verdict.onset
+    return finding.verdict.name, None if onset is None else [finding.task.loss_at(share) for share in onset]
 
 
 @pytest.mark.parametrize("kind", simulate.KINDS)

@@ -12,7 +12,15 @@ from emergence_train.analysis.position_matrix import observed_rows, position_mat
 from emergence_train.analysis.temporal import mean_law, priors, simulate
 from emergence_train.analysis.temporal.analyze import forecast_final
 from emergence_train.analysis.temporal.forecast import forecast
-from emergence_train.analysis.temporal.mean_law import CLASSICAL, LAWS, Curve, above_zero, below, fit, observed_part
+from emergence_train.analysis.temporal.mean_law import (
+    CLASSICAL,
+    LAWS,
+    ObservedPart,
+    above_zero,
+    below,
+    fit,
+    observed_part,
+)
 from emergence_train.analysis.temporal.parameter_laws import fit_family, fit_parameter
 from emergence_train.analysis.temporal.position_forecast import forecast_positions
 from emergence_train.analysis.temporal.ranking import rank
@@ -42,7 +50,7 @@ def curve_of(kind: str, seed=0, noise=0.003, rows=200, truth=None):
 def test_a_classical_law_continues_its_own_curve(name, curve):
     x = np.linspace(200, 20000, 100)
     seen = x < 8000
-    fitted = fit(LAWS[name], Curve(x[seen], curve(x[seen]), 0.0, 0.0), plan_of("constant"))
+    fitted = fit(LAWS[name], ObservedPart(x[seen], curve(x[seen]), 0.0, 0.0), plan_of("constant"))
     guess, sd = fitted.predict(x[~seen])
     np.testing.assert_allclose(guess, curve(x[~seen]), atol=1e-3)
 
@@ -297,7 +305,7 @@ def test_the_prior_file_gives_back_what_was_written(tmp_path):
 
 def test_the_fall_ahead_bends_at_one_loss_and_widens():
     """By hand: a tent of -0.2 at 4 nats, half of it 0.2 nats off; the spread falls with the steps to 0.05."""
-    ahead = priors.Ahead(bend=-0.2, bend_sd=0.3, loss=4.0, width=0.4, least=0.05, sd=0.12, highest=5.0)
+    ahead = priors.FallAhead(bend=-0.2, bend_sd=0.3, loss=4.0, width=0.4, least=0.05, sd=0.12, highest=5.0)
     assert ahead.log_change(2000, 3.0) == (0.0, pytest.approx(0.13))
     mean, sd = ahead.log_change(2000, 4.2)
     assert mean == pytest.approx(-0.1) and sd == pytest.approx(np.hypot(0.13, 0.15))
@@ -355,7 +363,7 @@ def test_a_bend_scales_the_fall_ahead_alone(bend):
     y = 2.5 + 30 * x**-0.5
     ahead = dataclasses.replace(priors.SHIPPED.ahead, bend=bend, bend_sd=0.0, loss=float(y[-1]), width=1.0, sd=0.0)
     prior = dataclasses.replace(priors.SHIPPED, exponent=(0.5, 1e-3), ahead=ahead)
-    last, later = fit(LAWS["schedule"], Curve(x, y, 0.0, 0.0), plan_of("constant"), prior).predict(
+    last, later = fit(LAWS["schedule"], ObservedPart(x, y, 0.0, 0.0), plan_of("constant"), prior).predict(
         np.array([8e3, 2e4])
     )[0]
     tent = 1 - (y[-3:].mean() - y[-1])

@@ -7,7 +7,7 @@ import pytest
 from emergence_train.analysis.emergence import analyze_emergence
 from emergence_train.analysis.emergence.analyze import generator
 from emergence_train.analysis.emergence.finding import Finding
-from emergence_train.analysis.emergence.survival import survival
+from emergence_train.analysis.emergence.kept import shares_kept
 from emergence_train.analysis.emergence.table import task_metric
 from emergence_train.analysis.emergence.verdict import Verdict
 
@@ -59,7 +59,7 @@ def table(rng: np.random.Generator, items: int, runs: int | tuple[int, ...] = 1,
 def kept(frame: pd.DataFrame, verdict: str = "gradual"):
     task = task_metric("", "t", "acc", frame)
     judged = Verdict(verdict, 1.0, {}, None, None, (0.0, 0.0, 0.0), None, "")
-    return survival(Finding(task, judged, None), generator("t"))
+    return shares_kept(Finding(task, judged, None), generator("t"))
 
 
 def truth(params: int, penalty: float) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from emergence_train.analysis.emergence.finding import Finding
-from emergence_train.analysis.emergence.result import IntervalOf, Kept, KeptVerdict, SizeSurvival, Survival
+from emergence_train.analysis.emergence.result import IntervalOf, Kept, KeptVerdict, SizeKept, TaskKept
 from emergence_train.analysis.emergence.table import TaskMetric
 from emergence_train.analysis.results import Interval
 
@@ -37,7 +37,7 @@ class Point:
     freedom: float = np.inf  # degrees of freedom of the variance
 
 
-def survival(finding: Finding, rng: np.random.Generator) -> Survival | None:
+def shares_kept(finding: Finding, rng: np.random.Generator) -> TaskKept | None:
     """What each size keeps; None where there is one size, no ability, or no known chance level."""
     task = finding.task
     if finding.verdict.name not in SHOWN_BY or not np.isfinite(task.chance) or len(task.sizes) < 2:
@@ -55,7 +55,7 @@ def survival(finding: Finding, rng: np.random.Generator) -> Survival | None:
     tokens, loss = round(np.exp(log_tokens)), -minus_loss
     counts = Counter(int(rows["params"].iloc[0]) for rows in runs.values())
     sizes = tuple(
-        SizeSurvival(
+        SizeKept(
             params=size,
             runs=counts[size],
             at_equal_tokens=_kept(at_tokens.get(size), at_tokens[largest], f"{tokens:,} tokens", rng),
@@ -63,7 +63,7 @@ def survival(finding: Finding, rng: np.random.Generator) -> Survival | None:
         )
         for size in task.sizes[:-1]
     )
-    return Survival(
+    return TaskKept(
         family=task.family,
         task=task.task,
         metric=task.metric,
