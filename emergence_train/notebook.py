@@ -13,7 +13,8 @@ from emergence_train.analysis.drawing import draw
 from emergence_train.analysis.figures import Figure, Trace
 from emergence_train.analysis.logs import LogOptions
 from emergence_train.analysis.outlook import Ahead, parse_schedule
-from emergence_train.analysis.runs import Series, load
+from emergence_train.analysis.planned_series import Series
+from emergence_train.analysis.runs import load
 from emergence_train.analysis.temporal.figures import NATS, by_position, forecast
 from emergence_train.analysis.temporal.result import RunResult
 from emergence_train.analysis.temporal.tables import RunAnalysis

@@ -47,6 +47,7 @@ FLOORS = (
         "analysis.logs",
     ),
     ("analysis.composition_share", "analysis.drawing", "analysis.scores", "analysis.outlook"),
+    ("analysis.planned_series",),
     ("analysis.runs", "analysis.position_weights"),
     ("analysis.temporal",),
     ("analysis.emergence", "analysis.grokking", "analysis.memorisation"),

@@ -1,6 +1,7 @@
 """The temporal scaling law: the loss at every position and on average, forecast from the first part of a run."""
 
-from emergence_train.analysis.runs import Series, load, run_series
+from emergence_train.analysis.planned_series import Series
+from emergence_train.analysis.runs import load, run_series
 from emergence_train.analysis.temporal.analyze import analyze_temporal, forecast_final, investigate, investigate_series
 from emergence_train.analysis.temporal.position_law import fit_matrix, fit_positions
 from emergence_train.analysis.temporal.result import TemporalResult

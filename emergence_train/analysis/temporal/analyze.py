@@ -12,7 +12,8 @@ import numpy as np
 from emergence_train.analysis.logs import LogOptions
 from emergence_train.analysis.outlook import Ahead
 from emergence_train.analysis.planned_schedule import PlannedSchedule
-from emergence_train.analysis.runs import Series, load
+from emergence_train.analysis.planned_series import Series
+from emergence_train.analysis.runs import load
 from emergence_train.analysis.temporal import priors
 from emergence_train.analysis.temporal.fitted import FittedRun
 from emergence_train.analysis.temporal.forecast import forecast

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from emergence_train.analysis.runs import Series
+from emergence_train.analysis.planned_series import Series
 from emergence_train.analysis.temporal.fitted_positions import LEVELS, coverage, fit_positions_of
 from emergence_train.analysis.temporal.forecast import Forecast, forecast
 from emergence_train.analysis.temporal.jumps import find_jump, note_of

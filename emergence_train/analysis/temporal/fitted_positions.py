@@ -6,9 +6,9 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from emergence_train.analysis.planned_series import Series
 from emergence_train.analysis.position_matrix import PositionMatrix, observed_rows, position_bins
 from emergence_train.analysis.results import as_json
-from emergence_train.analysis.runs import Series
 from emergence_train.analysis.temporal.forecast import Forecast
 from emergence_train.analysis.temporal.mean_law import Z, below
 from emergence_train.analysis.temporal.parameter_laws import ParameterLaw

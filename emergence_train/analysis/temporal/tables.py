@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from emergence_train.analysis.runs import Series
+from emergence_train.analysis.planned_series import Series
 from emergence_train.analysis.temporal.result import RunResult, TemporalResult
 
 
