@@ -159,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     added.set_defaults(verb=verb_weights)
     added.add_argument("runs", nargs="+", metavar="RUN", help="run directories, uniform weights among them")
     add_out(added)
-    add_schema(added, "analysis.position_weights:PositionWeightsResult")
+    add_schema(added, "analysis.position_weights.result:PositionWeightsResult")
     added = analyses.add_parser(
         "emergence",
         parents=[common],

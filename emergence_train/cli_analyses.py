@@ -116,13 +116,13 @@ def verb_temporal(arguments: argparse.Namespace) -> dict:
 
 
 def verb_weights(arguments: argparse.Namespace) -> dict:
-    from emergence_train.analysis import position_weights
+    from emergence_train.analysis.position_weights import compare_position_weights, output
 
     with _expanded(arguments.runs) as runs:
-        result = position_weights.compare_position_weights(runs)
+        result = compare_position_weights(runs)
     if arguments.out:
-        result = position_weights.write(Path(arguments.out), result, _suffixes(arguments))
-    return _shown(arguments, result, position_weights.format_table(result))
+        result = output.write(Path(arguments.out), result, _suffixes(arguments))
+    return _shown(arguments, result, output.format_table(result))
 
 
 def verb_emergence(arguments: argparse.Namespace) -> dict:

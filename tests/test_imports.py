@@ -79,7 +79,7 @@ NEVER = {
 # Modules of the analyses that may draw or write files; the others return results
 WRITERS = {
     "analysis.drawing",
-    "analysis.position_weights",
+    "analysis.position_weights.output",
     "analysis.temporal.output",
     "analysis.emergence.output",
     "analysis.grokking.output",
@@ -231,7 +231,7 @@ def test_report_reads_results_and_fits_nothing():
 
 def test_results_are_data_alone():
     """Reading a result needs no fit, no table and no solver."""
-    for wing in ("temporal", "emergence", "grokking", "memorisation"):
+    for wing in ("temporal", "emergence", "grokking", "memorisation", "position_weights"):
         names = _imported(f"emergence_train.analysis.{wing}.result", MODULES[f"emergence_train.analysis.{wing}.result"])
         assert names <= {"dataclasses", "typing", "emergence_train.analysis.results"}
 

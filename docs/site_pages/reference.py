@@ -19,7 +19,7 @@ from docs.site_pages.markdown import code, table
 RESULTS = {
     "analyze temporal": "emergence_train.analysis.temporal.result",
     "analyze emergence": "emergence_train.analysis.emergence.result",
-    "analyze weights": "emergence_train.analysis.position_weights",
+    "analyze weights": "emergence_train.analysis.position_weights.result",
     "memorise": "emergence_train.analysis.memorisation.result",
     "grok": "emergence_train.analysis.grokking.result",
 }

@@ -6,19 +6,15 @@ each against the uniform run of the same seed: the same data in the same order, 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import yaml
 from scipy import stats
 
-from emergence_train import files, run_differences
-from emergence_train.analysis.drawing import DEFAULT, save
-from emergence_train.analysis.figures import OBSERVED, Figure, Trace, interval
-from emergence_train.analysis.results import Nats, Probability, Unit, absent, as_json
+from emergence_train import run_differences
+from emergence_train.analysis.position_weights.result import PositionWeightsResult, WeightsDifference
 from emergence_train.errors import InputError
 from emergence_train.input_files import read_text
 from emergence_train.recorder import tables
@@ -30,85 +26,6 @@ def regions(length: int) -> dict[str, tuple[int, int]]:
     """Positions (first, last; from 1, both inclusive) of head, body and tail of a sequence of `length` positions."""
     head, tail = max(round(0.1 * length), 1), length - max(round(0.1 * length), 1)
     return {"all": (1, length), "head": (1, head), "body": (head + 1, tail), "tail": (tail + 1, length)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightsDifference:
-    """One kind of weights against uniform weights, on one split and region of positions, over seeds."""
-
-    variant: Annotated[str, 'the weights: "head x0.5", "vector", ...']
-    split: str
-    region: Annotated[str, "all, head (first tenth of the positions), body or tail (last tenth)"]
-    step: Annotated[int, Unit("steps"), "the last one that all runs have"]
-    seeds: Annotated[int, "pairs with the uniform run of the same seed"]
-    loss: Annotated[Nats, "unweighted, mean over seeds"]
-    difference: Annotated[Nats, "from uniform weights; negative is better"]
-    low95: Annotated[Nats | None, "Student's t over seeds; null with one seed"]
-    high95: Annotated[Nats | None, "Student's t over seeds; null with one seed"]
-    p: Annotated[Probability | None, "two-sided, of no difference; null with one seed"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PositionWeightsResult:
-    """Result of `analyze weights`."""
-
-    rows: tuple[WeightsDifference, ...]
-    figures: Annotated[tuple[str, ...] | None, "file names, once written"] = absent()
-
-
-def write(out: Path, result: PositionWeightsResult, suffixes: tuple[str, ...] = DEFAULT) -> PositionWeightsResult:
-    """Write result.json, CSV and figures into the directory `out`; returns the result with the figures' names."""
-    out.mkdir(parents=True, exist_ok=True)
-    files.write_csv(out / "position_weights.csv", _table(result))
-    panels = figures(result)
-    result = replace(
-        result, figures=tuple(save(panels, out, "position_weights", columns=len(panels), suffixes=suffixes))
-    )
-    files.write_json(out / "result.json", as_json(result))
-    return result
-
-
-def format_table(result: PositionWeightsResult) -> str:
-    """The short table that `analyze weights` prints: differences from uniform weights on iid and ood."""
-    width = max([12, *(len(row.variant) for row in result.rows)]) + 2
-    lines = [f"{'weights':<{width}}{'split':<8}{'region':<8}{'loss':>9}{'difference':>12}   95% interval over seeds"]
-    for row in result.rows:
-        if row.split in ("iid", "ood"):
-            known = row.low95 is not None and row.high95 is not None
-            over_seeds = f"{row.low95:+.4f} to {row.high95:+.4f}" if known else "one seed"
-            lines.append(
-                f"{row.variant:<{width}}{row.split:<8}{row.region:<8}{row.loss:>9.4f}"
-                f"{row.difference:>+12.4f}   {over_seeds} ({row.seeds} seeds)"
-            )
-    return "\n".join(lines)
-
-
-def figures(result: PositionWeightsResult) -> tuple[Figure, ...]:
-    """Difference from uniform weights by region with its 95% interval over seeds, one panel a split."""
-    table = _table(result)
-    splits = [split for split in ("iid", "ood") if split in set(table["split"])] or sorted(set(table["split"]))[:2]
-    return tuple(_panel(table[table["split"] == split], split) for split in splits)
-
-
-def _table(result: PositionWeightsResult) -> pd.DataFrame:
-    """The rows as a frame, NaN where a number is unknown."""
-    frame = pd.DataFrame(as_json(result.rows))
-    unknown = ["low95", "high95", "p"]
-    return frame.astype(dict.fromkeys(unknown, float))
-
-
-def _panel(rows: pd.DataFrame, split: str) -> Figure:
-    names: list[str] = []
-    traces: list[Trace] = []
-    for number, (variant, part) in enumerate(rows.groupby("variant")):
-        for row in part.set_index("region").reindex(list(regions(10))).dropna(subset=["difference"]).itertuples():
-            known = np.isfinite(row.low95)
-            low, high = (row.low95, row.high95) if known else (row.difference, row.difference)
-            traces += interval(low, row.difference, high, len(names), colour=number)
-            names.append(f"{variant}, {row.Index}")
-    zero = Trace(np.zeros(2), np.array([-0.5, len(names) - 0.5]), "", OBSERVED)
-    label = "loss - loss with uniform weights (nats)"
-    return Figure(split, label, "", (zero, *traces), y_names=tuple(names))
 
 
 def compare_position_weights(runs: Iterable[str | Path]) -> PositionWeightsResult:
