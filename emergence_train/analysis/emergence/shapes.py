@@ -38,6 +38,7 @@ FLOOR = 0.2  # of the mean variance
 FIRST = 0.02  # the part of a rise that is its foot
 TRUST = 60.0  # rows' worth of evidence for a shape that more rows approach: no curve is exactly any of the shapes
 DRAWS = 2000
+GRID = np.linspace(0, 1, 65)  # x at which the drawn curves are known
 
 
 @dataclass(frozen=True)
@@ -182,9 +183,8 @@ class _Basis:
         return (np.clip(t - x, 0, t - e) / (t - e)) ** p, (np.maximum(x - t, 0) / (1 - t)) ** q
 
 
-def posterior(rows: Rows, scale: float, rng: np.random.Generator, grid: np.ndarray | None = None) -> Posterior:
+def posterior(rows: Rows, scale: float, rng: np.random.Generator) -> Posterior:
     """Draws from the posterior over curves. `scale` is the prior standard deviation of a change over the range."""
-    grid = np.linspace(0, 1, 65) if grid is None else grid
     smooth = _running_mean(rows)
     correlation = 0.0
     data = _Binned(rows, smooth, correlation)
@@ -196,7 +196,7 @@ def posterior(rows: Rows, scale: float, rng: np.random.Generator, grid: np.ndarr
         data = _Binned(rows, smooth, correlation)
     coarse = _Fits(data, scale, basis)
     fits = _Fits(data, scale, _Basis(data.x, coarse.likely_onsets(), FINE), share=coarse.family_weight())
-    return fits.draw(rng, grid, dispersion=coarse.dispersion, correlation=correlation)
+    return fits.draw(rng, dispersion=coarse.dispersion, correlation=correlation)
 
 
 def _running_mean(rows: Rows) -> np.ndarray:
@@ -254,64 +254,90 @@ class _Binned:
         self.within = float(weight @ rows.y**2 - self.weight @ self.y**2)  # scatter inside the bins
 
 
+@dataclass(frozen=True)
+class _Sums:
+    """Weighted sums of squares and products about the weighted means: of performance (y), shapes (g), sides of a turn (l, r)."""
+
+    yy: float
+    gg: np.ndarray  # (K,)
+    gy: np.ndarray
+    ll: np.ndarray  # (J,)
+    rr: np.ndarray
+    lr: np.ndarray
+    ly: np.ndarray
+    ry: np.ndarray
+
+
 class _Fits:
-    """Every hypothesis fitted: weights (sum 1), coefficients and their covariances."""
+    """Every hypothesis fitted: weights (sum 1), coefficients and their covariances.
+
+    The prior on a change is normal with standard deviation `scale`: a ridge = dispersion / scale^2. With n independent rows,
+    of which level and change take two, and v = PRIOR_DISPERSION,
+
+        log evidence = -(n + v - 2) / 2 log(v + n / rows RSS) - 1/2 log(1 + gg / ridge)
+
+    RSS with the ridge's penalty; of a turn the last is 1/2 log det(1 + [[ll, lr], [lr, rr]] / ridge).
+    """
 
     def __init__(self, data: _Binned, scale: float, basis: _Basis, share: dict[str, float] | None = None) -> None:
         self.data, self.basis = data, basis
-        y = data.y - data.mean
-        wy = data.weight * y
-        total = data.total
+        self.shrink = data.effective / data.n
         self.centre, self.left_centre, self.right_centre = (
-            part @ data.weight / total for part in (basis.g, basis.left, basis.right)
+            part @ data.weight / data.total for part in (basis.g, basis.left, basis.right)
         )
-        syy = float(wy @ y) + data.within
-        # sums about the weighted mean, without forming the centred shapes; y is centred already
-        sgg = (basis.g * basis.g) @ data.weight - total * self.centre**2
-        sgy = basis.g @ wy
-        ll = (basis.left * basis.left) @ data.weight - total * self.left_centre**2
-        rr = (basis.right * basis.right) @ data.weight - total * self.right_centre**2
-        lr = (basis.left * basis.right) @ data.weight - total * self.left_centre * self.right_centre
-        ly, ry = basis.left @ wy, basis.right @ wy
-        sgg, ll, rr = (np.maximum(part, 0) for part in (sgg, ll, rr))
+        sums = self._sums()
+        self.dispersion = self._fit_freely(sums)
+        self._weigh(self._fit_with_ridge(sums, self.dispersion / scale**2), share)
 
-        # Dispersion first from the best fit of each kind, then the ridge that the prior on changes amounts to.
-        self.free_slope = sgy / np.maximum(sgg, 1e-300)
-        det = np.maximum(ll * rr - lr**2, 1e-9 * ll * rr + 1e-300)
-        self.free_turn = np.stack([rr * ly - lr * ry, ll * ry - lr * ly], 1) / det[:, None]
-        shrink = data.effective / data.n
-        degrees = max(data.effective - 4, 1.0)
+    def _sums(self) -> _Sums:
+        """Without forming the centred shapes; y is centred."""
+        basis, weight, total = self.basis, self.data.weight, self.data.total
+        y = self.data.y - self.data.mean
+        wy = weight * y
+        gg = (basis.g * basis.g) @ weight - total * self.centre**2
+        ll = (basis.left * basis.left) @ weight - total * self.left_centre**2
+        rr = (basis.right * basis.right) @ weight - total * self.right_centre**2
+        lr = (basis.left * basis.right) @ weight - total * self.left_centre * self.right_centre
+        gg, ll, rr = (np.maximum(part, 0) for part in (gg, ll, rr))
+        return _Sums(float(wy @ y) + self.data.within, gg, basis.g @ wy, ll, rr, lr, basis.left @ wy, basis.right @ wy)
+
+    def _fit_freely(self, s: _Sums) -> float:
+        """Coefficients without the prior, and the dispersion that the best of them leaves."""
+        self.free_slope = s.gy / np.maximum(s.gg, 1e-300)
+        det = np.maximum(s.ll * s.rr - s.lr**2, 1e-9 * s.ll * s.rr + 1e-300)
+        self.free_turn = np.stack([s.rr * s.ly - s.lr * s.ry, s.ll * s.ry - s.lr * s.ly], 1) / det[:, None]
+        degrees = max(self.data.effective - 4, 1.0)
         # a curve that turns has two coefficients more: its residuals are the larger for it
-        left = (syy - ly * self.free_turn[:, 0] - ry * self.free_turn[:, 1]) * degrees / max(degrees - 2, 1.0)
-        self.explained = np.r_[sgy * self.free_slope, np.where(self.free_turn.prod(1) > 0, syy - left, 0)]
-        rss_free = syy - np.max(self.explained)
-        self.dispersion = (PRIOR_DISPERSION + max(rss_free, 0) * shrink) / (PRIOR_DISPERSION + degrees) / shrink
-        ridge = self.dispersion / scale**2
-        self.slope = sgy / (sgg + ridge)
-        self.slope_var = self.dispersion / (sgg + ridge)
-        rss = syy - sgy * self.slope
-        occam = -0.5 * np.log1p(sgg / ridge)
-        a, b = ll + ridge, rr + ridge
-        det = a * b - lr**2
-        self.turn_coef = np.stack([(b * ly - lr * ry) / det, (a * ry - lr * ly) / det], 1)
-        self.turn_cov = self.dispersion * np.stack([b, -lr, a], 1) / det[:, None]  # var left, cov, var right
-        turn_rss = syy - (ly * self.turn_coef[:, 0] + ry * self.turn_coef[:, 1])
+        left = (s.yy - s.ly * self.free_turn[:, 0] - s.ry * self.free_turn[:, 1]) * degrees / max(degrees - 2, 1.0)
+        self.explained = np.r_[s.gy * self.free_slope, np.where(self.free_turn.prod(1) > 0, s.yy - left, 0)]
+        rss = s.yy - np.max(self.explained)
+        return (PRIOR_DISPERSION + max(rss, 0) * self.shrink) / (PRIOR_DISPERSION + degrees) / self.shrink
+
+    def _fit_with_ridge(self, s: _Sums, ridge: float) -> np.ndarray:
+        """Coefficients with the prior; the log evidence of the flat curve, the shapes and the turns, (1 + K + J,)."""
+        self.slope = s.gy / (s.gg + ridge)
+        self.slope_var = self.dispersion / (s.gg + ridge)
+        rss = s.yy - s.gy * self.slope
+        a, b = s.ll + ridge, s.rr + ridge
+        det = a * b - s.lr**2
+        self.turn_coef = np.stack([(b * s.ly - s.lr * s.ry) / det, (a * s.ry - s.lr * s.ly) / det], 1)
+        self.turn_cov = self.dispersion * np.stack([b, -s.lr, a], 1) / det[:, None]  # var left, cov, var right
+        turn_rss = s.yy - (s.ly * self.turn_coef[:, 0] + s.ry * self.turn_coef[:, 1])
         # after a plateau only what does turn: for rises at two rates there are the onset's shapes, with finer onsets
         straight = (self.turn_coef.prod(1) <= 0) & (np.arange(len(_TURNING)) >= len(_TURNS))
         turn_rss = np.where(straight, np.inf, turn_rss)
-        turn_occam = -0.5 * np.log(det / ridge**2)
+        degrees = max(self.data.effective + PRIOR_DISPERSION - 2, 1.0)
+        fit = -0.5 * degrees * np.log(PRIOR_DISPERSION + np.maximum(np.r_[s.yy, rss, turn_rss], 0) * self.shrink)
+        return fit + np.r_[0.0, -0.5 * np.log1p(s.gg / ridge), -0.5 * np.log(det / ridge**2)]
 
-        def log_evidence(values: np.ndarray) -> np.ndarray:
-            degrees = max(data.effective + PRIOR_DISPERSION - 2, 1.0)  # level and change are fitted
-            return -0.5 * degrees * np.log(PRIOR_DISPERSION + np.maximum(values, 0) * shrink)
-
-        log = np.r_[log_evidence(np.array([syy])), log_evidence(rss) + occam, log_evidence(turn_rss) + turn_occam]
-        kinds = np.r_[["flat"], basis.family, np.repeat(["turn", "late-turn"], [len(_TURNS), len(_LATE)])]
-        prior = np.r_[1.0, basis.prior, np.ones(len(_TURNING))]
+    def _weigh(self, log_evidence: np.ndarray, share: dict[str, float] | None) -> None:
+        """The weights by evidence and prior; where `share` is given, with these of the families."""
+        kinds = np.r_[["flat"], self.basis.family, np.repeat(["turn", "late-turn"], [len(_TURNS), len(_LATE)])]
+        prior = np.r_[1.0, self.basis.prior, np.ones(len(_TURNING))]
         for name, weight in PRIOR.items():
             members = kinds == name
             prior[members] *= weight / prior[members].sum()
-        log += np.log(prior)
+        log = log_evidence + np.log(prior)
         weight = np.exp(log - log.max())
         if share is not None:  # the finer grid of onsets changes none of the families' shares
             for name, wanted in share.items():
@@ -356,12 +382,12 @@ class _Fits:
             mean += self.weight[count + 1 + j] * (self._turn(j, x) @ self.turn_coef[j])
         return mean
 
-    def draw(self, rng: np.random.Generator, grid: np.ndarray, dispersion: float, correlation: float) -> Posterior:
+    def draw(self, rng: np.random.Generator, dispersion: float, correlation: float) -> Posterior:
         chosen = np.sort(rng.choice(len(self.weight), DRAWS, p=self.weight))
         wide = rng.standard_t(max(self.data.effective - 2, 2), (2, DRAWS))
         level_sd = np.sqrt(dispersion / self.data.total)
         middle = self.data.mean + level_sd * rng.standard_normal(DRAWS)
-        curves = np.empty((DRAWS, len(grid)))
+        curves = np.empty((DRAWS, len(GRID)))
         onset, foot, change, before = (np.zeros(DRAWS) for _ in range(4))
         count = len(self.basis.g)
         for k in np.unique(chosen):
@@ -370,7 +396,7 @@ class _Fits:
                 curves[these] = middle[these, None]
             elif k <= count:
                 a = self.slope[k - 1] + np.sqrt(self.slope_var[k - 1]) * wide[0, these]
-                curves[these] = middle[these, None] + a[:, None] * (self.basis.at(k - 1, grid) - self.centre[k - 1])
+                curves[these] = middle[these, None] + a[:, None] * (self.basis.at(k - 1, GRID) - self.centre[k - 1])
                 change[these] = a
                 if self.basis.family[k - 1] == "onset":
                     spread = self.basis.spread[k - 1] * rng.uniform(-0.5, 0.5, len(these))
@@ -382,7 +408,7 @@ class _Fits:
                 a = self.turn_coef[j, 0] + sd * wide[0, these]
                 rest = np.sqrt(max(var_r - cov**2 / var_l, 0))
                 b = self.turn_coef[j, 1] + cov / sd * wide[0, these] + rest * wide[1, these]
-                curves[these] = middle[these, None] + np.stack([a, b], 1) @ self._turn(j, grid).T
+                curves[these] = middle[these, None] + np.stack([a, b], 1) @ self._turn(j, GRID).T
                 end, turn = _TURNING[j][:2]
                 onset[these] = end + SPACING * rng.uniform(-0.5, 0.5, len(these)) if end else turn
                 change[these], before[these] = b, -a
@@ -393,7 +419,7 @@ class _Fits:
             curves[:, 0],
             change,
             before,
-            grid,
+            GRID,
             curves,
             float(dispersion * self.data.trusted),
             correlation,

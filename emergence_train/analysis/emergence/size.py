@@ -26,7 +26,13 @@ FEW_RUNS = (
 
 
 def size_effect(task: TaskMetric, rng: np.random.Generator) -> SizeEffect:
-    """The effect of size at equal loss, or the reason why it is unknown."""
+    """The effect of size at equal loss, or the reason why it is unknown.
+
+    By Frisch and Waugh: `size_left` is the log of size less its fit by the curve of loss, `score_left` performance less its
+    own; `beta` is the slope of the one on the other, and `residual` what both leave. The variance of beta has two parts:
+    `own`, by noise from checkpoint to checkpoint, and by `luck`, the variance of offsets of whole runs, which moves beta by
+    the runs' `lever` over the `information`.
+    """
     frame = task.frame
     params = frame["params"].to_numpy(float)
     sizes = np.unique(params)
@@ -54,13 +60,13 @@ def size_effect(task: TaskMetric, rng: np.random.Generator) -> SizeEffect:
     basis = monotone_basis(x, y, weight)
     if len(x) < basis.shape[1] + 3:
         return _unknown(f"{int(inside.sum())} checkpoints where sizes overlap are too few")
-    rest = _residual(basis, z, weight)
-    information = float(weight @ rest**2)
+    size_left = _residual(basis, z, weight)
+    information = float(weight @ size_left**2)
     if information < 1e-6 * float(weight @ (z - np.average(z, weights=weight)) ** 2):
         return _unknown("where losses overlap, size follows from loss: they cannot be separated")
-    beta = float(weight @ (rest * y)) / information
-    without = _residual(basis, y, weight)
-    residual = without - beta * rest
+    beta = float(weight @ (size_left * y)) / information
+    score_left = _residual(basis, y, weight)
+    residual = score_left - beta * size_left
     degrees = len(x) - basis.shape[1] - 1
     # As in the shapes: the binomial variance has the weight of two rows in the estimate of the noise.
     noise = (float(weight @ residual**2) + PRIOR_DISPERSION * typical) / (degrees + PRIOR_DISPERSION)
@@ -68,16 +74,16 @@ def size_effect(task: TaskMetric, rng: np.random.Generator) -> SizeEffect:
     inflation = (1 + correlation) / (1 - correlation)
     own = noise * inflation / information
     luck, known = _luck(np.column_stack([basis, z]), residual, weight, run, noise * inflation, rng)
-    lever = np.bincount(run, weight * rest)
+    lever = np.bincount(run, weight * size_left)
     drawn = np.sqrt(own + luck * float(lever @ lever) / information**2)
     drawn *= np.abs(rng.standard_t(max(degrees / inflation, 1), DRAWS))
     half = float(np.quantile(drawn, 0.95))
-    p, least = _permutation(without, rest, weight, x, run, inflation, rng)
+    p, least = _permutation(score_left, size_left, weight, x, run, inflation, rng)
     # pieces of one run are not quite independent, the draws know that and assume more else: the larger p holds for both
     p = max(p, float(np.mean(drawn >= abs(beta))))
     if not known:
         task.notes.append(FEW_RUNS)
-    explained = 1 - float(weight @ without**2) / max(_scatter(y, weight), 1e-300)
+    explained = 1 - float(weight @ score_left**2) / max(_scatter(y, weight), 1e-300)
     both = 1 - float(weight @ residual**2) / max(_scatter(y, weight), 1e-300)
     decades = float(np.log10(sizes[-1] / sizes[0]))
     details = SizeDetails(
@@ -183,8 +189,8 @@ def _luck(
 
 
 def _permutation(
-    without: np.ndarray,
-    rest: np.ndarray,
+    score_left: np.ndarray,
+    size_left: np.ndarray,
     weight: np.ndarray,
     x: np.ndarray,
     run: np.ndarray,
@@ -206,8 +212,8 @@ def _permutation(
         if len(names) < 2:
             continue
         total = np.bincount(codes, weight[members])
-        mean = np.bincount(codes, weight[members] * without[members]) / total
-        size = np.bincount(codes, weight[members] * rest[members]) / total
+        mean = np.bincount(codes, weight[members] * score_left[members]) / total
+        size = np.bincount(codes, weight[members] * size_left[members]) / total
         size -= size.mean()
         strength = len(names) / np.sum(1 / total)  # harmonic: the weakest run limits a comparison
         observed += strength * float(mean @ size)

@@ -62,8 +62,8 @@ class FittedPositions:
             last_fit=PositionFit(**as_json({k: last[k] for k in last.index if k not in ("run", "params", "split")})),
             identified=positions.identified,
             laws=ParameterLaws(
-                a0=_shape_law(positions.a0) if positions.identified else None,
-                a1=_shape_law(positions.a1) if positions.identified else None,
+                a0=_shape_law(positions.a0) if positions.a0 is not None else None,
+                a1=_shape_law(positions.a1) if positions.a1 is not None else None,
                 a2=LevelLaw("schedule", positions.a2.fits["schedule"].constants),
             ),
             final=tuple(PositionPoint(**row) for row in final.to_dict("records")),
@@ -129,8 +129,9 @@ class FittedPositions:
         """a0, a1, a2 fitted at every checkpoint, held-out ones included (marked), and their laws along training."""
         rows = fits.assign(held_out=~self.seen)
         steps, positions = self.steps, self.forecast
-        for name, law in (("a0", positions.a0), ("a1", positions.a1)) if positions.identified else ():
-            rows[f"{name}_law"], rows[f"{name}_law_sd"] = law.predict(steps)
+        for name, law in (("a0", positions.a0), ("a1", positions.a1)):
+            if law is not None:
+                rows[f"{name}_law"], rows[f"{name}_law_sd"] = law.predict(steps)
         a2 = positions.a2
         rows["a2_law"] = sum(w * a2.fits[name].predict(steps)[0] for name, w in a2.weights.items())
         rows["a2_law_sd"] = a2.fits["schedule"].predict(steps)[1]

@@ -36,7 +36,9 @@ from emergence_train.analysis.temporal.spikes import (
 
 WINDOW = 0.4  # a fit uses the observed part from this share of its length: earlier loss follows no power law
 BINS = 60  # at most; more rows are averaged in bins of log step
-EFFECTIVE = 8  # misfit is smooth, so residuals are not independent: the data weigh as this many points at most
+# Misfit is smooth, so residuals are not independent: what of their variance is not noise counts as if the n points were
+# EFFECTIVE at most, point variance = noise + (residual variance - noise) max(1, n / EFFECTIVE)
+EFFECTIVE = 8
 EARLIER = 4.0  # a point before the window counts with this power of its share of the window's start
 WANTED = 8  # points: the window reaches back, after warm-up and to FURTHEST of the length, until it has as many
 FURTHEST = 0.1
@@ -44,9 +46,8 @@ KNOTS = 600  # points at which a law is evaluated before it is interpolated to m
 MINIMUM = 3  # points that a fit needs
 GUESS, GUESS_WEIGHT = 0.003, 4.0  # nats: prior scatter of points, and its weight in points
 Z = {50: 0.6745, 80: 1.2816, 95: 1.9600}
-STRAIGHT = (
-    0.75  # a loss lies below its mean by up to this share of it as by a normal distribution, further as by a lognormal
-)
+# A loss lies below its mean by up to this share of it as by a normal distribution, further as by a lognormal
+STRAIGHT = 0.75
 
 
 def below(mean: np.ndarray, width: np.ndarray) -> np.ndarray:
@@ -233,21 +234,22 @@ def _fit(law: Law, curve: ObservedPart, plan: PlannedSchedule, prior: priors.Pri
     gram = rows.transpose(0, 2, 1) @ rows
     moment = (rows.transpose(0, 2, 1) @ target[:, :, None])[:, :, 0]
     count = float(curve.weight.sum())
-    dependence = max(1.0, count / EFFECTIVE) if borrowed else 1.0
-    variance = 1e-6
+    misfit_factor = max(1.0, count / EFFECTIVE) if borrowed else 1.0
+    residual_variance = 1e-6
     for _ in range(4 if borrowed else 1):
-        # noise is independent from point to point, misfit is not
-        v = max(min(variance, curve.sampling) + max(variance - curve.sampling, 0) * dependence, curve.shared)
+        noise, misfit = min(residual_variance, curve.sampling), max(residual_variance - curve.sampling, 0)
+        point_variance = max(noise + misfit * misfit_factor, curve.shared)
         normal = gram + 1e-11 * np.eye(3)
-        normal[:, 2, 2] += v / known.sd_b**2 if borrowed else 1.0  # without a kernel the third feature is 0
+        # without a kernel the third feature is 0
+        normal[:, 2, 2] += point_variance / known.sd_b**2 if borrowed else 1.0
         coef = np.linalg.solve(normal, moment[:, :, None])[:, :, 0]
         residual = target - (rows @ coef[:, :, None])[:, :, 0]
         sse = (residual**2).sum(1)
-        cost = sse + v * (coef[:, 2] / known.sd_b) ** 2
+        cost = sse + point_variance * (coef[:, 2] / known.sd_b) ** 2
         best = int(np.argmin(np.where(np.isfinite(known.log_prior), cost, np.inf)))
-        variance = (sse[best] + GUESS_WEIGHT * GUESS**2) / (max(count - 4, 0) + GUESS_WEIGHT)
-    coef, covariance = known.continued(coef, np.linalg.inv(normal) * v)
-    log_evidence = -cost / (2 * v) - 50.0 * (coef[:, 1] < 0)
+        residual_variance = (sse[best] + GUESS_WEIGHT * GUESS**2) / (max(count - 4, 0) + GUESS_WEIGHT)
+    coef, covariance = known.continued(coef, np.linalg.inv(normal) * point_variance)
+    log_evidence = -cost / (2 * point_variance) - 50.0 * (coef[:, 1] < 0)
     weight, spread_weight = _weights(log_evidence + known.log_prior), _weights(log_evidence + known.log_prior_elsewhere)
     if not borrowed:  # a baseline forecasts with its one best fit
         weight = spread_weight = (np.arange(len(weight)) == np.argmax(weight)).astype(float)
@@ -260,7 +262,7 @@ def _fit(law: Law, curve: ObservedPart, plan: PlannedSchedule, prior: priors.Pri
         coef,
         covariance,
         labels,
-        float(np.sqrt(variance)),
+        float(np.sqrt(residual_variance)),
         curve.noise,
         reference,
         float(np.ptp(decays, axis=1).max()),

@@ -40,16 +40,19 @@ class PositionForecast:
     x: np.ndarray
     position: np.ndarray
     share: np.ndarray  # (P,) share of the split's tokens at each position that the level is of
-    a0: ParameterLaw
-    a1: ParameterLaw
-    a2: Forecast  # of a2 itself
-    level: Forecast  # of the mean loss, without positions
+    a0: ParameterLaw | None  # None where too few checkpoints identify the position law
+    a1: ParameterLaw | None
+    a2: Forecast  # of a2 itself; without a position law, `level`
+    level: Forecast  # of the mean loss, without positions: the level of `loss`
     pattern: "Pattern"  # carried residual
     loss: np.ndarray  # (m, P) nats
     shared_sd: np.ndarray  # (m, P) or (m,) nats: errors of level and shape, which neighbouring positions share
     own_variance: np.ndarray  # (m, P) nats^2: pattern and noise of each position
-    identified: bool  # False: too few checkpoints where the position law could be fitted
     fits: pd.DataFrame  # position_law.fit_matrix of the observed checkpoints
+
+    @property
+    def identified(self) -> bool:
+        return self.a0 is not None
 
     @property
     def sd(self) -> np.ndarray:
@@ -98,6 +101,7 @@ def forecast_positions(
     else:
         a1 = constant_law(x, held)
     gap = _gap(fits["a0"], fits["a1"], matrix.position, share)
+    # a2 is for parameters.csv and `laws` alone: the forecast's level is `level`
     a2_seen = np.where(usable, fits["a2"], matrix.mean_loss - gap)
     a2 = forecast(x, a2_seen, x_future, plan, prior)
 
@@ -128,15 +132,14 @@ def forecast_positions(
         x_future,
         matrix.position,
         share,
-        a0,
-        a1,
+        a0 if identified else None,
+        a1 if identified else None,
         a2,
         level,
         pattern,
         _above_zero(loss, shared, matrix),
         shared,
         _wandered(pattern, x, x_future),
-        bool(identified),
         observed,
     )
 
@@ -233,13 +236,12 @@ def _level_only(
     pattern = _carried(
         (matrix.loss - matrix.mean_loss[:, None])[late], matrix.count[late] > 0, matrix.position, x[late]
     )
-    nothing = constant_law(x, 0.0)
     loss = level.mean[:, None] + pattern.value - pattern.value @ share
     variance = _wandered(pattern, x, x_future)
     level.notes.append("not identified: the position law, at too few observed checkpoints; the last shape is carried")
     loss = _above_zero(loss, level.sd[:, None], matrix)
     return PositionForecast(
-        x_future, matrix.position, share, nothing, nothing, level, level, pattern, loss, level.sd, variance, False, fits
+        x_future, matrix.position, share, None, None, level, level, pattern, loss, level.sd, variance, fits
     )
 
 
