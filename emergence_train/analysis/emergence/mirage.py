@@ -12,6 +12,8 @@ import numpy as np
 from emergence_train.analysis.emergence.metric_names import continuous, is_step
 from emergence_train.analysis.emergence.result import MirageCheck, TaskResult
 
+BINS = 12  # of the loss, for the emergence score
+
 
 def emergence_score(performance: np.ndarray) -> float | None:
     """sign(argmax y - argmin y) (max y - min y) / sqrt(median((y_i - y_{i-1})^2)) of arXiv 2304.15004.
@@ -28,11 +30,11 @@ def emergence_score(performance: np.ndarray) -> float | None:
     return float(np.sign(int(y.argmax()) - int(y.argmin())) * (y.max() - y.min()) / step)
 
 
-def binned(x: np.ndarray, y: np.ndarray, bins: int = 12) -> np.ndarray:
-    """Mean of `y` in equal bins of `x` in [0, 1], without empty ones, so that neighbours differ by more than noise."""
-    index = np.minimum((x * bins).astype(int), bins - 1)
-    count = np.bincount(index, minlength=bins)
-    return (np.bincount(index, y, bins)[count > 0]) / count[count > 0]
+def binned(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Mean of `y` in BINS equal bins of `x` in [0, 1], without empty ones, so that neighbours differ by more than noise."""
+    index = np.minimum((x * BINS).astype(int), BINS - 1)
+    count = np.bincount(index, minlength=BINS)
+    return (np.bincount(index, y, BINS)[count > 0]) / count[count > 0]
 
 
 def mirage(tasks: Sequence[TaskResult]) -> tuple[MirageCheck, ...]:

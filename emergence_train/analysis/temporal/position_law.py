@@ -27,6 +27,8 @@ LAGS = 8  # neighbouring positions whose correlation widens variances
 FOLDS, COMPARED = 5, 12  # forms are compared on so many folds of positions, and checkpoints
 ONLY_RATIO = "only a0/a1 is determined"
 BLOCK = 1 << 16  # cells that are fitted at once: the arrays of more fall out of the cache, which takes twice as long
+# Steps of the search for the shape, in the rounds that weigh positions and in the last
+COARSE_STEPS, FINE_STEPS = 12, 24
 _GOLDEN = (np.sqrt(5) - 1) / 2
 
 
@@ -126,13 +128,13 @@ class _Fit:
     dof: np.ndarray
 
 
-def _fit(form: Form, i: np.ndarray, y: np.ndarray, weight: np.ndarray, rounds: int = 3, iterations: int = 24) -> _Fit:
+def _fit(form: Form, i: np.ndarray, y: np.ndarray, weight: np.ndarray, rounds: int = 3) -> _Fit:
     """Robust separable fit of every row of y (C, P)."""
     present = weight > 0
     dof = np.maximum(present.sum(1) - 3, 1)
     w = weight
     for turn in range(rounds):
-        u = _best_shape(form, i, y, w, iterations if turn == rounds - 1 else 12)
+        u = _best_shape(form, i, y, w, FINE_STEPS if turn == rounds - 1 else COARSE_STEPS)
         x = form.basis(i, np.exp(u)[:, None])
         solved = _Weighted(y, w).solve(x)
         residual = np.where(present, y - solved.linear[:, None] * x - solved.offset[:, None], 0.0)
