@@ -2,23 +2,23 @@
 
 A part of critical_instances.py: a line of the skill `latest` asks for a value STEPS times or more. Each is scored with the true
 line before it, so a step does not depend on earlier answers; the whole is right where all are.
-analysis/memorisation/composition.py says how much of the whole's curve over checkpoints the product of its steps is.
+`explained` is how much of the whole's curve over checkpoints the product of its steps is, with an interval over lines.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from emergence_train.analysis.memorisation import explained_by_composition
+from emergence_train.analysis.composition_share import share_by_product
 from emergence_train.analysis.results import as_json
 from emergence_train.config import load_run
 from emergence_train.data.planted import Exercise
 from emergence_train.evaluation.saved_model import load_model
 
 STEPS = 6
+BOOTSTRAPS = 1000
 
 
 def places(exercise: Exercise) -> list[int]:
@@ -58,4 +58,26 @@ def composition(run: Path, exercises: list[Exercise]) -> dict:
     }
     if np.ptp(right.all(2).mean(1)) == 0:
         return out
-    return out | json.loads(json.dumps(as_json(explained_by_composition(right))))
+    return out | explained(right)
+
+
+def explained(right: np.ndarray) -> dict:
+    """Of (checkpoints, lines, steps) right steps; sampling is that of lines drawn again."""
+    checkpoints, lines, steps = right.shape
+    draws = np.random.default_rng(0).multinomial(lines, np.full(lines, 1 / lines), BOOTSTRAPS)
+    weights = np.vstack([np.ones(lines), draws]) / lines  # the lines themselves, then lines drawn again
+    whole = weights @ right.all(2).T
+    single = weights @ right.transpose(1, 0, 2).reshape(lines, -1)
+    apart = whole - single.reshape(-1, checkpoints, steps).prod(2)
+    return {
+        "explained": as_json(share_by_product(apart[0], whole[0], apart[1:] - apart[0], whole[1:] - whole[0])),
+        "correlated": float(apart[0].mean()),
+        "sharpest_step": sharpest(right.mean((1, 2))),
+        "sharpest_whole": sharpest(whole[0]),
+    }
+
+
+def sharpest(values: np.ndarray) -> float:
+    """The largest gain between two checkpoints, of the whole gain."""
+    gain = values.max() - values.min()
+    return float(np.diff(values).max() / gain) if gain > 0 else 0.0

@@ -1,11 +1,11 @@
-"""Shares and intervals against closed forms and simulations; composition on simulated steps."""
+"""Shares and intervals against closed forms and simulations."""
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from emergence_train.analysis.memorisation import analyze, composed, counterfactual, explained_by_composition
+from emergence_train.analysis.memorisation import analyze, counterfactual
 from emergence_train.analysis.memorisation.analyze import difference, wilson
 from emergence_train.errors import InputError
 
@@ -94,45 +94,3 @@ def test_words_and_numbers_are_true_and_false():
     frame = items(2, 4, 0, 4)
     for form in (frame["extracted"].map({True: "True", False: "false"}), frame["extracted"].astype(np.int8)):
         assert analyze(frame.assign(extracted=form)) == analyze(frame)
-
-
-@pytest.mark.parametrize("value", [np.nan, 0.3])
-def test_a_step_is_right_or_wrong(value):
-    right = (np.random.default_rng(0).random((3, 4, 2)) < 0.5).astype(float)
-    right[1, 2, 0] = value
-    with pytest.raises(
-        InputError, match=f"steps_right: checkpoint 1, item 2, step 0: {value} is neither true nor false"
-    ):
-        explained_by_composition(right)
-
-
-CHANCES = 1 / (1 + np.exp(-np.linspace(-2, 4, 9)))  # a step's success by checkpoint, smooth
-
-
-def test_the_whole_is_the_power_of_the_step():
-    np.testing.assert_allclose(composed(CHANCES, 5), CHANCES * CHANCES * CHANCES * CHANCES * CHANCES)
-
-
-def test_independent_steps_explain_the_jump_of_the_whole():
-    """Steps rise smoothly, the whole of eight jumps; the product explains it."""
-    right = np.random.default_rng(1).random((9, 2000, 8)) < CHANCES[:, None, None]
-    result = explained_by_composition(right)
-    assert result.explained.value > 0.98 and result.explained.low95 > 0.95
-    assert abs(result.correlated) < 0.02
-    assert result.sharpest_whole > result.sharpest_step
-
-
-def test_a_switch_of_whole_items_is_not_composition():
-    """All steps of an item succeed or fail together: the product falls short of the whole, which is as smooth as a step."""
-    together = np.random.default_rng(2).random((9, 2000, 1)) < CHANCES[:, None, None]
-    result = explained_by_composition(np.repeat(together, 8, axis=2))
-    assert result.explained.high95 < 0.7 and result.correlated > 0.1
-    assert result.sharpest_whole == pytest.approx(result.sharpest_step)
-
-
-@pytest.mark.parametrize(
-    ("right", "says"), [(np.ones((2, 5, 3)), "3 checkpoints"), (np.ones((4, 5, 3)), "does not change")]
-)
-def test_what_cannot_be_explained_is_refused(right, says):
-    with pytest.raises(ValueError, match=says):
-        explained_by_composition(right)
