@@ -154,15 +154,12 @@ def _verdict(tasks: list[dict], metric: str) -> str:
 
 def least_data() -> Claim:
     tiny = load_result("grokking_runs.json")["tiny"]
-    shares = ", ".join(
-        f"{row['value']:.2f} [{row['low95']:.2f}, {row['high95']:.2f}] with {row['params']:,} parameters"
-        for row in tiny["critical_fraction"]
-    )
+    shares = ", ".join(f"{interval(row, '.2f')} with {row['params']:,} parameters" for row in tiny["critical_fraction"])
     return Claim(
         "A task needs a least amount of data before it generalises",
         TALK,
         f"addition modulo 23, {len(tiny['times']) * 4} runs: the critical share of its table is {shares}",
-        HOLDS if all(row["low95"] > 0 for row in tiny["critical_fraction"]) else NOT,
+        HOLDS if all((row["low95"] or 0) > 0 for row in tiny["critical_fraction"]) else NOT,
         "[picture](images/grok-phase.svg), " + note("2026-11-26-grokking"),
         "make grok",
     )
