@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, PlainValidator, SerializeAsAny, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, SerializeAsAny, model_validator
 
 from emergence_train import config_tree, files, interpolation
-from emergence_train.config_problem import first_problem, suggest
+from emergence_train.config_problem import suggest, validated
 from emergence_train.data_config import Data
 from emergence_train.errors import InputError
 from emergence_train.logging_config import Logging, Samples
@@ -410,18 +410,11 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
         config_tree.apply(tree, override)
     _expand_preset(tree, path)
     if interpolation.wanted(tree):
-        values = _validated(tree | {"name": interpolation.AUTO, "out": "runs", "logging": {}}, path)
+        values = validated(Config, tree | {"name": interpolation.AUTO, "out": "runs", "logging": {}}, path)
         tree = interpolation.interpolate(
             tree, values.model_dump(mode="json"), os.environ, origin=Path(path).stem, overrides=overrides
         )
-    return _validated(tree, path)
-
-
-def _validated(tree: dict, path: str | Path) -> Config:
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise InputError(f"{path}: {first_problem(error, tree, Config)}") from None
+    return validated(Config, tree, path)
 
 
 def load_run(run: Path) -> Config:

@@ -1,12 +1,17 @@
 """What is wrong with a configuration, in one line: the first of pydantic's complaints, its place and what to write instead."""
 
 import difflib
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
+from emergence_train.errors import InputError
 from emergence_train.section import ByKind, Section
 
+AnySection = TypeVar("AnySection", bound=Section)
 # What to write instead, by pydantic's name of the problem
 WRONG_TYPES = {
     "string_type": "; YAML takes it for something else: quote it, as \"{0}='TEXT'\" on the command line",
@@ -14,6 +19,20 @@ WRONG_TYPES = {
     "dict_type": "; it is a section: set its keys, as {0}.KEY=VALUE",
     "model_type": "; it is a section: set its keys, as {0}.KEY=VALUE",
 }
+
+
+def validated(root: type[AnySection], tree: dict, path: str | Path, examples: str = "") -> AnySection:
+    """The tree of a file as its root section; `examples` is the folder that has right ones.
+
+    Raises:
+        InputError: a wrong key or value, by its place.
+    """
+    try:
+        return root.model_validate(tree)
+    except ValidationError as error:
+        problem = first_problem(error, tree, root)
+        more = f"; see {examples} for examples" if examples and not problem.endswith("?") else ""
+        raise InputError(f"{path}: {problem}{more}") from None
 
 
 def first_problem(error: ValidationError, tree: dict, root: type[Section]) -> str:
@@ -38,25 +57,38 @@ def first_problem(error: ValidationError, tree: dict, root: type[Section]) -> st
 
 
 def _section(location: tuple, tree: Any, root: type[Section]) -> type[Section] | None:
-    """The class of the section at a path of keys and indices of the tree that was read."""
-    section: Any = root
+    """The class of the section at a place, as pydantic spells it: keys, names, indices and, after a union, its `kind`."""
+    declared: Any = root
     for key in location:
-        tree = tree[key]
-        if isinstance(key, int):
+        if isinstance(declared, tuple):
+            declared = next((kind for kind in declared if key in get_args(kind.model_fields["kind"].annotation)), None)
             continue
-        field = section.model_fields[key]
-        by_kind = [entry.func for entry in field.metadata if isinstance(getattr(entry, "func", None), ByKind)]
-        if by_kind:
-            section = by_kind[0].section_of(tree)
-            continue
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)
-        if section is None:
-            return None
-    return section
+        # YAML reads a name such as 0.05 as a number
+        tree = {str(name): value for name, value in tree.items()}[str(key)] if isinstance(tree, dict) else tree[key]
+        if get_origin(declared) in (dict, list):
+            declared = _declared(get_args(declared)[-1], (), tree)
+        elif isinstance(declared, type) and issubclass(declared, Section):
+            field = declared.model_fields[key]
+            declared = _declared(field.annotation, field.metadata, tree)
+    return declared if isinstance(declared, type) and issubclass(declared, Section) else None
+
+
+def _declared(annotation: Any, metadata: Sequence, tree: Any) -> Any:
+    """What a value is declared as, without what says more of it: a class, a list or mapping of them, or a union's sections."""
+    for entry in metadata:
+        if isinstance(kinds := getattr(entry, "func", None), ByKind):
+            return kinds.section_of(tree)
+    if get_origin(annotation) is Annotated:
+        return _declared(get_args(annotation)[0], (), tree)
+    if get_origin(annotation) not in (Union, UnionType):
+        return annotation
+    members = tuple(member for member in get_args(annotation) if member is not type(None))
+    return members[0] if len(members) == 1 else members
 
 
 def suggest(word: str, known: Any) -> str:
     known = list(known)
+    if not known:
+        return ""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

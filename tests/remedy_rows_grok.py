@@ -48,7 +48,7 @@ def parity(**keys: object) -> dict:
 
 
 SWEEPS = [
-    sweep("see configs/grok for examples", {"fraction": [0.5]}, {}),
+    sweep("see {} for examples", {"fractions": []}, {}),
     sweep("a value is listed twice; list each once", {"seeds": [1, 1]}, {"seeds": [1]}),
     sweep("none to train on or to hold out; choose another", {"fractions": [0.01]}, {"fractions": [0.5]}),
     sweep("betas lie in [0, 1); set them so", {"training": KEYS["training"] | {"betas": [0.9, 1.0]}}, {}),

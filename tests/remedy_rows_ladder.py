@@ -60,7 +60,7 @@ def with_the_run(at: At) -> list[str]:
 
 
 LADDERS = [
-    ladder("see configs/ladders for examples", {"size": {}}, {}),
+    ladder("see {} for examples", {"sizes": {}}, {}),
     ladder("list each of tokens and seeds once", {"seeds": [1, 1]}, {"seeds": [1]}),
     ladder("give its path relative to the ladder's file", {"config": "none.yaml"}, {}),
     ladder("is the ladder's to give; leave it out, {} of the ladder says it", {"set": {"seed": 3}}, {"seeds": [3]}),

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from emergence_train import config_tree
+from emergence_train.config_problem import validated
 from emergence_train.errors import InputError
 from emergence_train.grokking.mlp import Mlp
 from emergence_train.grokking.tasks import Task
@@ -120,13 +121,7 @@ def read(path: str | Path) -> Sweep:
     Raises:
         InputError: a wrong key or value, by its place.
     """
-    try:
-        return Sweep.model_validate(config_tree.read(Path(path)))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"]) or "sweep"
-        what = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"].removeprefix("Value error, ")
-        raise InputError(f"{path}: {where}: {what}; see configs/grok for examples") from None
+    return validated(Sweep, config_tree.read(Path(path)), path, "configs/grok")
 
 
 def runs_of(sweep: Sweep, questions: int, path: str | Path = "sweep") -> tuple[Run, ...]:

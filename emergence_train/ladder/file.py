@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from emergence_train import config as configs
 from emergence_train import config_tree
 from emergence_train.config import Config
+from emergence_train.config_problem import validated
 from emergence_train.errors import InputError
 from emergence_train.section import Section
 from emergence_train.training.checkpoint_plan import Plan
@@ -165,13 +166,7 @@ class Ladder:
 def read(path: str | Path) -> Ladder:
     """The ladder of a file; every row's configuration is read, so that a wrong one is refused before the first starts."""
     path = Path(path)
-    try:
-        file = LadderFile.model_validate(config_tree.read(path))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"]) or "ladder"
-        what = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"].removeprefix("Value error, ")
-        raise InputError(f"{path}: {where}: {what}; see configs/ladders for examples") from None
+    file = validated(LadderFile, config_tree.read(path), path, "configs/ladders")
     rows = tuple(_rows(file, path))
     _check_names(path, rows)
     return Ladder(path, file, rows)

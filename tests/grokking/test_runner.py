@@ -146,7 +146,22 @@ def test_progress_names_the_time_that_is_left(sweep_file, tmp_path):
         ({"task": {"kind": "modular", "modulus": 9, "operation": "divide"}}, "prime modulus"),
         ({"task": {"kind": "table", "file": "none.csv"}}, "none.csv: cannot be read"),
         ({"training": {"betas": [0.9, 1.0]}}, "betas"),
-        ({"step": 3}, "step: unknown key; see configs/grok"),
+        ({"step": 3}, "step: unknown key; known: name, task, models, "),
+        ({"fractions": []}, "; see configs/grok for examples"),
+        ({"stak": 3}, "stak: unknown key; did you mean 'stack'?"),
+        ({"training": {"updats": 3}}, "training.updats: unknown key; did you mean 'updates'?"),
+        (
+            {"task": {"kind": "modular", "modulu": 7}},
+            "task.modular.modulu: unknown key; did you mean 'modulus'?",
+        ),
+        (
+            {"models": {"a": {"kind": "mlp", "widht": 16, "hidden": 16}}},
+            "models.a.mlp.widht: unknown key; did you mean 'width'?",
+        ),
+        (
+            {"models": {"a": {"kind": "transformer", "widht": 16, "layers": 1, "heads": 2}}},
+            "models.a.transformer.widht: unknown key; did you mean 'width'?",
+        ),
     ],
 )
 def test_a_wrong_sweep_is_one_line(sweep_file, tmp_path, capsys, keys, says):

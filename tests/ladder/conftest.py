@@ -9,7 +9,7 @@ import yaml
 
 @pytest.fixture
 def ladder_file(config_file, tmp_path) -> Callable[..., Path]:
-    """A function that writes a ladder's file: one size and 1,024 tokens, with other keys as they are given."""
+    """A function that writes a ladder's file: one size and 1,024 tokens, with other keys as given; None: without."""
 
     def write(**keys) -> Path:
         path = tmp_path / "ladder.yaml"
@@ -21,7 +21,7 @@ def ladder_file(config_file, tmp_path) -> Callable[..., Path]:
             "set": {"training.threads": 1},
             "sizes": {"a": {}},
         }
-        path.write_text(yaml.safe_dump(tree | keys))
+        path.write_text(yaml.safe_dump({k: v for k, v in (tree | keys).items() if v is not None}))
         return path
 
     return write

@@ -64,9 +64,25 @@ def test_names_have_the_exact_tokens(tokens, shown):
     assert round(float(shown.rstrip("bmk")) * units.get(shown[-1], 1)) == tokens
 
 
-def test_an_unknown_key_is_one_line(ladder_file):
-    with pytest.raises(InputError, match="sizes.a.token: unknown key"):
-        read(ladder_file(sizes={"a": {"token": [1]}}))
+@pytest.mark.parametrize(
+    ("keys", "key", "meant"),
+    [
+        ({"sizse": {"a": {}}, "sizes": None}, "sizse", "sizes"),
+        ({"sizes": {"tiny": {"tokns": [1024]}}}, "sizes.tiny.tokns", "tokens"),
+        ({"sizes": {"tokens": {"tokns": [1024]}}}, "sizes.tokens.tokns", "tokens"),
+        ({"sizes": {0.05: {"tokns": [1024]}}}, "sizes.0.05.tokns", "tokens"),
+        ({"schedules": {"x": {"afterr": "y"}}}, "schedules.x.afterr", "after"),
+        ({"slurm": {"optins": []}}, "slurm.optins", "options"),
+    ],
+)
+def test_a_misspelt_key_has_the_right_one(ladder_file, keys, key, meant):
+    with pytest.raises(InputError, match=f"ladder.yaml: {key}: unknown key; did you mean '{meant}'\\?$"):
+        read(ladder_file(**keys))
+
+
+def test_a_missing_key_is_named(ladder_file):
+    with pytest.raises(InputError, match="ladder.yaml: sizes: is missing; see configs/ladders for examples$"):
+        read(ladder_file(sizes=None))
 
 
 def test_a_wrong_row_is_refused_before_the_first_starts(ladder_file):
