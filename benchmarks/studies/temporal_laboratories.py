@@ -1,6 +1,6 @@
 """Do forecasts hold on laboratories, optimizers and schedules that the prior has not seen?
 
-    python benchmarks/studies/temporal_laboratories.py CURVES_DIR [--earlier curves.parquet] [--label before|after]
+    python benchmarks/studies/temporal_laboratories.py CURVES_DIR [--earlier curves.parquet]
 
 CURVES_DIR holds one table of `curves` a run, SOURCE__RUN__KIND.csv, with curves_meta.csv beside the folder (source, lab,
 run, kind, optimizer, schedule); `--earlier` is the table of temporal_data.py. The curves are not kept in this repository.
@@ -9,7 +9,7 @@ Every run is observed up to 10, 20 and 40% and scored on the rest; runs with a c
 The prior is that of temporal_prior.py without the laboratory: nothing that is scored was fitted. The speedruns are scored
 a second time with only their own source left out. Then logs are disturbed (without their row at step 0, thinned,
 validation instead of training) and the forecasts compared. What the law would leave if it were fitted to the whole run
-is the least error that is to be had (`oracle`). Writes its label of benchmarks/results/temporal_laboratories.json.
+is the least error that is to be had (`oracle`). Writes benchmarks/results/temporal_laboratories.json.
 `--every N` takes one in N of the earlier runs.
 """
 
@@ -236,7 +236,7 @@ def cooldowns(rows: pd.DataFrame) -> dict:
     return summary(rows) | {"trend with length": slope}
 
 
-def draw(before: dict, after: dict, target: Path) -> None:
+def draw(result: dict, target: Path) -> None:
     """Errors of the end over the half-width of their 95% interval, by source and fraction, a dot a forecast."""
     import matplotlib
 
@@ -244,24 +244,18 @@ def draw(before: dict, after: dict, target: Path) -> None:
     import matplotlib.pyplot as plt
 
     sources = ["gemstones", "llmc", "modded1", "romero", "multi-power", "scheduling"]
+    rows = pd.DataFrame(result["rows"])
     figure, axes = plt.subplots(1, len(FRACTIONS), figsize=(10, 3.2), sharey=True, layout="constrained")
     for axis, fraction in zip(axes, FRACTIONS, strict=True):
-        for result, colour, side in ((before, "#b0b0b0", -0.18), (after, "#1f5fa8", 0.18)):
-            rows = pd.DataFrame(result["rows"])
-            for place, source in enumerate(sources):
-                part = rows[(rows["source"] == source) & (rows["fraction"] == fraction)]
-                share = (part["end error"] / part["half-width"]).clip(-1.9, 1.9)
-                axis.plot(
-                    place + side + np.linspace(-0.13, 0.13, len(share)), share, ".", color=colour, mew=0, markersize=5
-                )
+        for place, source in enumerate(sources):
+            part = rows[(rows["source"] == source) & (rows["fraction"] == fraction)]
+            share = (part["end error"] / part["half-width"]).clip(-1.9, 1.9)
+            axis.plot(place + np.linspace(-0.3, 0.3, len(share)), share, ".", color="#1f5fa8", mew=0, markersize=5)
         axis.axhspan(-1, 1, color="black", alpha=0.06, linewidth=0)
         axis.axhline(0, color="black", linewidth=0.8)
         axis.set_xticks(range(len(sources)), sources, fontsize=7, rotation=25)
         axis.set_title(f"{fraction:.0%} observed", fontsize=9)
     axes[0].set_ylabel("error of the end / half-width", fontsize=9)
-    axes[-1].plot([], [], "o", color="#b0b0b0", label="before")
-    axes[-1].plot([], [], "o", color="#1f5fa8", label="after")
-    axes[-1].legend(fontsize=7, frameon=False, loc="lower right")
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     # tenths of a point are enough for dots
@@ -352,20 +346,15 @@ def main() -> None:
     parser.add_argument("curves", type=Path)
     parser.add_argument("--earlier", type=Path)
     parser.add_argument("--every", type=int, default=1)
-    parser.add_argument("--label", choices=("before", "after"), default="after")
     arguments = parser.parse_args()
     logs = read_folder(arguments.curves)
     logs += read_earlier(arguments.earlier)[:: arguments.every] if arguments.earlier else []
     fitted = json.loads((RESULTS / "temporal_prior.json").read_text())
     result = evaluate(logs, {name: priors.from_json(prior) for name, prior in fitted["without"].items()})
     earlier = f" --earlier EARLIER --every {arguments.every}" if arguments.earlier else ""
-    command = f"python benchmarks/studies/temporal_laboratories.py CURVES{earlier} --label {arguments.label}"
-    both = json.loads(TARGET.read_text()) if TARGET.exists() else {}
-    both[arguments.label] = {**provenance(command), **result}
-    write_json(TARGET, both)
-    if both.keys() >= {"before", "after"}:
-        picture = Path(__file__).parents[2] / "docs" / "images" / "truth-forecasts.svg"
-        draw(both["before"], both["after"], picture)
+    command = f"python benchmarks/studies/temporal_laboratories.py CURVES{earlier}"
+    write_json(TARGET, {**provenance(command), **result})
+    draw(result, Path(__file__).parents[2] / "docs" / "images" / "truth-forecasts.svg")
     show(result)
 
 

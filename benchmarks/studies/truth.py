@@ -236,7 +236,7 @@ def one_family() -> Row:
 
 
 def score(held: dict) -> list[Row]:
-    laboratories = held["temporal_laboratories"]["after"]
+    laboratories = held["temporal_laboratories"]
     rows = pd.DataFrame(laboratories["rows"])
     rows["earlier"] = rows["source"].isin(("multi-power", "scheduling"))
     named = rows.assign(error=rows["end error"], half=rows["half-width"])
@@ -258,7 +258,7 @@ def positions(held: dict) -> dict:
 def main() -> None:
     held = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in SOURCES}
     rows = score(held)
-    commits = {name: part.get("commit") or part["after"]["commit"] for name, part in held.items()}
+    commits = {name: part["commit"] for name, part in held.items()}
     result = {
         **provenance("python benchmarks/studies/truth.py"),
         "commits of the studies": commits,

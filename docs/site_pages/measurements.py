@@ -128,7 +128,7 @@ def fault_trials() -> str:
 def public_forecasts() -> str:
     """Errors of the forecasts of runs whose laboratory was left out of the prior, by the part of the run that was seen."""
     name = "temporal_laboratories.json"
-    result = load_result(name)["after"]
+    result = load_result(name)
     rows = []
     for group, label in (("folder", "speedruns, Gemstones"), ("earlier", "two earlier sources")):
         for fraction, tables in result["forecasts"].get(group, {}).items():

@@ -10,7 +10,7 @@ COMMAND = "benchmarks/studies/typology.py"
 
 
 def forecasts() -> Claim:
-    by_part = load_result("temporal_laboratories.json")["after"]["forecasts"]["folder"]
+    by_part = load_result("temporal_laboratories.json")["forecasts"]["folder"]
     parts = {f"{float(part):.0%}": tables["all"] for part, tables in by_part.items()}
     quotients = ", ".join(f"{row['median quotient']:.2f} from {part}" for part, row in parts.items())
     inside = ", ".join(f"{row['ends inside 95']:.0%}" for row in parts.values())

@@ -61,7 +61,7 @@ def test_verdicts_turn_with_the_numbers(changed):
         result["tiny"]["trend"] |= {"value": 0.2, "low95": 0.1, "high95": 0.3}
 
     def worse(result: dict) -> None:
-        result["after"]["forecasts"]["folder"]["0.1"]["all"]["median quotient"] = 1.2
+        result["forecasts"]["folder"]["0.1"]["all"]["median quotient"] = 1.2
 
     def size_adds(result: dict) -> None:
         for task in result["tasks"]:
