@@ -7,12 +7,7 @@ compiled kernels.
 
 import functools
 import math
-import os
-import re
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import emulated_barriers
 import pytest
@@ -20,7 +15,6 @@ import torch
 from attention_cases import documents, make, plain
 from kernel_checks import assert_as_good, leaves
 
-from conftest import HARNESS
 from emergence_kernels.attention import hopper as attention_hopper
 from emergence_kernels.attention.document_ranges import overlapping_and_equal_blocks
 from emergence_kernels.attention.options import Options
@@ -300,82 +294,3 @@ def test_every_barrier_wait_and_fence_is_needed(source, emulated, monkeypatch):
     reasons = emulated_barriers.written(source, *([header] if (build.SOURCES / header).is_file() else []))
     assert reasons <= emulated_barriers.met() and len(reasons) >= 9, f"not met: {reasons - emulated_barriers.met()}"
     assert not emulated_barriers.not_missed(reasons, lambda: same(source), monkeypatch)
-
-
-# ---- the compiled code ------------------------------------------------------------------------------------------------
-
-
-def disassembler() -> Path | None:
-    try:
-        import triton
-    except ImportError:
-        return None
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    return tool if tool.is_file() else None
-
-
-def forms(ptx: str) -> tuple[set, set, set]:
-    """Copies; products of 64 x 128 bfloat16 and whether b is transposed; (swizzle, stride, leading offset) of descriptors."""
-    copies = {  # a block that is no cluster's may name its shared memory either way
-        copy.replace("shared::cta.global", "shared::cluster.global")
-        for copy in re.findall(r"cp\.async\.bulk\.tensor[\w.:]+", ptx)
-    }
-    products = set(re.findall(r"(wgmma\.mma_async\S*m64n128k16\.f32\.bf16\.bf16) [^;]*, 1, 1(?:, 0)?, (\d);", ptx))
-    fields = set()
-    for number in map(int, re.findall(r"\b46\d{17}\b", ptx)):
-        fields.add((number >> 62, number >> 32 & 0x3FFF, number >> 16 & 0x3FFF))
-    return copies, products, fields
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(build.nvcc() is None, reason="no nvcc")
-def test_instructions_and_descriptors_match_triton(tmp_path):
-    """An error common to kernels and emulator would show against Triton's code for Hopper."""
-    pytest.importorskip("triton")
-    script = HARNESS / "hopper_by_triton.py"
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    ours = tmp_path / "ours.ptx"
-    include = ["-I", str(build.SOURCES), "-isystem", str(build.torch_folder() / "include")]
-    flags = [*build.COMMON, *build.FLAGS["cuda"], "-arch=sm_90a", '-DEMERGENCE_BUILD=""', *include]
-    source = str(build.SOURCES / "cuda/attention/hopper_forward.cu")
-    subprocess.run([build.nvcc(), *flags, "-ptx", source, "-o", str(ours)], check=True)
-    copies, products, fields = forms(ours.read_text())
-    their_copies, their_products, their_fields = forms(done.stdout)
-    assert copies == their_copies and len(copies) == 1
-    assert products == their_products and len(products) == 2
-    by_swizzle = {field for field in fields if field[0] == 1}
-    # Rows of k: stride 1024 bytes, the leading offset without meaning. Columns: slabs of 128 rows of 128 bytes.
-    assert (1, 64, 1024) in by_swizzle & their_fields
-    assert {field[:2] for field in by_swizzle} == {field[:2] for field in their_fields} == {(1, 64)}
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(build.nvcc() is None, reason="no nvcc")
-def test_nvcc_compiles_products_that_overlap(tmp_path):
-    """No spills; no products that ptxas had to serialise or help with fences; the exponentials are not moved past waits."""
-    out = tmp_path / "emergence_cuda.so"
-    verbose = dict(archs=build.ARCHITECTURES, extra=("-Xptxas", "-v"))
-    output = build.build("cuda", out, **verbose)
-    assert "product_kernel" not in output, "a test's kernel is not for the library"
-    output += build.build("checks", tmp_path / "checks.so", **verbose)
-    for name, count in (("forward_hopper", 6), ("backward_hopper", 12), ("product_kernel", 60)):
-        assert len(re.findall(rf"Compiling entry function '\S*{name}\S*' for 'sm_90a'", output)) == count
-    assert "C75" not in output and "serialized" not in output
-    assert set(re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", output)) == {("0", "0")}
-    if (tool := disassembler()) is None:
-        pytest.skip("no disassembler")
-    command = [str(tool), "-arch", "sm_90a", "-sass", str(out)]
-    code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    checked = 0
-    for part in code.split("Function : ")[1:]:
-        name = part.split("\n")[0]
-        if "ward_hopper" not in name:
-            continue
-        assert "HGMMA" in part and "UTMALDG" in part and "USETMAXREG" in part and not re.search(r"\b(STL|LDL)\b", part)
-        # Between the wait for scores and the next wait, where the other product is on its way.
-        during = part.partition("DEPBAR.LE gsb0, 0x1")[2].partition("DEPBAR")[0]
-        assert during.count("MUFU.EX2") >= (64 if "forward" in name else 32), f"exponentials come too late: {name}"
-        checked += 1
-    assert checked == 6 + 12
