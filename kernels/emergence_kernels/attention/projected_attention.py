@@ -23,7 +23,7 @@ from . import hopper
 from .document_ranges import DocumentPlan
 from .op import as_plan, checked, kernels_of
 from .options import Options
-from .rotary_attention import gradient_of_qkv, rotary_attention
+from .rotary_attention import attention_of_qkv, gradient_of_qkv
 
 
 @profiled
@@ -80,33 +80,16 @@ def projected_attention(
     plan = as_plan(document_ids)
     ids = None if plan is None else plan.ids
     options = Options(causal, scale, ids, window, deterministic, softcap, sinks, alibi)
-    if not torch.compiler.is_compiling():
-        q, k = (x.new_empty(()).expand(*x.shape[:2], n, weight.shape[0] // count) for n in (heads, kv_heads))
-        check_angles(op, q, cos, sin)
-        options, chosen = checked(op, q, k, k, options, plan, backend)
-        if chosen == "cuda" and turns_in_product(q, x, cos, sin):
-            return _Projected.apply(x, weight, cos, sin, main_grad, heads, kv_heads, *options.arguments(chosen))
-    require(
-        main_grad is None or not torch.compiler.is_compiling(),
-        lambda: f"{op}: main_grad is not supported in compiled graphs",
-    )
-    return rotary_attention(
-        F.linear(x, weight) if main_grad is None else accumulating.linear(x, weight, main_grad),
-        cos,
-        sin,
-        heads=heads,
-        kv_heads=kv_heads,
-        causal=causal,
-        scale=scale,
-        document_ids=document_ids,
-        window=window,
-        deterministic=deterministic,
-        softcap=softcap,
-        sinks=sinks,
-        alibi=alibi,
-        overwrite=True,
-        backend=backend,
-    )
+    # They stand for the heads: shape, dtype and device are read
+    q, k = (x.new_empty(()).expand(*x.shape[:2], n, weight.shape[0] // count) for n in (heads, kv_heads))
+    check_angles(op, q, cos, sin)
+    options, chosen = checked(op, q, k, k, options, plan, backend)
+    compiling = torch.compiler.is_compiling()
+    require(main_grad is None or not compiling, lambda: f"{op}: main_grad is not supported in compiled graphs")
+    if not compiling and chosen == "cuda" and turns_in_product(q, x, cos, sin):
+        return _Projected.apply(x, weight, cos, sin, main_grad, heads, kv_heads, *options.arguments(chosen))
+    qkv = F.linear(x, weight) if main_grad is None else accumulating.linear(x, weight, main_grad)
+    return attention_of_qkv(qkv, cos, sin, heads, kv_heads, options, plan, chosen, backend, overwrite=True)
 
 
 def turns_in_product(q: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> bool:
@@ -164,7 +147,7 @@ class _Projected(torch.autograd.Function):
         heads, kv_heads, main_grad, options, backend = ctx.rest
         options = options.with_tensors(tensors)
         q, k, v = qkv.split([heads, kv_heads, kv_heads], 2)
-        d_qkv = gradient_of_qkv(grad, q, k, v, out, lse, cos, sin, "cuda", options, backend)
+        d_qkv = gradient_of_qkv(grad, (q, k, v, out, lse, cos, sin), "cuda", options, backend)
         d_NE = d_qkv.view(len(x_NK), -1)
         dw = accumulating.weight_gradient(main_grad, d_NE, x_NK, weight) if ctx.needs_input_grad[1] else None
         dx = (d_NE @ weight).view(*d_qkv.shape[:2], -1) if ctx.needs_input_grad[0] else None

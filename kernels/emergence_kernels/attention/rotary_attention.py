@@ -83,6 +83,22 @@ def rotary_attention(
     ids = None if plan is None else plan.ids
     options = Options(causal, scale, ids, window, deterministic, softcap, sinks, alibi)
     options, chosen = checked(op, q, k, v, options, plan, backend)
+    return attention_of_qkv(qkv, cos, sin, heads, kv_heads, options, plan, chosen, backend, overwrite)
+
+
+def attention_of_qkv(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    kv_heads: int,
+    options: Options,
+    plan: DocumentPlan | None,
+    chosen: str,
+    backend: str | None,
+    overwrite: bool,
+) -> Tensor:
+    """rotary_attention of arguments that are checked; `chosen`: the backend of attention, `backend`: the one asked for."""
     rotation = resolve_backend("auto" if backend == "flash" else backend, "rotary", qkv.device, dtype_limits(qkv))
     if torch.compiler.is_compiling():
         if chosen in OWN:
@@ -212,7 +228,7 @@ class _Fused(torch.autograd.Function):
         q, k, v, out, lse, cos, sin, *tensors = ctx.saved_tensors
         rotation, options, backend = ctx.rest
         options = options.with_tensors(tensors)
-        d_qkv = gradient_of_qkv(grad, q, k, v, out, lse, cos, sin, rotation, options, backend, direct)
+        d_qkv = gradient_of_qkv(grad, (q, k, v, out, lse, cos, sin), rotation, options, backend, direct)
         d_sinks = None
         if grad is not None and ctx.needs_input_grad[7 + SINKS]:
             d_sinks = kernels_of(backend).sinks_gradient(grad, out, lse, options.sinks)
@@ -221,19 +237,14 @@ class _Fused(torch.autograd.Function):
 
 def gradient_of_qkv(
     grad: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    cos: Tensor,
-    sin: Tensor,
+    saved: tuple[Tensor, ...],
     rotation: str,
     options: Options,
     backend: str,
     direct: Tensor | None = None,
 ) -> Tensor:
-    """The gradient of qkv. direct: that of the overwritten qkv, added to it."""
+    """The gradient of qkv. saved: q, k, v, out, lse, cos, sin. direct: that of the overwritten qkv, added to it."""
+    q, k, v, out, lse, cos, sin = saved
     heads, kv_heads = q.shape[2], k.shape[2]
     d_qkv = torch.empty(*q.shape[:2], heads + 2 * kv_heads, q.shape[3], dtype=q.dtype, device=q.device)
     into = tuple(d_qkv.split([heads, kv_heads, kv_heads], 2))
@@ -284,7 +295,7 @@ def _gradient_in_graph(
     options, backend = Options.parse(rest)
     q, k = turned.split([heads, kv_heads], 2)
     v = _parts(qkv, heads, kv_heads)[2]
-    return gradient_of_qkv(grad, q, k, v, out, lse, cos, sin, rotation, options, backend)
+    return gradient_of_qkv(grad, (q, k, v, out, lse, cos, sin), rotation, options, backend)
 
 
 def _save(ctx: Any, inputs: tuple, outputs: tuple) -> None:

@@ -8,6 +8,8 @@ from kernel_checks import assert_as_good, leaves, of_attention
 
 import emergence_kernels as ek
 from emergence_kernels.attention import projected_attention as module
+from emergence_kernels.attention import rotary_attention as rotary_module
+from emergence_kernels.attention.op import checked
 from emergence_kernels.rotary.reference import rotary
 
 B, T, K, HEADS, KV_HEADS, D = 2, 50, 40, 2, 1, 64
@@ -70,6 +72,16 @@ def test_in_the_product(accumulated, R, in_product, device):
     )
     assert in_product
     compared(given, angles, out, main_grad, document_ids=ids)
+
+
+def test_arguments_are_checked_once(backend, device, monkeypatch):
+    """As in every layer of a step: also where the rotation is not in the product."""
+    calls = []
+    for place in (module, rotary_module):
+        monkeypatch.setattr(place, "checked", lambda *given: calls.append(given[0]) or checked(*given))
+    given, angles = inputs(of_attention(backend), device)
+    ek.projected_attention(*given, *angles, heads=HEADS, kv_heads=KV_HEADS, backend=backend)
+    assert calls == ["projected_attention"]
 
 
 def test_what_the_product_takes():
