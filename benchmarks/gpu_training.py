@@ -316,7 +316,7 @@ def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: 
     """All contestants of a size in one process; the file is written after each is made, and after each of their turns."""
     from emergence_kernels.bench.run import commit, versions
     from emergence_kernels.bench.timing import ceilings, clocks
-    from emergence_train.models.flops import peak_flops
+    from emergence_train.models.devices import peak_flops
     from emergence_train.parallel import ranks as distributed
     from emergence_train.recorder.environment import environment
 

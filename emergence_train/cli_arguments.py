@@ -92,7 +92,7 @@ def add_out(parser: argparse.ArgumentParser) -> None:
 
 def add_plan(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """A configuration and, for its cost, the GPUs."""
-    from emergence_train.models.gpus import GPUS
+    from emergence_train.models.devices import GPUS
 
     parser.add_argument("config", metavar="CONFIG", help="a YAML file; see configs/")
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="changes to it")

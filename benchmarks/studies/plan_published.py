@@ -32,7 +32,7 @@ from emergence_train.data_config import Data
 from emergence_train.files import write_json
 from emergence_train.models.config import Work
 from emergence_train.models.decoder_config import DecoderConfig
-from emergence_train.models.gpus import GPUS, Gpu
+from emergence_train.models.devices import GPUS, Gpu
 from emergence_train.models.memory import GIB, PRODUCTS, step_memory
 from emergence_train.models.presets import PRESETS
 from emergence_train.planning import step_time

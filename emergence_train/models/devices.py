@@ -1,8 +1,11 @@
-"""The GPUs that a plan knows, from their vendor's data sheets; docs/how-to/plan.md names the sources."""
+"""GPUs by their vendor's data sheets: those that a plan knows, and the rates by which MFU is counted.
+
+docs/how-to/plan.md names the sources. How many FLOPs a model takes, its own section says (config.py).
+"""
 
 from dataclasses import dataclass
 
-from emergence_train.models.flops import PEAK_BF16
+_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -19,10 +22,33 @@ class Gpu:
     network: float  # the GPU's share of the node's network, bytes/s
 
 
-_GIB = 2**30
 GPUS = {
-    "a100-40gb": Gpu(int(39.39 * _GIB), 8, PEAK_BF16["A100"], None, 19.5e12, 1.555e12, 300e9, 25e9),
-    "a100-80gb": Gpu(int(79.15 * _GIB), 8, PEAK_BF16["A100"], None, 19.5e12, 2.039e12, 300e9, 25e9),
-    "h100-80gb": Gpu(int(79.10 * _GIB), 9, PEAK_BF16["H100"], 1979e12, 67e12, 3.35e12, 450e9, 50e9),
-    "h200-141gb": Gpu(int(139.72 * _GIB), 9, PEAK_BF16["H200"], 1979e12, 67e12, 4.8e12, 450e9, 50e9),
+    "a100-40gb": Gpu(int(39.39 * _GIB), 8, 312e12, None, 19.5e12, 1.555e12, 300e9, 25e9),
+    "a100-80gb": Gpu(int(79.15 * _GIB), 8, 312e12, None, 19.5e12, 2.039e12, 300e9, 25e9),
+    "h100-80gb": Gpu(int(79.10 * _GIB), 9, 989e12, 1979e12, 67e12, 3.35e12, 450e9, 50e9),
+    "h200-141gb": Gpu(int(139.72 * _GIB), 9, 989e12, 1979e12, 67e12, 4.8e12, 450e9, 50e9),
 }
+# Dense bf16 FLOP/s by a part of the device's name; the first match is used, so specific names come first
+PEAK_BF16 = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": GPUS["h100-80gb"].bf16,
+    "H200": GPUS["h200-141gb"].bf16,
+    "A100": GPUS["a100-80gb"].bf16,
+}
+
+
+def peak_flops(device_name: str) -> float | None:
+    """The dense bf16 peak of a device, FLOP/s, or None where it is unknown (then MFU is not logged)."""
+    return next((peak for name, peak in PEAK_BF16.items() if name in device_name), None)
+
+
+def flops_share(flops_per_token: float | None, device_name: str, devices: int) -> float | None:
+    """MFU of one token/s: flops_per_token over the peak of all devices; None where either is not known."""
+    peak = peak_flops(device_name)
+    return flops_per_token / (peak * devices) if peak and flops_per_token else None
+
+
+def mfu_of_rate(header: dict, session: dict) -> float | None:
+    """`flops_share` of a run, by its log's header and the session that ran it."""
+    return flops_share(header.get("flops_per_token"), str(session.get("device", "")), session.get("processes", 1))

@@ -9,7 +9,7 @@ from emergence_train.data_config import Data
 from emergence_train.errors import InputError
 from emergence_train.formatting import duration
 from emergence_train.models.config import ModelConfig
-from emergence_train.models.gpus import GPUS
+from emergence_train.models.devices import GPUS
 from emergence_train.models.memory import GIB, StepMemory
 from emergence_train.planning import step_time
 from emergence_train.planning.communication import (

@@ -14,7 +14,7 @@ steps that it was not fitted to.
 from dataclasses import dataclass
 
 from emergence_train.models.config import Work
-from emergence_train.models.gpus import Gpu
+from emergence_train.models.devices import Gpu
 from emergence_train.models.reduced_parts import LEAST_REDUCED, REDUCED_PARTS
 
 NODE = 8  # GPUs

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
-from emergence_train.models.flops import mfu_of_rate
+from emergence_train.models.devices import mfu_of_rate
 from emergence_train.recorder import tables
 from emergence_train.recorder.layout import step_of
 from emergence_train.recorder.metrics import iter_metrics

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from emergence_train.models.flops import flops_share
+from emergence_train.models.devices import flops_share
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.recorder.environment import device_name
 from emergence_train.training.checkpoint_plan import Plan

@@ -10,7 +10,7 @@ from statistics import fmean, median
 
 from emergence_train.errors import InputError
 from emergence_train.formatting import duration
-from emergence_train.models.flops import mfu_of_rate
+from emergence_train.models.devices import mfu_of_rate
 from emergence_train.recorder.layout import step_name, step_of
 from emergence_train.recorder.log_file import LogFile
 from emergence_train.recorder.metrics import TRAIN

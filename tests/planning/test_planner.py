@@ -9,7 +9,7 @@ import pytest
 from emergence_train import cli, config
 from emergence_train.errors import InputError
 from emergence_train.models.config import ModelConfig
-from emergence_train.models.gpus import GPUS
+from emergence_train.models.devices import GPUS
 from emergence_train.planning.planner import plan_run
 from support import ROOT
 

@@ -8,7 +8,7 @@ import torch
 from emergence_train.config import Training
 from emergence_train.data_config import Data
 from emergence_train.models.decoder_config import DecoderConfig
-from emergence_train.models.gpus import GPUS
+from emergence_train.models.devices import GPUS
 from emergence_train.models.presets import PRESETS
 from emergence_train.planning.planner import plan_run
 from emergence_train.planning.step_time import AMPERE, HOPPER, LINK_SHARE, exposed_seconds, hidden_seconds, late_share
