@@ -1,8 +1,8 @@
 """The sections of what a run shows of itself: on the console, in trackers, as text. None of them changes what is trained."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError
 
 from emergence_train.errors import InputError
 from emergence_train.section import Section
@@ -38,14 +38,6 @@ class Logging(Section):
     tensorboard: bool = Field(
         default=False, description="write TensorBoard's event files too, to tensorboard/ in the run"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_older_name(cls, given: Any) -> Any:
-        """Runs before 28 November 2026 have an empty wandb_project, which was another name of wandb.project."""
-        if isinstance(given, dict) and given.get("wandb_project", "") is None:
-            return {name: value for name, value in given.items() if name != "wandb_project"}
-        return given
 
 
 class Samples(Section):

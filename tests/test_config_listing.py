@@ -6,7 +6,6 @@ import pytest
 import yaml
 
 from emergence_train import cli, config, config_listing
-from emergence_train.logging_config import Logging
 from emergence_train.planning.planner import GPUS
 from support import ROOT
 
@@ -74,8 +73,3 @@ def test_without_a_gpu_the_command_for_the_cost_is_named(config_file, capsys):
     *above, last = capsys.readouterr().out.splitlines()
     assert last == f"# emergence-train plan {config_file} --gpus N --gpu KIND"
     assert all(kind in " ".join(above[-2:]) for kind in GPUS)
-
-
-def test_an_empty_older_name_is_left_out():
-    """Development versions wrote it into every run's configuration."""
-    assert Logging.model_validate({"wandb_project": None, "wandb": "offline"}).wandb.mode == "offline"

@@ -5,7 +5,6 @@ are dropped from the mirror and remain in the run's files.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -213,8 +212,6 @@ def run_id(directory: Path) -> str:
         if str(origin) == here or (_known_id(origin / ID_FILE) or {}).get("id") != known["id"]:
             return known["id"]
         chosen = secrets.token_hex(8)
-    elif (directory / "wandb").is_dir():  # begun before the id was kept, when it was made of the path
-        chosen = hashlib.sha256(here.encode()).hexdigest()[:16]
     else:
         chosen = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(8)
     with contextlib.suppress(RunError, OSError):  # W&B stops no run

@@ -91,11 +91,6 @@ def test_the_run_of_a_directory_is_one_wherever_it_lies(tmp_path):
     assert (known_as(run), known_as(tmp_path / "copy")) == (again, copied)
 
 
-def test_a_run_begun_before_ids_were_kept_stays_itself(tmp_path):
-    (tmp_path / "wandb").mkdir()
-    assert module.run_id(tmp_path) == hashlib.sha256(str(tmp_path.resolve()).encode()).hexdigest()[:16]
-
-
 def test_a_network_that_hangs_costs_nothing(wandb_section, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "wandb", FakeWandb(lambda: time.sleep(60)))
     monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.2)

@@ -38,7 +38,7 @@ def linear_cross_entropy(
         ignore_index: ignored targets: loss 0, gradient 0.
         z_loss: adds z_loss * logsumexp^2 to each token's loss.
         softcap: bounds the logits (Gemma 2), None for none.
-        backend: "triton", "torch" or "auto"; None reads EMERGENCE_KERNELS_BACKEND.
+        backend: "triton", "cuda", "cpu", "torch" or "auto"; None reads EMERGENCE_KERNELS_BACKEND.
 
     Returns:
         (...) float32 (float64 for float64 inputs), nats, including the z-loss term.
