@@ -114,12 +114,11 @@ class DecoderConfig(ModelConfig):
     def parameters(self) -> int:
         return self.non_embedding_parameters() + self.vocabulary * self.width * (1 if self.tied else 2)
 
-    def flops_per_token(self, sequence: int, *, causal: bool = True) -> float:
+    def flops_per_token(self, sequence: int) -> float:
         """As ModelConfig's: 6 x (weights of every matrix product, output head included, embedding look-up and vectors excluded)
-        + 12 x layers x width x (keys a query sees), which are (sequence + 1) / 2 on average when causal, else `sequence`."""
+        + 12 x layers x width x (keys a query sees), which are (sequence + 1) / 2 on average."""
         matrices = self._matrices() + self.vocabulary * self.width
-        keys = (sequence + 1) / 2 if causal else sequence
-        return 6 * matrices + 12 * self.layers * self.width * keys
+        return 6 * matrices + 12 * self.layers * self.width * (sequence + 1) / 2
 
     @property
     def hidden(self) -> int:

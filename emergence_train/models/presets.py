@@ -15,13 +15,13 @@ def _loss_paper(layers: int, width: int, heads: int, kv_heads: int, ffn: int) ->
     }
 
 
-def _temporal_paper(layers: int, width: int, heads: int, ffn: int) -> dict:
+def _temporal_paper(layers: int, width: int, ffn: int) -> dict:
     """A size of arXiv 2404.17785. The paper gives the parameter count and sequence 1024 only; the shape is our choice."""
     return {
         "layers": layers,
         "width": width,
-        "heads": heads,
-        "kv_heads": heads,
+        "heads": 16,
+        "kv_heads": 16,
         "ffn": ffn,
         "max_sequence": 1024,
         "vocab_size": 50_304,
@@ -49,8 +49,8 @@ PRESETS: dict[str, dict] = {
     "3b": _loss_paper(24, 3072, 24, 8, 10240),
     "6b": _loss_paper(28, 4096, 32, 8, 13696),
     "32b": _loss_paper(58, 6656, 52, 4, 22272),
-    "468m": _temporal_paper(24, 1024, 16, 3584),
-    "1.2b": _temporal_paper(20, 2048, 16, 5504),
+    "468m": _temporal_paper(24, 1024, 3584),
+    "1.2b": _temporal_paper(20, 2048, 5504),
     "shallow-0.05m": _tiny(2, 48, 2, 128),
     "shallow-0.1m": _tiny(2, 64, 2, 192),
     "shallow-0.2m": _tiny(2, 96, 3, 256),

@@ -131,7 +131,7 @@ def progress_of(run: Path, end: LogEnd, name: str | None = None) -> Progress:
         total_steps=total_steps,
         tokens=last.get("tokens", 0),
         total_tokens=total_tokens,
-        loss=_mean(end.train, "loss"),
+        loss=_mean_loss(end.train),
         iid=(end.checkpoint.get("validation", {}).get("loss") or {}).get("iid"),
         forecast=forecast_of(end.checkpoint.get("forecast")) if state != "finished" else None,
         lr=last.get("lr"),
@@ -198,8 +198,8 @@ def _numbers(rows: list[dict], key: str) -> list[float]:
     return [row[key] for row in rows if isinstance(row.get(key), (int, float))]
 
 
-def _mean(rows: list[dict], key: str) -> float | None:
-    numbers = _numbers(rows, key)
+def _mean_loss(rows: list[dict]) -> float | None:
+    numbers = _numbers(rows, "loss")
     return fmean(numbers) if numbers else None
 
 

@@ -78,26 +78,28 @@ def check_loss_inputs(
             )
 
 
-def check_weights(op: str, weights: torch.Tensor, targets_BT: torch.Tensor) -> None:
-    """Check token weights (T,) or (B, T): finite, not negative, without gradient."""
+def check_weights(weights: torch.Tensor, targets_BT: torch.Tensor) -> None:
+    """Check token weights of position_loss, (T,) or (B, T): finite, not negative, without gradient."""
     B, T = targets_BT.shape
     require(
         tuple(weights.shape) in ((T,), (B, T)),
-        lambda: f"{op}: weights have shape {tuple(weights.shape)}, expected ({T},) or ({B}, {T})",
+        lambda: f"position_loss: weights have shape {tuple(weights.shape)}, expected ({T},) or ({B}, {T})",
     )
     require(
         weights.is_floating_point(),
-        lambda: f"{op}: weights have dtype {weights.dtype}; expected a floating-point dtype",
+        lambda: f"position_loss: weights have dtype {weights.dtype}; expected a floating-point dtype",
     )
     require(
         weights.device == targets_BT.device,
-        lambda: f"{op}: weights are on {weights.device}, targets on {targets_BT.device}",
+        lambda: f"position_loss: weights are on {weights.device}, targets on {targets_BT.device}",
     )
-    require(not weights.requires_grad, lambda: f"{op}: weights are constants of the loss; pass weights.detach()")
+    require(
+        not weights.requires_grad, lambda: "position_loss: weights are constants of the loss; pass weights.detach()"
+    )
     if checks_values(weights.device):
         require(
             bool(torch.isfinite(weights).all()) and not bool((weights < 0).any()),
-            lambda: f"{op}: weights must be finite and not negative",
+            lambda: "position_loss: weights must be finite and not negative",
         )
 
 

@@ -77,7 +77,7 @@ def position_loss(
     check_loss_inputs("position_loss", hidden, weight, targets, ignore_index)
     B, T, D = (1, *shape) if len(shape) == 2 else shape
     if weights is not None:
-        check_weights("position_loss", weights, targets.reshape(B, T))
+        check_weights(weights, targets.reshape(B, T))
         weights = weights.expand(B, T)
     grad = torch.is_grad_enabled()
     need_dx, need_dw = grad and hidden.requires_grad, grad and weight.requires_grad
