@@ -19,7 +19,7 @@ class LaunchInfo:
     rank: int = 0
     world: int = 1
     local_rank: int = 0
-    task: slurm.Task | None = None  # under srun
+    task: slurm.SlurmTask | None = None  # under srun
     note: str | None = None  # for the console
 
     @property

@@ -24,7 +24,7 @@ CANDIDATES, APART = 8, 2_129  # number of ports that a step may use, and their d
 
 
 @dataclass(frozen=True)
-class Task:
+class SlurmTask:
     """One task of an srun step."""
 
     rank: int
@@ -67,7 +67,7 @@ def _step_of(pid: str) -> str:
     return match[1] if match else ""
 
 
-def task(environment: Mapping[str, str], seen: Ancestry | None = None) -> Task | None:
+def task(environment: Mapping[str, str], seen: Ancestry | None = None) -> SlurmTask | None:
     """This process as a task of an srun step; None where it is not one. `seen`: by default `ancestry()`.
 
     Raises InputError where Slurm's variables cannot be what Slurm sets.
@@ -87,7 +87,7 @@ def task(environment: Mapping[str, str], seen: Ancestry | None = None) -> Task |
         )
     start = _number(environment, "SLURM_RESTART_COUNT", 0)
     given = environment.get("MASTER_PORT")
-    return Task(
+    return SlurmTask(
         rank,
         world,
         _number(environment, "SLURM_LOCALID", 0),

@@ -22,7 +22,7 @@ class File(_Strict):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class Tokenizer(_Strict):
+class TokenizerEntry(_Strict):
     vocabulary: int = Field(ge=1, lt=2**32)
     fingerprint: str
 
@@ -36,22 +36,22 @@ class Domain(_Strict):
     shards: list[Shard]
 
 
-class Windows(File):
+class WindowsEntry(File):
     sequences: int = Field(ge=0)
     ranges: dict[str, Annotated[int, Field(ge=0)]]
 
 
-class Validation(_Strict):
-    sets: dict[str, Windows]
+class ValidationEntry(_Strict):
+    sets: dict[str, WindowsEntry]
 
 
 class Index(_Strict):
     format: Literal[1]
     sequence: int = Field(ge=1)
     dtype: Literal["<u2", "<u4"]
-    tokenizer: Tokenizer
+    tokenizer: TokenizerEntry
     domains: dict[str, Domain]
-    validation: Validation
+    validation: ValidationEntry
     trained: bool = True  # False: for validation alone, of an imported run; training text may be missing
 
     @model_validator(mode="after")

@@ -21,7 +21,7 @@ DIGEST = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True)
-class Verdict:
+class PeerVerdict:
     """Why the run ends on every rank."""
 
     text: str
@@ -40,15 +40,15 @@ class Heartbeats:
         """This rank's heartbeat, and those that it passes on, by rank; its `n` grows, but for the last one's, -1."""
         self._set(str(self.rank), signs)
 
-    def read(self, ranks: Iterable[int]) -> tuple[dict[int, dict[str, Any]], Verdict | None]:
+    def read(self, ranks: Iterable[int]) -> tuple[dict[int, dict[str, Any]], PeerVerdict | None]:
         """What `ranks` have written, by rank, without those that gave no sign yet, and the verdict if there is one; in one
         request."""
         values_by_name = self._get([str(rank) for rank in ranks] + ["verdict"])
         verdict = values_by_name.pop("verdict", None)
         signs = {int(rank): sign for signs in values_by_name.values() for rank, sign in signs.items()}
-        return signs, Verdict(**verdict) if verdict else None
+        return signs, PeerVerdict(**verdict) if verdict else None
 
-    def publish(self, verdict: Verdict | None) -> None:
+    def publish(self, verdict: PeerVerdict | None) -> None:
         """The verdict of who holds the store; None at the start, so that reading need not wait for it."""
         self._set("verdict", asdict(verdict) if verdict else None)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from emergence_train.faults.heartbeats import Heartbeats, Verdict
+from emergence_train.faults.heartbeats import Heartbeats, PeerVerdict
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.nodes import node_name
 from emergence_train.parallel.ranks import all_gather_objects, on_every_rank
@@ -90,7 +90,7 @@ class Relay:
                 signs[rank] = {name: value for name, value in self.held[rank].items() if name not in left_out}
         self.up.beat(signs)
 
-    def read(self) -> tuple[dict[int, dict[str, Any]], Verdict | None]:
+    def read(self) -> tuple[dict[int, dict[str, Any]], PeerVerdict | None]:
         """The signs of `watched`, without those that gave none yet, and the verdict if there is one."""
         watched = self.watched
         signs, verdict = self.up.read(self.direct if self.rank == 0 else watched)
@@ -98,7 +98,7 @@ class Relay:
             self.down.publish(verdict)
         return {rank: signs[rank] for rank in watched if rank in signs}, verdict
 
-    def publish(self, verdict: Verdict) -> None:
+    def publish(self, verdict: PeerVerdict) -> None:
         """Rank 0's verdict is everyone's; one that a leader comes to alone is its node's."""
         for store in (self.up if self.rank == 0 else None, self.down):
             if store:

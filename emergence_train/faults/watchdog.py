@@ -30,7 +30,7 @@ from pathlib import Path
 from emergence_train.errors import PeerLost, describe, exit_code, repeat, tell
 from emergence_train.faults import flight_recorder, report_claim
 from emergence_train.faults.flight_recorder import STACKS
-from emergence_train.faults.heartbeats import Verdict
+from emergence_train.faults.heartbeats import PeerVerdict
 from emergence_train.faults.operations import Operations, Straggler, hang_limit, stragglers
 from emergence_train.faults.relay import Relay
 from emergence_train.parallel.mesh import Mesh
@@ -51,7 +51,7 @@ class Watchdog:
         self.silent, self.hang = silent_seconds, hang_seconds
         self.interval = min(1.0, silent_seconds / 5)
         self.operations = Operations()
-        self.verdict: Verdict | None = None
+        self.verdict: PeerVerdict | None = None
         self.decided, self.ending = threading.Event(), threading.Event()
         self.on_end: Callable[[str, int], None] = lambda words, code: None  # before the process is ended from here
         self.last_words: tuple[str | None, int] = (None, 0)  # and the exit code
@@ -98,7 +98,7 @@ class Watchdog:
             until = time.monotonic() + self.silent + 6 * self.interval + MAIN_SECONDS + flight_recorder.SECONDS
             while not self.decided.wait(self.interval) and time.monotonic() < until:
                 if stop_requested():
-                    self.verdict = Verdict(f"another process is gone ({' '.join(str(error).split())[:120]})")
+                    self.verdict = PeerVerdict(f"another process is gone ({' '.join(str(error).split())[:120]})")
                     break
         if self.verdict:
             self.ending.set()
@@ -143,7 +143,7 @@ class Watchdog:
                 if self.last_words[0] is not None:
                     self.relay.acknowledge()
 
-    def _turn(self, number: int) -> Verdict | None:
+    def _turn(self, number: int) -> PeerVerdict | None:
         """A heartbeat, and a look for a verdict."""
         try:
             self._beat(number)
@@ -153,7 +153,7 @@ class Watchdog:
                 return None
             reason = " ".join(str(error).split())[:120]
             gone = f"{self.relay.holder} is gone ({type(error).__name__}: {reason}); {self._own_place()}"
-            return self._pass_on(Verdict(gone))
+            return self._pass_on(PeerVerdict(gone))
         self.answered = time.monotonic()
         return verdict
 
@@ -164,14 +164,16 @@ class Watchdog:
                 self.stored = False
                 self._end(verdict)
 
-    def _unanswered(self) -> Verdict | None:
+    def _unanswered(self) -> PeerVerdict | None:
         """A verdict where the store has been silent for too long."""
         silent = time.monotonic() - self.answered
         if silent <= self.silent:
             return None
-        return self._pass_on(Verdict(f"{self.relay.holder} has not answered for {silent:.0f} s; {self._own_place()}"))
+        return self._pass_on(
+            PeerVerdict(f"{self.relay.holder} has not answered for {silent:.0f} s; {self._own_place()}")
+        )
 
-    def _pass_on(self, verdict: Verdict) -> Verdict:
+    def _pass_on(self, verdict: PeerVerdict) -> PeerVerdict:
         """The store above is lost: a leader tells the ranks of its node, who would otherwise miss the leader and name it."""
         with contextlib.suppress(Exception):
             if self.relay.down:
@@ -187,7 +189,7 @@ class Watchdog:
             sign |= {"host": socket.gethostname(), "pid": os.getpid(), "words": words, "code": code}
         self.relay.beat(sign)
 
-    def _look(self) -> Verdict | None:
+    def _look(self) -> PeerVerdict | None:
         """A verdict, if there is one."""
         now = time.monotonic()
         signs, verdict = self.relay.read()
@@ -200,12 +202,12 @@ class Watchdog:
         absent = next((rank for rank in self.relay.watched if rank not in self.seen), None)
         if absent is not None:  # all have joined, but not everyone has given a first sign
             late = now - self.began > self.silent
-            return self._publish(Verdict(f"rank {absent} has joined and sent no heartbeat since")) if late else None
+            return self._publish(PeerVerdict(f"rank {absent} has joined and sent no heartbeat since")) if late else None
         if self.mesh.is_rank0 and now - self.compared[0] > COMPARE_SECONDS:
             self._compare(now)
         return self._publish(self._judge(now))
 
-    def _publish(self, verdict: Verdict | None) -> Verdict | None:
+    def _publish(self, verdict: PeerVerdict | None) -> PeerVerdict | None:
         if verdict:
             self.relay.publish(verdict)
         return verdict
@@ -216,11 +218,11 @@ class Watchdog:
             self.new_stragglers.extend(stragglers(self.compared[1], times))
         self.compared = (now, times)
 
-    def _judge(self, now: float) -> Verdict | None:
+    def _judge(self, now: float) -> PeerVerdict | None:
         for rank, sign in self.seen.items():
             if sign["n"] == -1 and sign["words"]:
                 name = f"rank {rank} (process {sign['pid']} on {sign['host']})"
-                return Verdict(f"{name} ended: {sign['words']}", sign["code"])
+                return PeerVerdict(f"{name} ended: {sign['words']}", sign["code"])
         present = {rank: sign for rank, sign in self.seen.items() if sign["n"] != -1}
         limit = min(self.silent, ALARMED_SECONDS) if self.alarmed else self.silent
         for rank in present:
@@ -230,14 +232,14 @@ class Watchdog:
                     rank = leader  # of it alone is anything known
                 sign = present[rank]
                 silent = now - sign["came"]
-                return Verdict(
+                return PeerVerdict(
                     f"rank {rank} has sent no heartbeat for {silent:.0f} s, killed or stopped; {_place(sign)}"
                 )
         if self.mesh.is_rank0 and present and all(sign["for"] > self._limit(sign) for sign in present.values()):
             rank, sign = min(present.items(), key=lambda item: item[1]["ops"])
             behind = sum(other["ops"] > sign["ops"] for other in present.values())
             who = f"rank {rank} is waited for by {behind} others" if behind else "every rank waits"
-            return Verdict(
+            return PeerVerdict(
                 f"nothing has moved for {sign['for']:.0f} s, {who}; {_place(sign)}; stacks are in {self.run / STACKS}",
                 hang=True,
             )
@@ -246,14 +248,16 @@ class Watchdog:
     def _limit(self, sign: dict) -> float:
         return hang_limit(sign["times"].get(sign["op"]), self.hang)
 
-    def _end(self, verdict: Verdict) -> None:
+    def _end(self, verdict: PeerVerdict) -> None:
         """Let the main thread raise it; where that hangs in a collective, end the process from here."""
         if verdict.hang:
             self._dump()
         if verdict.code == PeerLost.code:
             record = flight_recorder.write(self.run, self.mesh.world.rank, self.mesh.device.type == "cuda")
             if record is not None:
-                verdict = Verdict(f"{verdict.text}; the last collectives are in {record}", verdict.code, verdict.hang)
+                verdict = PeerVerdict(
+                    f"{verdict.text}; the last collectives are in {record}", verdict.code, verdict.hang
+                )
         self.verdict = verdict
         self.decided.set()
         if self.ending.wait(MAIN_SECONDS):
@@ -305,7 +309,7 @@ class Watchdog:
         return f"rank {self.mesh.world.rank} was {own['for']:.0f} s in {own['op']!r} of step {own['step']}"
 
 
-def _line(verdict: Verdict) -> str:
+def _line(verdict: PeerVerdict) -> str:
     """What the screen shows: a rank's own words say what to do."""
     return f"{verdict.text}; {AGAIN}" if verdict.code == PeerLost.code else verdict.text
 

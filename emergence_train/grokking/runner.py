@@ -20,7 +20,7 @@ from emergence_train.faults.signals import WITH_INTERRUPT, handled
 from emergence_train.formatting import duration
 from emergence_train.grokking.stacked import Stack
 from emergence_train.grokking.store import Store
-from emergence_train.grokking.sweep import Plan, Run
+from emergence_train.grokking.sweep import Run, SweepPlan
 from emergence_train.grokking.tasks import QuestionTable
 from emergence_train.parallel.ranks import keep_freed_memory
 
@@ -44,7 +44,7 @@ class Job:
         return float(self.runs[0].trained_on + 50)
 
 
-def stacks(plan: Plan) -> list[Job]:
+def stacks(plan: SweepPlan) -> list[Job]:
     """The runs in stacks, those of small shares first: they take longest. The same file gives the same stacks."""
     groups: dict[tuple, list[Run]] = {}
     for run in sorted(plan.runs, key=lambda run: run.trained_on):

@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 
 from emergence_train import files
 from emergence_train.grokking.stacked import MEASURES, Stack
-from emergence_train.grokking.sweep import Plan, Run
+from emergence_train.grokking.sweep import Run, SweepPlan
 
 DIGEST_BYTES = 32
 
@@ -26,7 +26,7 @@ class Store:
     """The directory of a sweep."""
 
     out: Path
-    plan: Plan
+    plan: SweepPlan
 
     def curve_path(self, run: Run) -> Path:
         return self.out / "runs" / f"{run.name}-{self.plan.digest(run)}.npy"

@@ -97,7 +97,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """A sweep's file and its runs."""
 
     path: Path

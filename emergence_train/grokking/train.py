@@ -15,7 +15,7 @@ from emergence_train.grokking import shapes, tasks
 from emergence_train.grokking.runner import BUSY, Runner
 from emergence_train.grokking.stacked import MEASURES
 from emergence_train.grokking.store import Store
-from emergence_train.grokking.sweep import Plan, Run, read, runs_of
+from emergence_train.grokking.sweep import Run, SweepPlan, read, runs_of
 from emergence_train.recorder.environment import environment
 
 
@@ -42,7 +42,7 @@ def train(path: str | Path, out: str | Path | None, log: Callable[[str], None], 
     table = tasks.load(sweep.task, Path(path).parent)
     if sweep.device == "cuda" and not torch.cuda.is_available():
         raise InputError(f"{path}: device cuda: no GPU is visible here; set device to cpu")
-    plan = Plan(Path(path), sweep, runs_of(sweep, len(table.answers), path))
+    plan = SweepPlan(Path(path), sweep, runs_of(sweep, len(table.answers), path))
     out = Path(out) if out is not None else Path("runs") / sweep.name
     with files.lock(out, busy=BUSY, other="--out") as note:
         if note:

@@ -49,7 +49,7 @@ class Size(Section):
     gpus: int | None = Field(default=None, ge=1, description="GPUs of each run; None: the ladder's")
 
 
-class Schedule(Section):
+class Variant(Section):
     """A variant of the learning rate; with `after`, decays that branch from the runs of another one."""
 
     set: Set = Field(default={}, description="dotted keys of the configuration, as training.schedule.kind")
@@ -73,7 +73,7 @@ class LadderFile(Section):
     set: Set = Field(default={}, description="dotted keys of the configuration, for every run")
     tokens: list[Tokens] | None = Field(default=None, min_length=1, description="token budgets of every size")
     seeds: list[int] = Field(default=[1], min_length=1, description="seeds")
-    schedules: dict[Name, Schedule] = Field(default={"": Schedule()}, min_length=1, description="by their names")
+    schedules: dict[Name, Variant] = Field(default={"": Variant()}, min_length=1, description="by their names")
     sizes: dict[Name, Size] = Field(min_length=1, description="by their names, smallest first")
     gpus: int | None = Field(default=None, ge=1, description="GPUs of each run; None: one where there are any")
     slurm: Slurm = Field(default=Slurm(), description="for --slurm")
@@ -102,7 +102,7 @@ class LadderFile(Section):
                     f"{place}.{key} is the ladder's to give; leave it out, {OWN[key]} of the ladder says it"
                 )
         for name, schedule in self.schedules.items():
-            parent = self.schedules.get(schedule.after) if schedule.after is not None else Schedule()
+            parent = self.schedules.get(schedule.after) if schedule.after is not None else Variant()
             if parent is None or parent.after is not None:
                 known = [other for other, entry in self.schedules.items() if entry.after is None]
                 raise ValueError(
@@ -281,7 +281,7 @@ def _config_of(file: LadderFile, path: Path, run: str, size: str, schedule: str,
         raise InputError(f"{path}: {run}: {text}") from None
 
 
-def _branch_step(plan: Plan, tokens: int, schedule: Schedule, path: Path, run: str) -> int:
+def _branch_step(plan: Plan, tokens: int, schedule: Variant, path: Path, run: str) -> int:
     """The last saved step of the stable run that leaves the decay its share of the budget."""
     latest = tokens * (1 - schedule.share) / plan.step_tokens
     steps = [step for step in plan.state_steps if step <= latest]

@@ -15,14 +15,14 @@ import time
 
 import torch.distributed as dist
 
-from emergence_train.cluster.slurm import Task
+from emergence_train.cluster.slurm import SlurmTask
 from emergence_train.errors import InputError, RunError
 
 PATIENCE = 2.0  # seconds for a port to answer before the next is tried too
 ATTEMPTS = 5  # tries to resolve a node's name, a second apart
 
 
-def find_store(task: Task, timeout: datetime.timedelta) -> dist.Store:
+def find_store(task: SlurmTask, timeout: datetime.timedelta) -> dist.Store:
     """Open (rank 0) or connect to the store of this step, and set MASTER_ADDR and MASTER_PORT; `timeout` is the store's.
 
     Raises InputError where the first node has no name or no address, RunError where no port is free. The others wait
@@ -53,7 +53,7 @@ def _resolve(node: str) -> None:
             time.sleep(1.0)
 
 
-def _open(task: Task, timeout: datetime.timedelta) -> tuple[dist.Store, int]:
+def _open(task: SlurmTask, timeout: datetime.timedelta) -> tuple[dist.Store, int]:
     for port in task.ports:
         try:
             store = dist.TCPStore(task.node, port, task.world, True, timeout, wait_for_workers=False)
@@ -67,7 +67,7 @@ def _open(task: Task, timeout: datetime.timedelta) -> tuple[dist.Store, int]:
     raise RunError(f"port {tried} of {task.node} is in use; export MASTER_PORT, a free one, before srun")
 
 
-def _find(task: Task, timeout: datetime.timedelta) -> tuple[dist.Store, int]:
+def _find(task: SlurmTask, timeout: datetime.timedelta) -> tuple[dist.Store, int]:
     asked: dict[int, _Question] = {}
     while True:
         for port in task.ports:
@@ -84,7 +84,7 @@ class _Question(threading.Thread):
     """Checks whether the step's store is at a port; in a thread, because torch waits for ever for a foreign server that
     accepts the connection and sends nothing."""
 
-    def __init__(self, task: Task, port: int) -> None:
+    def __init__(self, task: SlurmTask, port: int) -> None:
         super().__init__(name=f"port {port}", daemon=True)
         self.task, self.port = task, port
         self.store: dist.Store | None = None
@@ -100,5 +100,5 @@ class _Question(threading.Thread):
                 self.store = store
 
 
-def _key(task: Task) -> str:
+def _key(task: SlurmTask) -> str:
     return f"emergence-train/{task.name}"

@@ -26,7 +26,7 @@ import torch.distributed as dist
 
 from emergence_train.errors import RunError
 from emergence_train.faults import operations, relay, watchdog
-from emergence_train.faults.heartbeats import Verdict
+from emergence_train.faults.heartbeats import PeerVerdict
 from emergence_train.faults.watchdog import Watchdog
 from emergence_train.parallel.mesh import data_parallel
 
@@ -112,7 +112,7 @@ class Ranks:
         self.network, self.beats = network, 0
         self.reported: list[int] = []  # ranks that put a verdict on the screen
         self.dogs: list[Watchdog] = []
-        self.ended: dict[int, tuple[float, Verdict]] = {}  # by rank, when it had a verdict, and which
+        self.ended: dict[int, tuple[float, PeerVerdict]] = {}  # by rank, when it had a verdict, and which
         order = random.Random(ranks)
         self.phase = [order.random() for _ in range(ranks)]
         self.turns = sorted(range(ranks), key=self.phase.__getitem__)

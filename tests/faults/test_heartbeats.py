@@ -5,7 +5,7 @@ import json
 import pytest
 import torch.distributed as dist
 
-from emergence_train.faults.heartbeats import DIGEST, Heartbeats, Verdict
+from emergence_train.faults.heartbeats import DIGEST, Heartbeats, PeerVerdict
 
 SECRET = bytes(range(32))
 
@@ -20,8 +20,8 @@ def test_signs_and_the_verdict_are_read_by_the_others(store):
     assert second.read([]) == ({}, None) and first.read(range(2)) == ({}, None)
     second.beat({1: {"n": 3, "op": "forward"}})
     assert first.read(range(2)) == ({1: {"n": 3, "op": "forward"}}, None)
-    first.publish(Verdict("rank 1 ended: no", 2))
-    assert second.read([0]) == ({}, Verdict("rank 1 ended: no", 2, False))
+    first.publish(PeerVerdict("rank 1 ended: no", 2))
+    assert second.read([0]) == ({}, PeerVerdict("rank 1 ended: no", 2, False))
     assert first.acknowledged() == 0
     second.acknowledge()
     assert first.acknowledged() == 1
@@ -31,7 +31,7 @@ def test_signs_and_the_verdict_are_read_by_the_others(store):
 def test_what_another_writes_is_not_believed(store, secret):
     first, second = (Heartbeats(store, "start", SECRET, rank) for rank in (0, 1))
     stranger = Heartbeats(store, "start", secret, 7)
-    stranger.publish(Verdict("the run ends", 1))
+    stranger.publish(PeerVerdict("the run ends", 1))
     assert second.read([]) == ({}, None)
     store.set("emergence-train/start/verdict", json.dumps({"text": "the run ends", "code": 1, "hang": False}))
     assert second.read([]) == ({}, None)

@@ -7,7 +7,7 @@ import pytest
 import torch.distributed as dist
 
 from emergence_train.faults import relay
-from emergence_train.faults.heartbeats import Verdict
+from emergence_train.faults.heartbeats import PeerVerdict
 from emergence_train.faults.relay import Relay, leaders
 from emergence_train.parallel.mesh import data_parallel
 
@@ -61,10 +61,10 @@ def test_rank_0_reads_every_rank_and_the_others_the_verdict(relays):
     signs, verdict = ranks[0].read()
     assert signs == {rank: {"n": 1, "op": f"of {rank}"} for rank in range(5)} and verdict is None
     assert ranks[2].read() == ({0: signs[0]}, None) and ranks[4].read() == ({2: signs[2]}, None)
-    ranks[0].publish(Verdict("rank 3 ended: no", 2))
+    ranks[0].publish(PeerVerdict("rank 3 ended: no", 2))
     assert ranks[4].read()[1] is None, "not before its leader has read it"
     for rank in (1, 2, 3, 4):
-        assert ranks[rank].read()[1] == Verdict("rank 3 ended: no", 2)
+        assert ranks[rank].read()[1] == PeerVerdict("rank 3 ended: no", 2)
     assert [rank.first_to_report() for rank in reversed(ranks)] == [False, False, True, False, False]
 
 

@@ -15,7 +15,7 @@ from emergence_train.data import sampling
 from emergence_train.data.sampling import Sampler
 from emergence_train.errors import InputError, OneLine, PeerLost
 from emergence_train.faults.anomalies import SkippedBatches
-from emergence_train.faults.heartbeats import Verdict
+from emergence_train.faults.heartbeats import PeerVerdict
 from emergence_train.parallel import ranks as distributed
 from emergence_train.parallel.mesh import data_parallel
 from emergence_train.training.samples import Samples
@@ -131,7 +131,7 @@ def test_the_main_thread_goes_no_further_than_the_verdict():
     """A stopped rank may go on before the others have ended: no further step is trained or saved."""
     with simulated(2) as ranks:
         dog = ranks.dogs[0]
-        dog.verdict = Verdict("rank 1 has sent no heartbeat for 6 s")
+        dog.verdict = PeerVerdict("rank 1 has sent no heartbeat for 6 s")
         with pytest.raises(PeerLost, match="rank 1 has sent no heartbeat"):
             dog.at("saving", 16)
         assert dog.operations.sign()["op"] == "forward"

@@ -13,7 +13,7 @@ from emergence_train.errors import InputError, Stopped
 from emergence_train.grokking import runner, tasks
 from emergence_train.grokking.runner import Progress, Runner, stacks
 from emergence_train.grokking.store import Store
-from emergence_train.grokking.sweep import Plan, read, runs_of
+from emergence_train.grokking.sweep import SweepPlan, read, runs_of
 from emergence_train.grokking.train import train
 from support import ROOT
 
@@ -24,7 +24,7 @@ def silent(line: str) -> None: ...
 def store_of(path, out) -> tuple[Store, tasks.QuestionTable]:
     sweep = read(path)
     table = tasks.load(sweep.task, path.parent)
-    return Store(out, Plan(path, sweep, runs_of(sweep, len(table.answers)))), table
+    return Store(out, SweepPlan(path, sweep, runs_of(sweep, len(table.answers)))), table
 
 
 def curves(path, out, **keys):
