@@ -16,9 +16,9 @@ TAKE_THE_TREE = {
     "training.run._given",
     "training.startup.agree_on",
     "training.startup.resolve",
-    "training.startup.claim",
-    "training.startup._extended",
-    "training.startup.write_config",
+    "training.run_directory.claim",
+    "training.run_directory._extended",
+    "training.run_directory.write_config",
 }
 # Who reads a configuration from a file: the commands, and what compares a run with an older one.
 READ_THE_TREE = {
@@ -37,10 +37,10 @@ READ_THE_TREE = {
     "ladder.file.row_config",
     "tracking.sync.sync",
     "training.branch.begin",
-    "training.startup._extended",
-    "training.startup._with_defaults",
-    "training.startup.keep_data_path",
-    "training.startup.other_tasks",
+    "training.run_directory._extended",
+    "training.run_directory._with_defaults",
+    "training.run_directory.keep_data_path",
+    "training.run_directory.other_tasks",
 }
 READERS = ("load", "load_run", "model_validate", "model_validate_json", "model_construct")
 

@@ -30,16 +30,9 @@ from emergence_train.training.console import Console
 from emergence_train.training.null_writer import LineWriter, NullWriter
 from emergence_train.training.observers import RunSetup
 from emergence_train.training.rank_log import RankLog
+from emergence_train.training.run_directory import claim, keep_data_path, other_tasks
 from emergence_train.training.session import Session
-from emergence_train.training.startup import (
-    agree_on,
-    claim,
-    keep_data_path,
-    other_tasks,
-    resolve,
-    run_header,
-    startup_line,
-)
+from emergence_train.training.startup import agree_on, resolve, run_header, startup_line
 
 
 def train(

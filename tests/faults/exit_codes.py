@@ -124,7 +124,7 @@ CASES: dict[str, Patch] = {
     "device": raising("parallel.ranks:_device", WRONG),
     "sizes": raising("training.run:resolve", WRONG),
     "directory": raising("training.run:claim", WRONG),
-    "disk at the start": raising("training.startup:write_config", LOST),
+    "disk at the start": raising("training.run_directory:write_config", LOST),
     "data": raising("training.run:Dataset", WRONG),
     "identity": raising("data.identity:keep", WRONG),
     "tasks": raising("training.run:Evaluator", WRONG),

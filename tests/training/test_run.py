@@ -26,7 +26,7 @@ from emergence_train.optim.groups import parameter_groups
 from emergence_train.optim.schedule import learning_rate
 from emergence_train.parallel.ranks import order_sums
 from emergence_train.recorder import tables
-from emergence_train.training import startup
+from emergence_train.training import run_directory
 from emergence_train.watch.progress import progress
 from faults.comparing import compare
 from support import ROOT, command, metrics, run_python
@@ -249,10 +249,10 @@ def test_a_file_system_without_locks_is_trained_on_and_told(config_file, tmp_pat
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     with contextlib.ExitStack() as held:
-        assert startup.claim(run, loaded, held) is None
+        assert run_directory.claim(run, loaded, held) is None
     monkeypatch.setattr("fcntl.flock", refusing)
     with contextlib.ExitStack() as held:
-        assert "has no locks" in startup.claim(run, loaded, held)
+        assert "has no locks" in run_directory.claim(run, loaded, held)
 
 
 def test_states_on_a_disk_that_is_not_mounted_are_waited_for(config_file, tmp_path):
@@ -390,7 +390,18 @@ def test_a_run_from_before_kinds_is_the_same_run(config_file, tmp_path):
     del tree["model"]["kind"], tree["training"]["optimizer"]["kind"]
     (run / "config.yaml").write_text(yaml.safe_dump(tree))
     with contextlib.ExitStack() as held:
-        assert startup.claim(run, loaded, held) is None
+        assert run_directory.claim(run, loaded, held) is None
+
+
+def test_another_weight_of_a_source_is_named(config_file, tmp_path):
+    """Not the whole list of sources, twice."""
+    run, loaded = tmp_path / "run", config.load(config_file, ["data.sources.1.weight=3"])
+    with contextlib.ExitStack() as held:
+        run_directory.claim(run, config.load(config_file), held)
+    (run / "metrics.jsonl").touch()
+    message = r"is a run with data\.sources\.1\.weight = 1\.0, not 3\.0; choose"
+    with contextlib.ExitStack() as held, pytest.raises(InputError, match=message):
+        run_directory.claim(run, loaded, held)
 
 
 def test_what_others_wrote_before_rank_0_was_lost_is_no_run(config_file, tmp_path):
@@ -399,12 +410,12 @@ def test_what_others_wrote_before_rank_0_was_lost_is_no_run(config_file, tmp_pat
     (run / "stacks").mkdir(parents=True)
     (run / "stacks" / "flight-1").touch()
     with contextlib.ExitStack() as held:
-        assert startup.claim(run, loaded, held) is None
+        assert run_directory.claim(run, loaded, held) is None
     assert (run / "config.yaml").is_file()
     (run / "config.yaml").unlink()
     (run / "notes.txt").touch()
     with contextlib.ExitStack() as held, pytest.raises(InputError, match="holds files but no config.yaml"):
-        startup.claim(run, loaded, held)
+        run_directory.claim(run, loaded, held)
 
 
 def test_sums_are_in_order_for_the_run_that_asks(monkeypatch):
