@@ -140,7 +140,8 @@ def main() -> int:
         print("gpu-check: PyTorch sees no CUDA device here", file=sys.stderr)
         return 2
     sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
-    from emergence_kernels.bench.run import commit, device_name, versions
+    from emergence_kernels.backends.ranking import device_name
+    from emergence_kernels.bench.results import commit, versions
 
     folder = arguments.out / device_name(torch.device("cuda"))
     folder.mkdir(parents=True, exist_ok=True)

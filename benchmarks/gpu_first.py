@@ -155,7 +155,8 @@ def main(argv: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("gpu-first: PyTorch sees no CUDA device here", file=sys.stderr)
         return 2
-    from emergence_kernels.bench.run import commit, device_name, versions
+    from emergence_kernels.backends.ranking import device_name
+    from emergence_kernels.bench.results import commit, versions
 
     folder = arguments.out / device_name(torch.device("cuda"))
     folder.mkdir(parents=True, exist_ok=True)

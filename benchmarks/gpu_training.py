@@ -314,7 +314,7 @@ def speeds_of(contestants: dict[str, dict], flops: float, peak: float | None, co
 
 def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: Path) -> dict:
     """All contestants of a size in one process; the file is written after each is made, and after each of their turns."""
-    from emergence_kernels.bench.run import commit, versions
+    from emergence_kernels.bench.results import commit, versions
     from emergence_kernels.bench.timing import ceilings, clocks
     from emergence_train.models.devices import peak_flops
     from emergence_train.parallel import ranks as distributed
@@ -446,7 +446,7 @@ def main() -> int:
             "gpu-bench: PyTorch sees no CUDA device here; benchmarks/speed/cpu_training.py is for CPUs", file=sys.stderr
         )
         return 2
-    from emergence_kernels.bench.run import device_name
+    from emergence_kernels.backends.ranking import device_name
 
     if arguments.here:
         folder = arguments.out / device_name(torch.device("cuda"))

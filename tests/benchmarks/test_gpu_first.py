@@ -25,7 +25,7 @@ def pretended(monkeypatch, tmp_path):
     """An H100 and a list of stages that are Python one-liners, "slow" of a small share; -> the record's path."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H100")
-    monkeypatch.setattr("emergence_kernels.bench.run.commit", lambda: "abc")
+    monkeypatch.setattr("emergence_kernels.bench.results.commit", lambda: "abc")
     monkeypatch.setattr(gpu_first, "SHORTEST", 0.5)
 
     def use(**code: str) -> Path:
@@ -230,7 +230,7 @@ def test_a_test_file_that_cannot_be_imported_is_a_failure(monkeypatch, tmp_path,
 def test_a_copy_without_git_starts_over(pretended, tmp_path, monkeypatch):
     """Nothing says that its code is the same."""
     path = pretended(only="pass")
-    monkeypatch.setattr("emergence_kernels.bench.run.commit", lambda: None)
+    monkeypatch.setattr("emergence_kernels.bench.results.commit", lambda: None)
     assert call(tmp_path, 1) == 0
     pretended(only="raise SystemExit(4)")
     assert call(tmp_path, 1) == 1 and json.loads(path.read_text())["stages"]["only"]["status"] == 4
@@ -239,7 +239,7 @@ def test_a_copy_without_git_starts_over(pretended, tmp_path, monkeypatch):
 def test_another_commit_starts_over(pretended, tmp_path, monkeypatch):
     path = pretended(only="pass")
     assert call(tmp_path, 1) == 0
-    monkeypatch.setattr("emergence_kernels.bench.run.commit", lambda: "def")
+    monkeypatch.setattr("emergence_kernels.bench.results.commit", lambda: "def")
     pretended(only="raise SystemExit(4)")
     assert call(tmp_path, 1) == 1 and json.loads(path.read_text())["stages"]["only"]["status"] == 4
 

@@ -1,13 +1,11 @@
 """The benchmark's command line: runs cases until the budget is spent, and writes each row as soon as it is known."""
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
 import random
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +20,8 @@ from ..backends.dispatch import HAS_TRITON, IMPLEMENTED, interpreting
 from ..backends.ranking import device_name
 from . import attention, feed_forwards, linears, losses, norms, step, updates
 from .candidate import Candidate, Case
+from .processes import CUT, apart
+from .results import Results, commit, finished, line_of, spelled, timestamp, versions
 from .timing import Stopwatch, Timing, ceilings, clocks, difference, measure, peak_extra_bytes, summary
 
 OPS = (
@@ -35,18 +35,6 @@ OPS = (
     "fp8_linear",
     "adamw_step",
     "step",
-)
-CUT = 75  # exit status of what ended before it was done, with everything written
-PATIENCE = 60  # seconds that a process may take beyond its share of the budget: a measurement ends, or hangs
-PEERS = (
-    "torch",
-    "triton",
-    "liger-kernel",
-    "cut-cross-entropy",
-    "quack-kernels",
-    "flash-attn",
-    "flash-attn-3",
-    "flash-attn-4",
 )
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -78,29 +66,6 @@ def parser() -> argparse.ArgumentParser:
     )
     parse.add_argument("--json", action="store_true", help="print the rows as JSON instead of a table")
     return parse
-
-
-def versions() -> dict[str, str | None]:
-    """The installed version of every peer; None where it is not installed."""
-    installed: dict[str, str | None] = {}
-    for name in PEERS:
-        try:
-            installed[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            installed[name] = None
-    return installed
-
-
-def commit() -> str | None:
-    """The commit of the checkout that this package is in, "-dirty" if it was changed since; None outside of one."""
-    if given := os.environ.get("EMERGENCE_COMMIT"):  # a copy without its history
-        return given
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
 
 
 def _architecture(device: torch.device) -> str | None:
@@ -261,112 +226,8 @@ def _shapes(
         yield {}, step_rows(suite, device, dtype, limits)
         return
     for case in all_cases(op, suite, device, dtype):
-        if re.search(args.where, _spelled(case.shape)):
+        if re.search(args.where, spelled(case.shape)):
             yield case.shape, measure_case(case, device, limits, failed, args, keep)
-
-
-def _measured(folder: Path, since: str, candidates: dict) -> list[tuple[str, dict]]:
-    """(operation, shape) that runs of the same candidates since then have finished."""
-    runs = [
-        json.loads(path.read_text())
-        for path in sorted(folder.glob(f"*-{candidates['dtype']}.json"))
-        if path.name >= since
-    ]
-    alike = [run for run in runs if candidates.items() <= run.items()]
-    return [(row["op"], row["shape"]) for run in alike for row in run.get("finished", [])]
-
-
-def _now() -> str:
-    return time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-
-
-class Results:
-    """One JSON file a run, rewritten after every row, so that a run that is cut off loses nothing."""
-
-    def __init__(self, path: Path, header: dict):
-        self.path, self.data = (
-            path,
-            header | {"complete": False, "rows": [], "failures": [], "finished": [], "unfinished": {}},
-        )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.write()
-
-    def write(self) -> None:
-        scratch = self.path.with_suffix(".tmp")
-        scratch.write_text(json.dumps(self.data, indent=1) + "\n")
-        os.replace(scratch, self.path)
-
-    def add(self, row: dict, to: str = "rows") -> None:
-        self.data[to].append(row)
-        self.write()
-
-
-def _spelled(shape: dict) -> str:
-    return " ".join(f"{name}={value}" for name, value in shape.items())
-
-
-def _line(row: dict) -> str:
-    shape = _spelled(row["shape"])
-    parts = [f"{row['op']:<21} {row['contender']:<28} {shape}"]
-    for mode, values in row["modes"].items():
-        rate = next(
-            (f"{values[k]:.3g} {unit}" for k, unit in (("tflops", "TFLOP/s"), ("gbps", "GB/s")) if k in values), ""
-        )
-        parts.append(f"{mode} {values['median_ms']:.3f} ms {rate}".rstrip())
-    return "  |  ".join(parts)
-
-
-def apart(args: argparse.Namespace, ops: list[str], suite: str, dtype: str) -> int:
-    """Each operation in a process of its own, as a GPU's error ends all that its process does afterwards, and a kernel that
-    hangs can only be killed with it. -> main's exit status of all."""
-    begin, codes = time.monotonic(), set()
-    packages = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in packages if path)}
-    fixed = [
-        "--suite",
-        suite,
-        "--dtype",
-        dtype,
-        "--device",
-        args.device,
-        "--out",
-        str(args.out),
-        "--rounds",
-        str(args.rounds),
-    ]
-    fixed += [
-        "--only",
-        args.only,
-        "--where",
-        args.where,
-        "--since",
-        args.since,
-        *(["--seconds", str(args.seconds)] if args.seconds else []),
-        *["--json"] * args.json,
-    ]
-    for index, op in enumerate(ops):
-        code = None
-        for without in ({}, {library.VARIABLES["cuda"]: "left out"}):
-            command, limit = [sys.executable, "-m", "emergence_kernels.bench", "--op", op, *fixed], None
-            if args.budget is not None:  # an equal share of the time that is left, so that a short budget starves none
-                share = max(0.0, args.budget - (time.monotonic() - begin)) / (len(ops) - index)
-                command, limit = [*command, "--budget", f"{share:.0f}"], share + PATIENCE
-            try:
-                code = subprocess.run(command, env=environment | without, timeout=limit).returncode
-            except subprocess.TimeoutExpired:
-                code = 1
-                print(
-                    f"bench: {op} was killed {PATIENCE} seconds after its time; its rows so far are kept",
-                    file=sys.stderr,
-                )
-            codes.add(code)
-            if code in (0, CUT) or library.unsupported_reason("cuda", torch.device(args.device)) is not None:
-                break
-            print(
-                f"bench: {op} did not go well{'' if without else '; once more without the CUDA kernels'}",
-                file=sys.stderr,
-            )
-    return 1 if codes - {0, CUT} else max(codes, default=0)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -390,8 +251,8 @@ def main(argv: list[str] | None = None) -> int:
     what, folder = f"{ops[0]}-{suite}" if len(ops) == 1 else suite, args.out / device_name(device)
     candidates = {"dtype": name, "suite": suite, "only": args.only}
     candidates |= {"versions": versions(), "compiled": {name: library.describe(name) for name in library.VARIABLES}}
-    measured = _measured(folder, args.since, candidates) if args.since else []
-    while (path := folder / f"{(stamp := _now())}-{what}-{name}.json").exists():
+    measured = finished(folder, args.since, candidates) if args.since else []
+    while (path := folder / f"{(stamp := timestamp())}-{what}-{name}.json").exists():
         time.sleep(0.1)  # another run began in this second
     header = {"device": device_name(device), **candidates, "utc": stamp}
     header |= {"commit": commit(), "command": " ".join(["bench", *(sys.argv[1:] if argv is None else argv)])}
@@ -415,7 +276,7 @@ def main(argv: list[str] | None = None) -> int:
     def report(row: dict) -> None:
         results.data["unfinished"] = {}
         results.add(row)
-        print(json.dumps(row) if args.json else _line(row), flush=True)
+        print(json.dumps(row) if args.json else line_of(row), flush=True)
 
     def failed(op: str, shape: dict, candidate: str, error: Exception) -> None:
         """A peer that cannot run a shape is a fact to keep, not a reason to stop."""
@@ -459,6 +320,6 @@ def main(argv: list[str] | None = None) -> int:
     results.data["complete"] = not cut
     results.data["seconds"] = round(time.monotonic() - begin, 1)
     results.write()
-    note = "".join(f"not reached: {each['op']} {_spelled(each['shape'])}\n" for each in not_reached)
+    note = "".join(f"not reached: {each['op']} {spelled(each['shape'])}\n" for each in not_reached)
     print(f"{note}{len(results.data['rows'])} rows in {path}", file=sys.stderr)
     return 1 if ours_failed() else CUT if cut else 0

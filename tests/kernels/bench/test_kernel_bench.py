@@ -14,7 +14,8 @@ import torch
 from emergence_kernels.backends import library
 from emergence_kernels.bench import attention, draw, losses, main
 from emergence_kernels.bench.attention import _pairs
-from emergence_kernels.bench.run import CUT, Results
+from emergence_kernels.bench.processes import CUT
+from emergence_kernels.bench.results import Results
 from emergence_kernels.bench.step import Model, flops_per_token
 from emergence_kernels.bench.timing import Stopwatch, difference, measure
 
@@ -70,7 +71,7 @@ def test_a_spent_budget_is_continued(tmp_path, monkeypatch):
     """Shapes that were not reached are listed, and the only ones that a call --since then measures; a shape begun is finished.
     Runs that begin in the same second have files of their own."""
     stamps = ["20260101-000000"] * 4 + ["20260101-000001"] * 2 + ["20260101-000002"]
-    monkeypatch.setattr("emergence_kernels.bench.run._now", lambda: stamps.pop(0))
+    monkeypatch.setattr("emergence_kernels.bench.run.timestamp", lambda: stamps.pop(0))
     command = [*TINY, "--op", "rms_norm", "--op", "rotary", "--out", str(tmp_path)]
     assert main([*command, "--budget", "0"]) == CUT == 75
     (file,) = (tmp_path / "cpu").glob("*.json")
@@ -93,7 +94,7 @@ def test_shapes_are_finished_for_the_same_candidates(tmp_path, monkeypatch):
         '{"suite": "tiny", "dtype": "float32", "rows": []}'
     )
     seconds = itertools.count()
-    monkeypatch.setattr("emergence_kernels.bench.run._now", lambda: f"20260101-{next(seconds):06d}")
+    monkeypatch.setattr("emergence_kernels.bench.run.timestamp", lambda: f"20260101-{next(seconds):06d}")
     command = [*TINY, "--op", "swiglu", "--out", str(tmp_path), "--since", "20250101-000000"]
 
     def measured(*more):
@@ -118,7 +119,7 @@ def test_the_status_of_several_operations(codes, status, monkeypatch, tmp_path):
         commands.append(command)
         return types.SimpleNamespace(returncode=next(ends))
 
-    monkeypatch.setattr("emergence_kernels.bench.run.subprocess.run", run)
+    monkeypatch.setattr("emergence_kernels.bench.processes.subprocess.run", run)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(library, "unsupported_reason", lambda *_: "not built")
     command = ["--device", "cuda", "--op", "rms_norm", "--op", "swiglu", "--since", "20260101-000000"]
@@ -205,17 +206,17 @@ def test_a_backward_lost_in_noise_is_left_out(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_each_operation_in_a_process_of_its_own(tmp_path, monkeypatch, capfd):
     """As on a GPU; one that hangs is killed, and the others' rows are there."""
-    from emergence_kernels.bench import run
+    from emergence_kernels.bench import processes, run
 
     args = run.parser().parse_args(["--device", "cpu", "--out", str(tmp_path), "--budget", "2"])
-    monkeypatch.setattr(run, "PATIENCE", 500)  # a busy machine imports slowly
-    assert run.apart(args, ["rotary"], "tiny", "float32") == 0
+    monkeypatch.setattr(processes, "PATIENCE", 500)  # a busy machine imports slowly
+    assert processes.apart(args, ["rotary"], "tiny", "float32") == 0
     files = sorted((tmp_path / "cpu").glob("*.json"))
     assert {file.name.split("-")[2] for file in files} == {"rotary"}
     assert all(json.loads(file.read_text())["rows"] for file in files)
-    monkeypatch.setattr(run, "PATIENCE", 0)
+    monkeypatch.setattr(processes, "PATIENCE", 0)
     args.budget = 0.0
-    assert run.apart(args, ["rotary"], "tiny", "float32") == 1 and "rotary was killed" in capfd.readouterr().err
+    assert processes.apart(args, ["rotary"], "tiny", "float32") == 1 and "rotary was killed" in capfd.readouterr().err
 
 
 def test_a_failing_peer_is_kept(tmp_path, monkeypatch):
