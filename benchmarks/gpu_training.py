@@ -163,6 +163,7 @@ def our_step(config, mesh, way: str):
         SkippedBatches(Path(os.devnull) / "run"),
         AnomalyDetector(config.faults, []),
         watch,
+        graphs,
     )
     pending: list = []
 

@@ -444,7 +444,11 @@ def launched(says: str, wrong: dict[str, str], right: dict[str, str]) -> Row:
 TASK = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}
 LAUNCHERS = [
     launched("is not below WORLD_SIZE {}; fix or unset them", {"RANK": "3", "WORLD_SIZE": "2"}, {}),
-    launched("is not a number; fix or unset it", {"RANK": "x", "WORLD_SIZE": "2"}, {"RANK": "0", "WORLD_SIZE": "2"}),
+    launched(
+        "start with srun, torchrun or deepspeed, or unset it",
+        {"RANK": "x", "WORLD_SIZE": "2"},
+        {"RANK": "0", "WORLD_SIZE": "2"},
+    ),
     launched(
         "or set RANK, WORLD_SIZE and LOCAL_RANK for each process",
         {"OMPI_COMM_WORLD_SIZE": "2"},

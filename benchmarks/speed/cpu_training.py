@@ -138,7 +138,7 @@ def our_loop(config, dataset: Dataset, mesh, engine, sums):
     detector, nowhere = AnomalyDetector(config.faults, []), Path(os.devnull) / "run"
     watch = Watchdog(mesh, nowhere, config.faults.silent_seconds, config.faults.hang_seconds)
     stepper = Stepper(
-        config.training, config.faults, engine, dataset, mesh, sums, SkippedBatches(nowhere), detector, watch
+        config.training, config.faults, engine, dataset, mesh, sums, SkippedBatches(nowhere), detector, watch, False
     )
 
     def step(number: int) -> float:

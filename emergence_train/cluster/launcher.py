@@ -34,7 +34,8 @@ def find(environment: Mapping[str, str] | None = None, seen: slurm.Ancestry | No
     if "RANK" in environment or "WORLD_SIZE" in environment:
         launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in environment else "RANK and WORLD_SIZE of the environment"
         rank, world, local_rank = (
-            _number(environment, name, default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+            slurm.number(environment, name) if name in environment else default
+            for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
         )
         if rank >= world:
             raise InputError(f"RANK {rank} is not below WORLD_SIZE {world}; fix or unset them")
@@ -51,10 +52,3 @@ def find(environment: Mapping[str, str] | None = None, seen: slurm.Ancestry | No
     if task.world == 1:
         return LaunchInfo("srun: one task")
     return LaunchInfo(f"srun: task {task.rank} of {task.world}", task.rank, task.world, task.local_rank, task)
-
-
-def _number(environment: Mapping[str, str], name: str, otherwise: int) -> int:
-    text = environment.get(name, str(otherwise))
-    if not text.isascii() or not text.isdigit():
-        raise InputError(f"{name}: {text!r} is not a number; fix or unset it")
-    return int(text)

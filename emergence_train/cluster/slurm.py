@@ -75,26 +75,26 @@ def task(environment: Mapping[str, str], seen: Ancestry | None = None) -> SlurmT
     if "SLURM_STEP_NUM_TASKS" not in environment:
         return None  # a batch script, salloc's shell, or no Slurm at all
     seen = seen or ancestry(environment)
-    job, step = (_number(environment, name, 0) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    job, step = (number(environment, name, 0) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     if step >= SPECIAL_STEPS or seen.step and not seen.step.rpartition(".")[2].isdigit():
         return None
     if seen.terminal and not seen.task_itself:
         return None  # typed in the shell of `srun --pty`
-    world, rank = _number(environment, "SLURM_STEP_NUM_TASKS"), _number(environment, "SLURM_PROCID")
+    world, rank = number(environment, "SLURM_STEP_NUM_TASKS"), number(environment, "SLURM_PROCID")
     if rank >= world:
         raise InputError(
             f"SLURM_PROCID {rank} is not below SLURM_STEP_NUM_TASKS {world}; start with srun, or unset both"
         )
-    start = _number(environment, "SLURM_RESTART_COUNT", 0)
+    start = number(environment, "SLURM_RESTART_COUNT", 0)
     given = environment.get("MASTER_PORT")
     return SlurmTask(
         rank,
         world,
-        _number(environment, "SLURM_LOCALID", 0),
+        number(environment, "SLURM_LOCALID", 0),
         node=environment.get("MASTER_ADDR") or _first_node(environment),
-        ports=(_number(environment, "MASTER_PORT"),) if given else ports(job, step),
+        ports=(number(environment, "MASTER_PORT"),) if given else ports(job, step),
         name=f"{job}.{step}.{start}",
-        gpus_on_node=_number(environment, "SLURM_GPUS_ON_NODE", 0),
+        gpus_on_node=number(environment, "SLURM_GPUS_ON_NODE", 0),
     )
 
 
@@ -132,9 +132,9 @@ def job(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _first_node(environment: Mapping[str, str]) -> str:
-    if _number(environment, "SLURM_STEP_NUM_NODES", 1) == 1:
+    if number(environment, "SLURM_STEP_NUM_NODES", 1) == 1:
         return "127.0.0.1"  # under any name of the node
-    if environment.get("SLURM_DISTRIBUTION") == "arbitrary" or _number(environment, "SLURM_HET_SIZE", 1) > 1:
+    if environment.get("SLURM_DISTRIBUTION") == "arbitrary" or number(environment, "SLURM_HET_SIZE", 1) > 1:
         return ""  # the list is sorted, and rank 0 where the user wants it
     return next(nodes(environment.get("SLURM_STEP_NODELIST", "")))
 
@@ -161,7 +161,7 @@ def _numbers(ranges: str) -> list[str]:
     return [f"{number:0{len(first)}d}" for first, last in bounds for number in range(int(first), int(last) + 1)]
 
 
-def _number(environment: Mapping[str, str], name: str, otherwise: int | None = None) -> int:
+def number(environment: Mapping[str, str], name: str, otherwise: int | None = None) -> int:
     text = environment.get(name, "")
     if not text and otherwise is not None:
         return otherwise

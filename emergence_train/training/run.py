@@ -224,6 +224,7 @@ def _build_session(
         console=console,
         stop=stop,
         watch=watch,
+        graphs=graphs,
         log=log,
         first=first,
     )

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -41,6 +41,17 @@ class _StopRequested(Exception):
     """Raised where a stop is requested while tasks are scored."""
 
 
+class Pending(NamedTuple):
+    """A step's numbers, read one step later to avoid synchronisation with the GPU."""
+
+    step: int
+    lr: float
+    speed: float
+    totals: torch.Tensor
+    grad_norm: torch.Tensor | float | None
+    applied: torch.Tensor | bool
+
+
 class Session:
     """One start of a run: train steps, make checkpoints, rewind, stop. The writer writes the logs.
 
@@ -63,6 +74,7 @@ class Session:
         console: Console,
         stop: StopSignal,
         watch: Watchdog,
+        graphs: bool,
         log: Callable[[str], None],
         first: int = 0,
     ) -> None:
@@ -88,12 +100,12 @@ class Session:
             self.skipped,
             self.detector,
             watch,
+            graphs,
             log,
         )
         self.profiler = StepProfiler(training.profile, run, mesh, log)
-        self.pending: tuple | None = (
-            None  # the last step's numbers, read one step later to avoid synchronisation with the GPU
-        )
+        self.pending: Pending | None = None
+        self.due = False  # whether a stop deferred the measurements of the restored step
         self.stop_requested = False  # on some rank, known to all
 
     def restore(self) -> int:
@@ -126,7 +138,7 @@ class Session:
             if step >= self.profiler.last:
                 self._write_trace(step)
             fault = self._settle()
-            self.pending = (step, lr, self.console.tick(), *numbers)
+            self.pending = Pending(step, lr, self.console.tick(), *numbers)
             if fault is None and (step in self.plan.checkpoint_steps or self.plan.saves(step) or self.stop_requested):
                 fault = self._settle()
                 if fault is None:

@@ -21,7 +21,6 @@ from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import all_reduce_sum
 from emergence_train.recorder.position_sums import PositionAccumulator
 from emergence_train.training import fp8
-from emergence_train.training.engine import graphs_possible
 from emergence_train.training.main_gradients import step_applied
 from emergence_train.training.micro_batch import MicroBatch
 from emergence_train.training.position_weights import weight_vector
@@ -42,6 +41,7 @@ class Stepper:
         skipped: SkippedBatches,
         detector: AnomalyDetector,
         watch: Watchdog,
+        graphs: bool,
         log: Callable[[str], None] = print,
     ) -> None:
         self.engine, self.mesh, self.at, self.detector = engine, mesh, watch.at, detector
@@ -70,7 +70,7 @@ class Stepper:
             self.weights,
             training.z_loss,
             sequence=mesh.sequence,
-            graphs=graphs_possible(training, faults, mesh),
+            graphs=graphs,
             log=log,
         )
 

@@ -78,7 +78,17 @@ def test_graphs_train_as_eager_steps_do(config_file, masked, linears):
         watch, dataset = SimpleNamespace(at=lambda *_, **__: None), Dataset(config.data, config.seed)
         detector, skipped = AnomalyDetector(config.faults, []), SkippedBatches(Path("/dev/null/run"))
         stepper = Stepper(
-            config.training, config.faults, engine, dataset, mesh, sums, skipped, detector, watch, lines.append
+            config.training,
+            config.faults,
+            engine,
+            dataset,
+            mesh,
+            sums,
+            skipped,
+            detector,
+            watch,
+            graphs == "true",
+            lines.append,
         )
         rows = []
         for step in range(1, 9):

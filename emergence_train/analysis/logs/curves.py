@@ -161,7 +161,8 @@ def _curve(log: Log, options: LogOptions) -> Curve:
     for name in {"step", "tokens", "params"} & set(values):
         values[name] *= scales_of(log.rows[columns[name]], columns[name])
     column, name = columns["loss"], plain(columns["loss"])
-    unit = options.loss_unit or units.unit_beside_perplexity(values["loss"], _perplexity(log)) or units.unit_of(column)
+    perplexity = _column(log, PERPLEXITY, "perplexity")
+    unit = options.loss_unit or units.unit_beside_perplexity(values["loss"], perplexity) or units.unit_of(column)
     if unit not in units.UNITS:
         raise InputError(f"loss unit {unit!r}: unknown; choose nats, bits or perplexity")
     values["loss"] = units.to_nats(values["loss"], unit)
@@ -188,7 +189,7 @@ def _curve(log: Log, options: LogOptions) -> Curve:
     else:
         if options.tokens_per_step is not None:
             values = values.drop(columns="tokens", errors="ignore")
-        _count_on(values, _epoch(log), notes)
+        _count_on(values, _column(log, EPOCHS, "count"), notes)
     rows = _with_loss(log, values, columns, options, notes)
     frame = pd.DataFrame({"step": rows["step"].round().astype(int)})
     frame["tokens"] = _tokens(values, rows, options, per_step)
@@ -223,14 +224,10 @@ def _role_of_loss(log: Log, column: str, options: LogOptions) -> Role:
     return role
 
 
-def _perplexity(log: Log) -> pd.Series | None:
-    column = next((column for column in log.rows.columns if plain(column) in PERPLEXITY.split()), None)
-    return None if column is None else numbers_of(log.rows[column], "perplexity")
-
-
-def _epoch(log: Log) -> pd.Series | None:
-    column = next((column for column in log.rows.columns if plain(column) in EPOCHS.split()), None)
-    return None if column is None else numbers_of(log.rows[column], "count")
+def _column(log: Log, names: str, role: Role) -> pd.Series | None:
+    """The numbers of the first column that has one of these names."""
+    column = next((column for column in log.rows.columns if plain(column) in names.split()), None)
+    return None if column is None else numbers_of(log.rows[column], role)
 
 
 def _counts_calls(log: Log, columns: dict[str, str]) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from emergence_train import cli
 from emergence_train.analysis import emergence
 from emergence_train.analysis.emergence import investigate, simulate
 from emergence_train.analysis.emergence import table as emergence_table
@@ -19,7 +20,7 @@ from emergence_train.analysis.emergence.size import monotone_basis, overlap
 from emergence_train.analysis.results import as_json
 from emergence_train.errors import InputError
 from emergence_train.recorder import tables
-from support import command, study
+from support import study
 
 
 def emergent_ladder(eta: float = 2.5, **changes) -> pd.DataFrame:
@@ -197,11 +198,13 @@ def test_the_order_of_rows_and_files_changes_nothing(tmp_path):
     assert analyze_emergence(parts)["tasks"] == whole["tasks"]
 
 
-def test_the_command_line_prints_the_table_or_json(tmp_path):
-    path = written(emergent_ladder(), tmp_path)
-    plain, machine = command("analyze", "emergence", str(path)), command("analyze", "emergence", str(path), "--json")
-    assert plain.returncode == 0 and "jump, acc" in plain.stdout and "eta" in plain.stdout
-    assert by_task(json.loads(machine.stdout))["jump"]["verdict"] == "emergent"
+def test_the_command_line_prints_the_table_or_json(tmp_path, capsys):
+    path = str(written(emergent_ladder(), tmp_path))
+    assert cli.main(["analyze", "emergence", path]) == 0
+    plain = capsys.readouterr().out
+    assert "jump, acc" in plain and "eta" in plain
+    assert cli.main(["analyze", "emergence", path, "--json"]) == 0
+    assert by_task(json.loads(capsys.readouterr().out))["jump"]["verdict"] == "emergent"
 
 
 # ------------------------------------------------------------------------------------------------- what is missing

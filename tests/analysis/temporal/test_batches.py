@@ -17,7 +17,11 @@ RAMPS = {
 }
 
 
-@pytest.mark.parametrize("name", RAMPS)
+# The slow ones keep the rule of "doubled"
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("four times, in two steps", "halved")]
+
+
+@pytest.mark.parametrize("name", ["constant", "doubled", "doubled ahead", *SLOW])
 @pytest.mark.parametrize("kind", ["cosine", "constant"])
 def test_ends_are_held(kind, name, tmp_path):
     """0 of 40 with a batch that doubles within the window, when its fall was taken for learning."""

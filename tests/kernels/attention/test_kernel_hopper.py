@@ -5,7 +5,6 @@ and as early as it allows, and whose race detector uses happens-before. On an H1
 compiled kernels.
 """
 
-import functools
 import math
 from collections.abc import Iterator
 
@@ -258,30 +257,14 @@ RUNS = {
 }
 
 
-@functools.cache
-def usual(source: str) -> list[torch.Tensor]:
-    """In the usual order, nothing dropped."""
-    return list(RUNS[source]())
-
-
-def same(source: str) -> bool:
-    """Whether a run has the usual results, bit for bit but for sums in any order; it ends with the first that differs."""
-    added = (6, 9) if source.endswith("hopper_backward.cu") else ()
-    for index, (a, b) in enumerate(zip(usual(source), RUNS[source](), strict=True)):
-        alike = torch.allclose(a.float(), b.float(), rtol=2**-7, atol=1e-4) if index in added else torch.equal(a, b)
-        if not alike:
-            return False
-    return True
+ORDERS = emulated_barriers.Orders(RUNS, hopper_backward=(6, 9))
 
 
 @pytest.mark.parametrize("seeds", [(1,), pytest.param(range(2, 9), marks=pytest.mark.slow)], ids=["first", "more"])
 @pytest.mark.parametrize("source", RUNS)
 def test_results_do_not_depend_on_the_order_of_threads(source, seeds, emulated, monkeypatch):
     """The same bits in any order of threads, copies and products; sums in any order are close."""
-    usual(source)
-    for seed in seeds:
-        monkeypatch.setenv("EMERGENCE_EMULATE_SEED", str(seed))
-        assert same(source)
+    ORDERS.check_seeds(source, seeds, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -289,8 +272,8 @@ def test_results_do_not_depend_on_the_order_of_threads(source, seeds, emulated, 
 )
 def test_every_barrier_wait_and_fence_is_needed(source, emulated, monkeypatch):
     """Each skipped in turn: the emulator reports it, or a result was read before its product wrote it (NaN)."""
-    usual(source)
+    ORDERS.usual(source)
     header = source.replace(".cu", ".h")
     reasons = emulated_barriers.written(source, *([header] if (build.SOURCES / header).is_file() else []))
     assert reasons <= emulated_barriers.met() and len(reasons) >= 9, f"not met: {reasons - emulated_barriers.met()}"
-    assert not emulated_barriers.not_missed(reasons, lambda: same(source), monkeypatch)
+    assert not emulated_barriers.not_missed(reasons, lambda: ORDERS.same(source), monkeypatch)

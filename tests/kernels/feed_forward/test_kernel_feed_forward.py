@@ -1,6 +1,5 @@
 """SwiGLU in the products round it, on Hopper: without a GPU the kernels' source in csrc/emulator, on an H100 compiled."""
 
-import functools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -191,35 +190,25 @@ def run_backward() -> Iterator[torch.Tensor]:
 RUNS = {"forward.cu": run_forward, "backward.cu": run_backward}
 
 
-@functools.cache
-def usual(source: str) -> list[torch.Tensor]:
-    """In the usual order, nothing dropped."""
-    return list(RUNS[source]())
-
-
-def same(source: str) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(usual(source), RUNS[source](), strict=True))
+ORDERS = emulated_barriers.Orders(RUNS)
 
 
 @pytest.mark.parametrize("seeds", [(1,), pytest.param(range(2, 12), marks=pytest.mark.slow)], ids=["first", "more"])
 @pytest.mark.parametrize("source", RUNS)
 def test_results_do_not_depend_on_the_order_of_threads(source, seeds, emulated, monkeypatch):
-    usual(source)
-    for seed in seeds:
-        monkeypatch.setenv("EMERGENCE_EMULATE_SEED", str(seed))
-        assert same(source)
+    ORDERS.check_seeds(source, seeds, monkeypatch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", RUNS)
 def test_every_barrier_wait_and_fence_is_needed(source, emulated, monkeypatch):
     """Each skipped in turn: the emulator reports it, or a result differs."""
-    usual(source)
+    ORDERS.usual(source)
     headers = ("products.h",) if source == "backward.cu" else ("products.h", "slabs.h")
     reasons = emulated_barriers.written(*(f"cuda/feed_forward/{name}" for name in (*headers, source)))
     reasons -= {"no block ends while another still reaches it"}  # of clusters
     assert reasons <= emulated_barriers.met() and len(reasons) >= 15, f"not met: {reasons - emulated_barriers.met()}"
-    assert not emulated_barriers.not_missed(reasons, lambda: same(source), monkeypatch)
+    assert not emulated_barriers.not_missed(reasons, lambda: ORDERS.same(source), monkeypatch)
 
 
 # ---- on the hardware --------------------------------------------------------------------------------------------------
