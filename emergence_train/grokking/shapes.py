@@ -5,9 +5,8 @@ from collections.abc import Iterator
 
 import torch
 
-Shapes = dict[
-    str, tuple[tuple[int, ...], float]
-]  # by name: of one model, and the standard deviation of its first values
+# By name: of one model, and the standard deviation of its first values
+Shapes = dict[str, tuple[tuple[int, ...], float]]
 # On a CPU the bits of a product with less than 12 columns, or with 2 or 3 rows, depend on where in memory its matrices begin, so
 # on who else is in the stack (271 of 2,700 random shapes; from these sizes on none of 4,500).
 LEAST_COLUMNS, LEAST_ROWS = 16, 4

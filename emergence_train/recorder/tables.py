@@ -147,9 +147,8 @@ def encode(table: Table, frame: pd.DataFrame, path: str | Path, *, vocabulary: s
     schema = pa.schema([*table.columns.items(), *extra])
     arrow = pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False)
     arrow = arrow.replace_schema_metadata({"table": table.name, VOCABULARY: vocabulary})
-    whole = (
-        pa.BufferOutputStream()
-    )  # pyarrow's own file says neither that the disk is full, nor what it cannot close in silence
+    # pyarrow's own file says neither that the disk is full, nor what it cannot close in silence
+    whole = pa.BufferOutputStream()
     pq.write_table(arrow, whole)
     return whole.getvalue().to_pybytes()
 

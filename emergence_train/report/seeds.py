@@ -106,9 +106,8 @@ def _beside_next(name: str, losses: dict[str, np.ndarray]) -> str:
     if not others:
         return ""
     following = min(others, key=lambda other: float(losses[other].mean()))
-    if (
-        max(float(np.ptp(losses[name])), float(np.ptp(losses[following]))) < ALIKE
-    ):  # copies: there is no spread to go by
+    # Copies: there is no spread to go by
+    if max(float(np.ptp(losses[name])), float(np.ptp(losses[following]))) < ALIKE:
         return ""
     p = float(ttest_ind(losses[name], losses[following], equal_var=False).pvalue)
     verdict = "apart by more than seeds explain" if p < 0.05 else "which of the two is lower is open"

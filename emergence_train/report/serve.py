@@ -75,9 +75,8 @@ class LivePage:
             self._say(f"left out so far: {'; '.join(waiting)}" if waiting else "")
         except Exception as error:  # a file that is being written, or none yet: later ones may do
             self._fail(error)
-            if isinstance(
-                error.__context__ or error, OSError
-            ):  # the machine's or a network disk's: no file need change
+            # The machine's or a network disk's: no file need change
+            if isinstance(error.__context__ or error, OSError):
                 self._files = None
         return self.version != before
 

@@ -17,9 +17,8 @@ from emergence_train.faults.anomalies import SkippedBatches
 from emergence_train.models.language_model import IGNORED
 from emergence_train.parallel.mesh import Mesh
 
-Batch = tuple[
-    torch.Tensor, torch.Tensor, torch.Tensor | None
-]  # tokens, targets, and with a document mask documents' numbers
+# Tokens, targets, and with a document mask documents' numbers
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
 class Samples:

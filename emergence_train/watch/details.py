@@ -12,10 +12,8 @@ from emergence_train.watch.listing import progress_json
 from emergence_train.watch.progress import Forecast, Progress, forecast_of, progress_of, read_end, table_path
 
 EVENT_BYTES = 1 << 22  # of the log's end: 24,000 steps
-CURVE_PLACES, CURVE_POINTS = (
-    48,
-    120,
-)  # along the log; equal in log tokens, each the mean of the steps that were read there
+# Along the log; equal in log tokens, each the mean of the steps that were read there
+CURVE_PLACES, CURVE_POINTS = 48, 120
 PAST_FORECASTS = 6
 EVENTS = ("skipped", "spike", "rewind", "stop", "drift", "save_failed", "straggler", "starved")
 

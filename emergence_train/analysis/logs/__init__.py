@@ -65,9 +65,8 @@ def columns_of(columns: list[str], known: Sequence[str], example: str) -> dict[s
 def format_of(path: Path) -> str | None:
     """The name of the first format that takes the file or directory by its beginning, else by all its text; None: none does."""
     name = _format_by(path, _head(path, HEAD))
-    if (
-        name is None and path.is_file() and path.stat().st_size > HEAD
-    ):  # a log may begin with the source of what wrote it
+    # A log may begin with the source of what wrote it
+    if name is None and path.is_file() and path.stat().st_size > HEAD:
         name = _format_by(path, _head(path, LONGEST))
     return name
 

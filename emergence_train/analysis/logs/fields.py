@@ -96,9 +96,8 @@ def _steps(line: str) -> dict[str, tuple[str, str | None]]:
     bar = BAR.search(line)  # whose count may be of batches, or of a resumed run's own steps
     for match in STEP.finditer(line):
         name = match[1].lower() if match[1] else f"train_{match[2].lower()}"
-        if (
-            name == "update" and line[match.end(3) : match.end(3) + 1] == "."
-        ):  # fairseq's: updates as a part of an epoch
+        # fairseq's: updates as a part of an epoch
+        if name == "update" and line[match.end(3) : match.end(3) + 1] == ".":
             continue
         step = match[3].replace(",", "")
         steps.setdefault(name, (step, match[4] or (bar[2] if bar and bar[1] == step else None)))

@@ -68,9 +68,8 @@ def finished_apart(log: Log) -> list[Log]:
     values = pd.to_numeric(log.rows[step], errors="coerce").to_numpy(float)
     starts = [0]
     for k in range(1, len(values)):
-        finished = (
-            values[starts[-1] : k].max() >= log.end_step - 1
-        )  # the last step is the planned one, or counted from 0
+        # The last step is the planned one, or counted from 0
+        finished = values[starts[-1] : k].max() >= log.end_step - 1
         if finished and values[k] <= values[starts[-1]]:
             starts.append(k)
     if len(starts) == 1:

@@ -26,9 +26,8 @@ PLACES = (*RANKS.split(), "host", "hostname", "machine")  # where a run is
 LASTING = 0.5  # of the steps up to its last: more of them has a value that names a run
 FALLS = 0.1  # of the rows: more whose step is below the one before are not in the order of time
 AGAIN_AND_AGAIN = 3  # falls to steps that were not there yet, without a label of the rows
-LABELS = re.compile(
-    r"(?:^|_)(?:name|commit|sha|hash|u?u?id|run|exp|experiment|model|trial)$"
-)  # columns that may name rows
+# Columns that may name rows
+LABELS = re.compile(r"(?:^|_)(?:name|commit|sha|hash|u?u?id|run|exp|experiment|model|trial)$")
 MODELS = "model model_name experiment experiment_name exp exp_name"  # columns that no resumption changes
 
 

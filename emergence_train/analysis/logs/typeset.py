@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 
 from emergence_train.errors import InputError
 
-RULE = re.compile(
-    r"[\s|+\-=:─━═│┃║╞╡╪┌┐└┘├┤┬┴┼╭╮╰╯┏┓┗┛┡┩╇┳┻╋╔╗╚╝╠╣╬╦╩╟╢╫╤╧╥╨╒╕╘╛╓╖╙╜]+"
-)  # lines between rows, no cells
+# Lines between rows, no cells
+RULE = re.compile(r"[\s|+\-=:─━═│┃║╞╡╪┌┐└┘├┤┬┴┼╭╮╰╯┏┓┗┛┡┩╇┳┻╋╔╗╚╝╠╣╬╦╩╟╢╫╤╧╥╨╒╕╘╛╓╖╙╜]+")
 BARS = str.maketrans({"│": "|", "┃": "|", "║": "|"})
 MARKUP = re.compile(r"\\(?:textbf|textit|emph|underline|mathbf|text)\{([^{}]*)\}|\*\*|__|`|\$")
 WORDS = re.compile(r'"[^"]*"|\S+')

@@ -22,9 +22,8 @@ from emergence_train.recorder.tables import Frame
 
 __all__ = ["FORMATS", "QUANTITIES", "ScoreOptions", "holds_scores", "options_of", "read", "with_scores"]
 
-FORMATS = {
-    entry.name: entry for entry in (LM_EVAL, LIGHTEVAL, OLMES, HELM, TABLE)
-}  # in the order in which "auto" asks them
+# In the order in which "auto" asks them
+FORMATS = {entry.name: entry for entry in (LM_EVAL, LIGHTEVAL, OLMES, HELM, TABLE)}
 # Of results; .md and the like may hold a table that is made to be read
 SUFFIXES = (".json", ".jsonl", ".ndjson", *TABLES, ".md", ".txt", ".tex", ".dat")
 # What harnesses write beside their results, an object an item
@@ -61,9 +60,8 @@ def files_of(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     files = [file for file in sorted(path.rglob("*")) if suffix_of(file) in SUFFIXES and file.is_file()]
-    whole = {
-        file.parent for file in files if file.name == ALL
-    }  # OLMES writes the same again a task, and as metrics.json
+    # OLMES writes the same again a task, and as metrics.json
+    whole = {file.parent for file in files if file.name == ALL}
     files = [file for file in files if file.name == ALL or not (file.parent in whole and METRICS.search(file.name))]
     return [file for file in files if not ITEMS.search(file.name) and _format_of(file) is not None]
 

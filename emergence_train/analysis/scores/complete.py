@@ -29,9 +29,8 @@ MOST_FILES = 3  # of which each has a note
 ACCURACY = re.compile(
     r"^(acc|accuracy|acc_norm|acc_raw|acc_per_char|acc_per_token|acc_uncond|len_norm|exact_match|em)$"
 )
-GENERATED = re.compile(
-    r"exact_match|em$"
-)  # answers that models write, which may be right as rarely as one in a thousand
+# Answers that models write, which may be right as rarely as one in a thousand
+GENERATED = re.compile(r"exact_match|em$")
 FLAGS = {
     "run": "--run NAME (or --column run=NAME)",
     "params": "--params N, or RUN=N for each run (or --column params=NAME)",

@@ -50,9 +50,8 @@ def _read_lm_eval(path: Path, options: ScoreOptions) -> list[Scores]:
         arguments = dict(ARGUMENT.findall(str(arguments or "")))
     model = arguments.get("pretrained") or arguments.get("path") or content.get("model_name")
     stem = path.parent / path.stem
-    own = (
-        place_of(str(stem.resolve())) if model is None else {"step": None}
-    )  # of results that are named by their checkpoints
+    # Of results that are named by their checkpoints
+    own = place_of(str(stem.resolve())) if model is None else {"step": None}
     place = (
         own
         if own["step"] is not None

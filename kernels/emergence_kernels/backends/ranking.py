@@ -98,9 +98,8 @@ def from_results(runs: list[dict]) -> dict:
             op = f"{row['op']}, {kind}" if kind else row["op"]
             times[op, widths][backend][case] = row["modes"]["both"]["median_ms"]
         for (op, widths), by_backend in times.items():
-            most = max(
-                len(shapes) for shapes in by_backend.values()
-            )  # a backend that failed at some shape is not compared
+            # A backend that failed at some shape is not compared
+            most = max(len(shapes) for shapes in by_backend.values())
             mean = {
                 name: math.exp(sum(map(math.log, shapes.values())) / most)
                 for name, shapes in by_backend.items()

@@ -99,9 +99,8 @@ def _gradients(
     valid_N = targets_N != ignore_index
     grad_N = grad_N.masked_fill(~valid_N, 0)
     half = hidden_ND.dtype == torch.float16 and grad_N.numel() > 0
-    if (
-        half
-    ):  # 1 / (number of tokens) times p underflows in float16: gradients are scaled so that the largest is about 1
+    # 1 / (number of tokens) times p underflows in float16: gradients are scaled so that the largest is about 1
+    if half:
         size = torch.exp2(torch.ceil(torch.log2(grad_N.abs().max())))
         size = torch.where(size > 0, size, 1.0)
         grad_N = grad_N / size
