@@ -8,8 +8,8 @@ from pathlib import Path
 
 from emergence_train.cli_arguments import log_options, reading
 from emergence_train.cli_runs import progress_log
-from emergence_train.collector import no_collection
 from emergence_train.errors import tell
+from emergence_train.garbage_collection import no_collection
 
 
 @contextlib.contextmanager

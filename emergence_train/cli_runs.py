@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from emergence_train.collector import no_collection
 from emergence_train.errors import InputError, RunError, attempt, printable, tell
+from emergence_train.garbage_collection import no_collection
 
 
 def progress_log(arguments: argparse.Namespace) -> Callable[[str], None]:

@@ -16,7 +16,7 @@ PACKAGES = {"emergence_train": ROOT / "emergence_train", "emergence_kernels": RO
 
 # Rooms of emergence_train, the lowest floor first; the longest name that fits a module is its room.
 FLOORS = (
-    ("errors", "formatting", "section", "collector"),
+    ("errors", "formatting", "section", "garbage_collection"),
     ("waiting",),
     ("input_files",),
     ("files",),
@@ -51,7 +51,7 @@ FLOORS = (
     ("analysis.temporal",),
     ("analysis.emergence", "analysis.grokking", "analysis.memorisation"),
     ("grokking",),
-    ("report", "training", "convert", "doctor", "notebook", "watch"),
+    ("report", "training", "convert", "doctor", "opened_run", "watch"),
     ("ladder",),
     ("cli_arguments",),
     ("cli_runs",),

@@ -66,8 +66,8 @@ EXEMPT = (
         "its event files hold no scalars": "needs the extra tensorboard",
         "learning rate: must be finite, not negative": "Python's planned_lr alone reaches it",
         "counts no token; drop it": OTHER_TESTS + "analysis/temporal/test_position_law.py",
-        "holds {}; choose with run= one of": OTHER_TESTS + "test_notebook.py",
-        "has no positions of split {}; it has": OTHER_TESTS + "test_notebook.py",
+        "holds {}; choose with run= one of": OTHER_TESTS + "test_opened_run.py",
+        "has no positions of split {}; it has": OTHER_TESTS + "test_opened_run.py",
         "has no training curve; give plot() one of": "names what there is",
         "was moved, deleted or replaced while the run wrote to it; put it back": OTHER_TESTS
         + "recorder/test_run_log.py",

@@ -25,8 +25,8 @@ import torch.distributed as dist
 import torch.utils.deterministic
 
 from emergence_train.cluster import launcher
-from emergence_train.collector import no_collection
 from emergence_train.errors import InputError, PeerLost, Stopped, attempt, describe, exit_code, repeat, tell
+from emergence_train.garbage_collection import no_collection
 from emergence_train.parallel.mesh import Group, Mesh, data_parallel
 from emergence_train.parallel.rendezvous import find_store
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from emergence_train.collector import no_collection
 from emergence_train.config import Config, Samples, TaskConfig
 from emergence_train.data import identity, lineage
 from emergence_train.data.dataset import Dataset
@@ -18,6 +17,7 @@ from emergence_train.evaluation.at_checkpoint import Evaluator
 from emergence_train.faults import flight_recorder, report_claim
 from emergence_train.faults.signals import StopSignal
 from emergence_train.faults.watchdog import Watchdog
+from emergence_train.garbage_collection import no_collection
 from emergence_train.parallel.mesh import Mesh, sequence_parallel
 from emergence_train.parallel.node_check import check_nodes
 from emergence_train.parallel.ranks import broadcast_from_rank0, on_every_rank, order_sums, rendezvous, start

@@ -1,6 +1,6 @@
 import gc
 
-from emergence_train.collector import no_collection
+from emergence_train.garbage_collection import no_collection
 
 
 def test_no_collection_runs_none_and_freezes_what_the_block_made():
