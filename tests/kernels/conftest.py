@@ -17,17 +17,13 @@ import torch
 from emergence_kernels.backends import build, library
 from support import locked
 
-HARNESS = Path(__file__).with_name("harness")
-sys.path.insert(0, str(HARNESS))
+sys.path.insert(0, str(Path(__file__).with_name("harness")))
+from compiled import COMPILED, CUDA, NVCC, PTX  # noqa: E402
 
-CUDA = torch.cuda.is_available()
-PTX = 0 if CUDA else int(os.environ.get("EMERGENCE_TEST_PTX", "0"))
-NVCC = "" if CUDA else os.environ.get("EMERGENCE_TEST_NVCC", "")
 os.environ.pop("EMERGENCE_KERNELS_BACKEND", None)
 os.environ[build.WERROR_VARIABLE] = "1"
-# Compiled here, from the sources as they are. Without a GPU the CUDA kernels' own source runs on the CPU.
-COMPILED = bool(CUDA or PTX or NVCC)  # fast enough for loops over several blocks
 ELSEWHERE = []  # keeps the callback of EMERGENCE_TEST_NVCC
+# Compiled here, from the sources as they are. Without a GPU the CUDA kernels' own source runs on the CPU.
 BUILT = build.SOURCES.parent / "build" / "csrc"
 if PTX:
     import ptx_driver

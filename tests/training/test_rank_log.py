@@ -102,7 +102,7 @@ ENDED = """
 import os, signal, sys, threading, time, types
 from emergence_train import cli
 from emergence_train.faults import watchdog
-from emergence_train.faults.heartbeats import Verdict
+from emergence_train.faults.heartbeats import PeerVerdict
 
 def at(self, operation, step=0):
     if operation != "building the engine":
@@ -111,7 +111,7 @@ def at(self, operation, step=0):
         os.kill(os.getpid(), signal.SIGTERM)
     else:
         self.relay = types.SimpleNamespace(down=None, speaks=lambda: True, fallbacks={0})  # one process has none
-        threading.Thread(target=self._end, args=[Verdict("rank 1 is gone")]).start()
+        threading.Thread(target=self._end, args=[PeerVerdict("rank 1 is gone")]).start()
     time.sleep(60)
 
 watchdog.MAIN_SECONDS = 0.1

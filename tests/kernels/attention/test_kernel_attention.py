@@ -11,10 +11,10 @@ from functools import partial
 import pytest
 import torch
 from attention_cases import documents, make, plain
+from compiled import COMPILED
 from kernel_checks import assert_as_good, leaves, narrow, of_attention
 
 import emergence_kernels as ek
-from conftest import COMPILED
 from emergence_kernels.attention.document_ranges import overlapping_and_equal_blocks, overlapping_blocks
 from emergence_kernels.attention.options import Options
 

@@ -6,10 +6,10 @@ import types
 import pytest
 import torch
 from attention_cases import documents, make, plain
+from compiled import COMPILED
 from kernel_checks import leaves, of_attention
 
 import emergence_kernels as ek
-from conftest import COMPILED
 from emergence_kernels.attention import compiled as compiled_attention
 from emergence_kernels.attention import document_ranges
 from emergence_kernels.attention import flash as flash_backend

@@ -5,12 +5,12 @@ import importlib
 import pytest
 import torch
 from attention_cases import documents, make
+from compiled import COMPILED
 from kernel_checks import assert_as_good, leaves
 from rotary_cases import angles
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import emergence_kernels as ek
-from conftest import COMPILED
 from emergence_kernels.attention import document_ranges
 from emergence_kernels.attention.reference import dense_attention
 

@@ -6,8 +6,8 @@ No GPU is needed: Triton compiles for a named target, and its cuobjdump reads th
 import json
 
 import pytest
+from compiled import HARNESS
 
-from conftest import HARNESS
 from support import run_python
 
 pytest.importorskip("triton")

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from compiled import HARNESS
 
-from conftest import HARNESS
 from emergence_kernels.backends import build, library
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(build.nvcc() is None, reason="no nvcc")]

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from compiled import COMPILED
 from kernel_checks import DTYPES, assert_as_good, leaves, narrow
 from loss_cases import CASES, IGNORE, ordinary, token_losses
 
 import emergence_kernels as ek
-from conftest import COMPILED
 from emergence_kernels.cross_entropy import reference
 from emergence_kernels.cross_entropy.options import RowOptions
 

@@ -4,8 +4,8 @@ from functools import partial
 
 import pytest
 import torch
+from compiled import COMPILED
 
-from conftest import COMPILED
 from emergence_train.models.decoder import Decoder
 from emergence_train.models.decoder_config import DecoderConfig
 

@@ -7,8 +7,7 @@ import subprocess
 import sys
 
 import pytest
-
-from conftest import HARNESS
+from compiled import HARNESS
 
 
 @pytest.mark.slow

@@ -3,8 +3,7 @@
 import itertools
 
 import pytest
-
-from conftest import COMPILED
+from compiled import COMPILED
 
 pytest.importorskip("triton")
 if COMPILED:

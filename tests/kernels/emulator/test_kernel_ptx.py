@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from compiled import HARNESS
 
-from conftest import HARNESS
 from emergence_kernels.backends import build
 from support import ROOT, run_python
 

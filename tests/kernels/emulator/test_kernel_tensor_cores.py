@@ -4,8 +4,8 @@ import re
 import subprocess
 
 import pytest
+from compiled import HARNESS
 
-from conftest import HARNESS
 from emergence_kernels.backends import build
 
 

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from compiled import COMPILED
 from torch import Tensor
-
-from conftest import COMPILED
 
 IGNORE = -100
 
