@@ -88,9 +88,9 @@ def _trend(result: GrokkingResult) -> str:
 def _times(result: GrokkingResult) -> str:
     time = result.time_trend
     if time.value is None:
-        return "<p>Too few runs generalised to say how their time depends on the share.</p>"
+        return f"<p>How the time to generalise depends on the share is unknown: {time.reason}.</p>"
     return (
-        f"<p>Time to generalise goes as the share to the power {time.value:.1f} (95% interval {_shown(time.low95)} to "
+        f"<p>Time of runs that generalise goes as share to the power {time.value:.1f} (95% interval {_shown(time.low95)} to "
         f"{_shown(time.high95)}), of {time.generalised} runs that did and {time.runs - time.generalised} that did not.</p>"
     )
 

@@ -19,6 +19,8 @@ from emergence_train.analysis.grokking.result import (
 )
 from emergence_train.analysis.grokking.times import median_time, time_trend
 
+NO_TREND = "no size generalised at two shares, or too few runs did, or all at one measurement"
+
 
 def analyze(frame: pd.DataFrame, budget: int) -> GrokkingResult:
     """Outcomes, critical shares and their trend, times and efficiency of a sweep.
@@ -148,7 +150,9 @@ def _survival(runs: list[RunResult]) -> tuple[np.ndarray, np.ndarray]:
 def _time_trend(groups: list[list[RunResult]]) -> TimeTrend:
     runs = [run for members in groups for run in members]
     if not runs:
-        return TimeTrend(value=None, low95=None, high95=None, p=None, runs=0, generalised=0)
+        return TimeTrend(
+            value=None, low95=None, high95=None, p=None, runs=0, generalised=0, reason="every run diverged"
+        )
     after = np.array(
         [max(run.updates, 1) if run.heldout_90 is None else run.before_heldout_90 for run in runs], dtype=float
     )
@@ -162,4 +166,5 @@ def _time_trend(groups: list[list[RunResult]]) -> TimeTrend:
         p=p,
         runs=len(runs),
         generalised=int(np.isfinite(until).sum()),
+        reason=NO_TREND if p is None else None,
     )

@@ -72,7 +72,9 @@ def format_table(result: GrokkingResult) -> str:
         )
     if time.value is not None:
         interval = f"[{_number(time.low95)}, {_number(time.high95)}]"
-        lines.append(f"time to generalise as share to the power {time.value:.2f} {interval}, p {_p(time.p)}")
+        lines.append(f"time of runs that generalise as share to the power {time.value:.2f} {interval}, p {_p(time.p)}")
+    else:
+        lines.append(f"time of runs that generalise: power of the share unknown, {time.reason}")
     for cost in result.efficiency:
         interval = f"[{_number(cost.low95)}, {_number(cost.high95)}]"
         lines.append(

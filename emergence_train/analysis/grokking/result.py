@@ -92,8 +92,8 @@ class MedianTime:
 
 @dataclass(frozen=True, kw_only=True)
 class TimeTrend:
-    """Time to generalise as share^value (lognormal, accelerated failure time, each size and weight decay with its own
-    level; a run generalised between two measurements, or after its end)."""
+    """Time of runs that generalise as share^value (lognormal, accelerated failure time, each size and weight decay with its own
+    level; a run generalised between two measurements, or after its end, or never: below a critical share)."""
 
     value: Annotated[float | None, "negative: the less data, the later"]
     low95: float | None
@@ -101,6 +101,7 @@ class TimeTrend:
     p: Probability | None
     runs: int
     generalised: int
+    reason: Annotated[str | None, "why value is null"] = None
 
 
 @dataclass(frozen=True, kw_only=True)

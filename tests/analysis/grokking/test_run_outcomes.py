@@ -107,6 +107,13 @@ def test_a_critical_share_that_is_not_known_says_why(able, ends, reason):
     assert not [trace for trace in drawn if trace.marker == "circle" and trace.points]
 
 
+def test_a_power_of_time_that_is_not_known_says_why():
+    """Below 0.6 none came: whether later or never, nobody knows, so times of one share have no power."""
+    time = (result := analyze(pd.concat(sweep({0.4: 0, 0.6: 3})), budget=1000)).time_trend
+    assert (time.value, time.low95, time.high95, time.p, time.generalised) == (None, None, None, None, 3)
+    assert time.reason.startswith("no size generalised at two shares") and time.reason in format_table(result)
+
+
 @pytest.mark.parametrize(("budget", "censored"), [(1000, True), (5000, False)])
 def test_a_run_is_censored_by_the_end_of_its_budget(budget, censored):
     run = run_result(curve([0, 1, 1], [0, 0, 0.5]), budget)
