@@ -14,7 +14,10 @@ from emergence_train.analysis.results import Interval
 
 ALPHAS = np.linspace(0.03, 1.2, 79)
 SIZES = 4
-NOISE = 0.005  # nats: scatter between runs, which a fit of few sizes cannot estimate
+NOISE, NOISE_WEIGHT = (
+    0.01,
+    1,
+)  # nats, and degrees of freedom: scatter between runs, which a fit of few sizes can hardly estimate
 WIDEST = 2.0  # decades of N that the interval of an identified size spans at most
 DRAWS = 2000
 
@@ -31,7 +34,7 @@ class SizeLaw:
 
 
 def losses_at_equal_tokens(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, int]:
-    """(sizes, losses, tokens): each size's mean loss at the most tokens that all sizes have, straight in log tokens."""
+    """(sizes, losses, tokens): of each run, its loss at the most tokens that all sizes have, straight in log tokens."""
     points = frame[frame["tokens"] > 0].drop_duplicates(["run", "step"])
     if points.empty:
         return np.empty(0), np.empty(0), 0
@@ -40,45 +43,44 @@ def losses_at_equal_tokens(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray,
     last = points.groupby("run")["tokens"].transform("max")
     points = points[(first <= tokens) & (last >= tokens)]
     sizes, losses = [], []
-    for params, rows in points.groupby("params"):
-        each = [
-            np.interp(np.log(tokens), np.log(r["tokens"]), r["loss"])
-            for _, r in ((name, group.sort_values("tokens")) for name, group in rows.groupby("run"))
-        ]
+    for (params, _), rows in points.sort_values("tokens").groupby(["params", "run"]):
         sizes.append(float(params))
-        losses.append(float(np.mean(each)))
+        losses.append(float(np.interp(np.log(tokens), np.log(rows["tokens"]), rows["loss"])))
     return np.array(sizes), np.array(losses), int(tokens)
 
 
 def fit_size_law(sizes: np.ndarray, losses: np.ndarray, tokens: int, rng: np.random.Generator) -> SizeLaw | str:
-    """Fit the law of loss in size at fixed data; return the reason where it is not identified."""
-    if len(sizes) < SIZES:
-        return f"not identified: {len(sizes)} sizes at equal tokens, the law has three constants and needs {SIZES}"
-    if losses[np.argmax(sizes)] >= losses[np.argmin(sizes)]:
+    """Fit the law of loss in size at fixed data, sizes and losses (n,) of runs; return the reason where it is not identified.
+
+    Runs scatter by one variance, with NOISE as a prior: coefficients are Student's."""
+    if (number := len(np.unique(sizes))) < SIZES:
+        return f"not identified: {number} sizes at equal tokens, the law has three constants and needs {SIZES}"
+    if losses[sizes == sizes.max()].mean() >= losses[sizes == sizes.min()].mean():
         return "not identified: the loss does not fall with size at equal tokens"
     log_evidence, coefs, covs = [], [], []
+    degrees = len(sizes) - 2 + NOISE_WEIGHT
     scale = np.exp(np.mean(np.log(sizes)))
     for alpha in ALPHAS:
         design = np.stack([np.ones(len(sizes)), (sizes / scale) ** -alpha], 1)
         coef, *_ = np.linalg.lstsq(design, losses, rcond=None)
         rss = float(np.sum((losses - design @ coef) ** 2))
-        degrees = len(sizes) - 2
-        variance = (rss + NOISE**2 * 2) / (degrees + 2)
+        squares = rss + NOISE**2 * NOISE_WEIGHT
         valid = coef[1] > 0 and coef[0] >= 0
-        log_evidence.append(-0.5 * (degrees + 2) * np.log(rss + 2 * NOISE**2) if valid else -np.inf)
+        log_evidence.append(-0.5 * degrees * np.log(squares) if valid else -np.inf)
         coefs.append(coef)
-        covs.append(variance * np.linalg.inv(design.T @ design))
+        covs.append(squares / degrees * np.linalg.inv(design.T @ design))
     log = np.array(log_evidence)
     if not np.isfinite(log).any():
         return "not identified: no power law with a floor above zero fits the losses"
     weight = np.exp(log - log.max())
     chosen = rng.choice(len(ALPHAS), DRAWS, p=weight / weight.sum())
-    drawn = np.array([rng.multivariate_normal(coefs[k], covs[k], method="cholesky") for k in chosen])
+    spread = np.sqrt(degrees / rng.chisquare(degrees, DRAWS))
+    drawn = np.array([coefs[k] + w * np.linalg.cholesky(covs[k]) @ rng.normal(size=2) for k, w in zip(chosen, spread)])
     good = (drawn[:, 1] > 0) & (drawn[:, 0] >= 0)
     if good.mean() < 0.5:
         return "not identified: the floor of the loss is open"
     alpha, drawn = ALPHAS[chosen][good], drawn[good]
-    return SizeLaw(alpha, drawn[:, 0], drawn[:, 1] * scale**alpha, tokens, len(sizes))
+    return SizeLaw(alpha, drawn[:, 0], drawn[:, 1] * scale**alpha, tokens, number)
 
 
 def least_size(law: SizeLaw | str, eta: np.ndarray, rng: np.random.Generator) -> LeastSize:

@@ -13,7 +13,7 @@ from emergence_train.analysis import emergence
 from emergence_train.analysis.emergence import investigate, simulate
 from emergence_train.analysis.emergence import table as emergence_table
 from emergence_train.analysis.emergence.analyze import find
-from emergence_train.analysis.emergence.law import fit_size_law, least_size
+from emergence_train.analysis.emergence.law import fit_size_law, least_size, losses_at_equal_tokens
 from emergence_train.analysis.emergence.mirage import emergence_score, mirage
 from emergence_train.analysis.emergence.output import format_table, write
 from emergence_train.analysis.emergence.size import monotone_basis, overlap
@@ -420,6 +420,40 @@ def test_the_closed_form_finds_the_least_size():
     assert least.identified and least.n.low95 < truth < least.n.high95
     assert least.n.value == pytest.approx(truth, rel=0.1)
     assert least.alpha.low95 < 0.3 < least.alpha.high95
+
+
+@pytest.mark.parametrize(("number", "seeds", "scatter"), [(4, 1, 0.003), (4, 1, 0.02), (6, 1, 0.02), (4, 3, 0.04)])
+def test_the_least_size_is_held_where_runs_scatter(number, seeds, scatter):
+    """L = 1.7 + (N0 / N)^0.25 with runs that differ; as if by 0.005 nats, 72% were held of 0.02 and four sizes."""
+    sizes, held = np.repeat(np.geomspace(1e8, 4e9, number), seeds), []
+    for seed in range(150):
+        rng = np.random.default_rng([seed, number, seeds])
+        losses = 1.7 + (1e8 * 1.1**4 / sizes) ** 0.25 + rng.normal(0, scatter, len(sizes))
+        eta = 1.7 + (1e8 * 1.1**4 / 1e9) ** 0.25 + rng.normal(0, 0.003, 1000)
+        least = least_size(fit_size_law(sizes, losses, 1, rng), eta, rng)
+        if least.identified:
+            held.append(least.n.low95 <= 1e9 <= least.n.high95)
+    assert len(held) > 90 and np.mean(held) >= 0.9, (len(held), np.mean(held))
+
+
+def test_losses_at_equal_tokens_are_of_each_run():
+    """By hand, straight in log tokens between 100 and 400; the run that ended before has none."""
+    frame = pd.DataFrame(
+        [
+            (run, params, tokens, tokens, loss)
+            for run, params, tokens, loss in (
+                ("a", 1, 100, 4.0),
+                ("a", 1, 400, 3.0),
+                ("b", 1, 200, 3.6),
+                ("c", 2, 100, 3.0),
+                ("c", 2, 200, 2.5),
+                ("d", 1, 100, 9.0),
+            )
+        ],
+        columns=["run", "params", "step", "tokens", "loss"],
+    )
+    sizes, losses, tokens = losses_at_equal_tokens(frame)
+    assert sizes.tolist() == [1, 1, 2] and losses == pytest.approx([3.5, 3.6, 2.5]) and tokens == 200
 
 
 @pytest.mark.parametrize(
