@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from emergence_train.errors import InputError
+from emergence_train.recorder.table_files import clear_rounding
 
 BLOCK = 2048  # steps at which the decay is computed at once: a row of all falls for each
 GRID = 600  # points at which a plan is stored; a cooldown of a tenth of the run still has sixty
@@ -64,7 +65,7 @@ class PlannedSchedule:
     """
 
     def __init__(self, x: np.ndarray, rate: np.ndarray, step_tokens: float = 0.0, peak: float | None = None) -> None:
-        x, rate = np.asarray(x, float), np.asarray(rate, float)
+        x, rate = np.asarray(x, float), clear_rounding(np.asarray(rate, float))
         if len(x) == 0 or not np.all(np.isfinite(rate)) or np.any(rate < 0) or rate.max() <= 0:
             raise InputError("learning rate: must be finite, not negative and somewhere above 0; correct the column lr")
         self.peak = float(rate.max()) if peak is None else peak

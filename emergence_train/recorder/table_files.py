@@ -18,6 +18,7 @@ from emergence_train.recorder.schemas import BOOLEAN, CURVES, POSITIONS, REAL, T
 CHUNK = 1 << 17  # rows
 # A few megabytes of Parquet can hold any number of equal rows, and the checks keep 8 bytes of each.
 MOST_ROWS = 20_000_000  # in one Parquet file
+RATE_ROUNDING = 1e-6  # of the highest rate: some times that of float32
 
 
 @dataclass(frozen=True)
@@ -160,10 +161,17 @@ def _checked(table: Table, frame: pd.DataFrame, path: Path, before: int) -> pd.D
             frame[column] = _typed(frame[column], kind, refuse, column in table.sparse)
     for column in table.non_negative:
         if column in frame and column not in missing:
+            if column == "lr":
+                frame[column] = clear_rounding(frame[column].to_numpy())
             refuse(frame[column].to_numpy() < 0, frame[column], "is negative")
     if table is POSITIONS:
         _check_sums(frame, refuse)
     return frame
+
+
+def clear_rounding(rate: np.ndarray) -> np.ndarray:
+    """Learning rates (n,) with those set to 0 that are below it by rounding, as at the end of peak * (1 - sqrt(x))."""
+    return np.where((rate < 0) & (rate > -RATE_ROUNDING * np.fmax.reduce(rate, initial=0.0)), 0.0, rate)
 
 
 class _Refusal:

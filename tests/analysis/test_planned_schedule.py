@@ -119,3 +119,21 @@ def test_a_plan_behind_a_log_has_both_rates():
     plan = PlannedSchedule(X, np.full(1001, 2e-4), 100.0).behind(logged, 5000.0)
     np.testing.assert_allclose(plan.peak * plan.share(np.array([2000.0, 4000, 9000])), [4e-4, 2e-4, 2e-4])
     assert plan.past is plan and plan.x[-1] == X[-1]
+
+
+def test_a_rate_below_zero_by_rounding_is_zero(tmp_path):
+    """The last of a decay to 0 in float32 and float64; a rate that is negative is refused still."""
+    decay = np.float32(1e-3) * (1 - np.sqrt(np.float32(1)) - np.float32(3e-8))
+    steps = np.arange(1, 101)
+    for last, message in ((-2.9e-19, None), (float(decay), None), (-1e-5, "row 100, column 'lr': -1e-05 is negative")):
+        rate = np.r_[np.linspace(1e-3, 1e-5, 99), last]
+        frame = pd.DataFrame(dict(run="r", params=1, step=steps, tokens=steps * 100, lr=rate, loss=3 - steps / 100))
+        frame.to_csv(tmp_path / "run.csv", index=False)
+        if message is None:
+            (series,) = load([tmp_path / "run.csv"])
+            assert series.plan.rows[1][-1] == 0 and PlannedSchedule(steps, rate).rows[1][-1] == 0
+            continue
+        with pytest.raises(InputError, match=message):
+            load([tmp_path / "run.csv"])
+        with pytest.raises(InputError, match="not negative"):
+            PlannedSchedule(steps, rate)
