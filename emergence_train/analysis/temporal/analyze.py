@@ -17,7 +17,6 @@ from emergence_train.analysis.runs import load
 from emergence_train.analysis.temporal import priors
 from emergence_train.analysis.temporal.fitted import FittedRun
 from emergence_train.analysis.temporal.forecast import forecast
-from emergence_train.analysis.temporal.jumps import find_jump, note_of
 from emergence_train.analysis.temporal.mean_law import SCHEDULE_AWARE
 from emergence_train.analysis.temporal.ranking import rank
 from emergence_train.analysis.temporal.result import FinalForecast, PriorSource, Ranking, Skipped, TemporalResult
@@ -136,8 +135,7 @@ def forecast_final(
         return FinalForecast(reason=str(error))
     low, high = ahead.interval(95, noisy=False)
     mean, sd = float(ahead.mean[0]), float(ahead.sd[0])
-    jump = find_jump(step[good], loss[good], plan)
-    notes = [note for note in (ahead.unreturned, jump and note_of(jump)) if note]
+    notes = [note for note in (ahead.unreturned, ahead.jump) if note]
     return FinalForecast(loss=mean, sd=sd, low95=float(low[0]), high95=float(high[0]), reason="; ".join(notes) or None)
 
 

@@ -8,7 +8,6 @@ import pandas as pd
 from emergence_train.analysis.planned_series import Series
 from emergence_train.analysis.temporal.fitted_positions import LEVELS, coverage, fit_positions_of
 from emergence_train.analysis.temporal.forecast import Forecast, forecast
-from emergence_train.analysis.temporal.jumps import find_jump, note_of
 from emergence_train.analysis.temporal.mean_law import CLASSICAL, LAWS
 from emergence_train.analysis.temporal.result import Final, ForecastPoint, MeanLaw, ModelScore, RunResult
 from emergence_train.analysis.temporal.tables import RunAnalysis
@@ -156,9 +155,6 @@ class FittedRun:
             final |= {"actual": actual, "actual_rows": rows_of_end if rows_of_end > 1 else None}
         thin = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(int))]
         notes = [*series.notes, *level.notes]
-        jump = find_jump(self.x, self.y, series.plan)
-        if jump is not None:
-            notes.append(note_of(jump))
         if self.fraction is not None and series.plan is not None:
             notes.append("the learning rate of the held-out part is taken as planned, not as observed")
         ahead = thin.to_dict("records") if self.nothing_to_forecast is None else []

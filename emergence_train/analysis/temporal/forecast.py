@@ -12,6 +12,7 @@ import numpy as np
 
 from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.temporal import priors
+from emergence_train.analysis.temporal.jumps import find_jump
 from emergence_train.analysis.temporal.mean_law import (
     KNOTS,
     LAWS,
@@ -47,6 +48,7 @@ class Forecast:
     shift_low: np.ndarray  # (m,) extension of the lower bound, nats, where the future learning rate is unknown
     notes: list[str]
     unreturned: str | None = None  # the note on rows at the end that are left out
+    jump: str | None = None  # the note on a jump of the level
 
     @property
     def selected(self) -> str:
@@ -79,6 +81,11 @@ def forecast(
     past = plan.past if plan is not None else None
     if len(x) == 0 or (past is not None and x[-1] <= past.warmup_end):
         raise InputError("not identified: nothing is observed beyond the warm-up of the learning rate; observe longer")
+    jump = find_jump(x, y, plan)
+    jump_note = jump.note if jump is not None else None
+    if jump is not None:  # no law has it: the rows behind it go on from their own level
+        y = y + jump.size * (x < jump.step)
+        notes.append(jump.note)
     curve = observed_part(x, y, past)
     if len(curve.x) < MINIMUM:
         raise InputError(
@@ -110,7 +117,7 @@ def forecast(
     mean, sd = _combine([fits[name] for name in weights], list(weights.values()), x_future)
     if (y >= 0).all():  # a cross-entropy's
         mean = above_zero(mean, sd, float(curve.y[-MINIMUM:].mean()))
-    return Forecast(x_future, mean, sd, curve.noise, weights, scores, fits, shift_low, notes, unreturned)
+    return Forecast(x_future, mean, sd, curve.noise, weights, scores, fits, shift_low, notes, unreturned, jump_note)
 
 
 def _room_for_decay(plan: PlannedSchedule, x: np.ndarray, known: float, prior: priors.Prior) -> np.ndarray:

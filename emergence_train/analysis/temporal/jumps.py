@@ -1,8 +1,9 @@
 """Jumps of the level inside the observed part of a curve: other data, another mixture, a broken restart.
 
-No law has them, and a law fitted across one forecasts neither side. A jump is looked for at every row, beside a straight line
-in log steps through SIDE rows on each side of it. The limits were set on 90 public logs, each seen to 20, 40, 70 and 100%, so
-that none is noted; one has -0.06 nats of 8 to 10 standard errors.
+No law has them, and a law fitted across one forecasts neither side: forecasts set the rows before it to the level behind. A jump
+is looked for at every row, beside a straight line in log steps through SIDE rows on each side of it; where none is clear, through
+SIDE groups of twice as many rows, and so on. The limits were set on 90 public logs, each seen to 20, 40, 70 and 100%, so that
+none is noted; one has -0.06 nats of 8 to 10 standard errors.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.temporal.spikes import group_size, noise_of, returned_part, rounding_of, without_spikes
 
-SIDE = 12  # rows on each side of a jump
+SIDE = 12  # rows, or groups of them, on each side of a jump
 FIRST = 0.15  # share of the observed steps before which the loss bends too much for a line
 CLEAR, LEAST = 10.0, 0.03  # standard errors, and nats, that a jump is larger than
 SAME_RATE = 0.02  # of the peak: where the rate itself jumps by more beside its own line, it may be its doing
@@ -25,6 +26,14 @@ class Jump:
     step: float
     size: float
 
+    @property
+    def note(self) -> str:
+        return (
+            f"the loss jumps by {self.size:+.2f} nats near step {self.step:.0f}, which neither its noise nor the learning rate "
+            "explains (other data?): the law is fitted with the rows before it set to the level behind; if those behind it fall "
+            "otherwise too, forecast from them alone"
+        )
+
 
 def find_jump(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) -> Jump | None:
     """The clearest jump of losses `y` (n,), nats, at steps `x` (n,) ascending; None: there is none."""
@@ -36,12 +45,21 @@ def find_jump(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) -> Jum
         return None
     rounding = rounding_of(y)  # neighbours are rounded alike: a mean over rows does not lessen it
     y = without_spikes(y, noise_of(y), effect)
-    each = group_size(len(x))
-    x, y = (values[len(values) % each :].reshape(-1, each).mean(1) for values in (x, y))
+    each, jump = group_size(len(x)), None
+    # the more rows beside it, the smaller a jump is clear of their noise; the fewer, the better known is its step
+    while jump is None and len(x) // each > 2 * SIDE:
+        steps, levels = (values[len(values) % each :].reshape(-1, each).mean(1) for values in (x, y))
+        jump = _clearest(steps, levels, rounding, plan)
+        each *= 2
+    return jump
+
+
+def _clearest(x: np.ndarray, y: np.ndarray, rounding: float, plan: PlannedSchedule | None) -> Jump | None:
+    """The clearest jump of losses `y` (n,) of groups of rows at steps `x` (n,)."""
     noise, share = max(noise_of(y), rounding), plan.share_over_batch(x) if plan is not None else np.ones(len(x))
     clearest, best = CLEAR, None
     for k in range(SIDE, len(x) - SIDE):
-        rows = np.r_[k - SIDE : k, k + 1 : k + SIDE + 1]  # the row between may be a mean over both levels
+        rows = np.r_[k - SIDE : k, k + 1 : k + SIDE + 1]  # the group between may be a mean over both levels
         at = np.log(x[rows] / x[k])
         line = np.c_[np.ones(2 * SIDE), at, at > 0]
         both = line.T @ np.c_[y[rows], share[rows]]
@@ -55,10 +73,3 @@ def find_jump(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) -> Jum
         if abs(size) >= LEAST and clear > clearest:
             clearest, best = clear, Jump(float(x[k]), size)
     return best
-
-
-def note_of(jump: Jump) -> str:
-    return (
-        f"the loss jumps by {jump.size:+.2f} nats near step {jump.step:.0f}, which neither its noise nor the learning rate "
-        "explains (other data?): the law is fitted across it and the interval does not count it; forecast from the rows behind it"
-    )
