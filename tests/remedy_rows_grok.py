@@ -95,7 +95,6 @@ SWEEPS_EXEMPT = {  # of a message: why it has no row
     "items: no column {}; give {}": "Python's own frames alone reach it: analysis/memorisation/test_memorisation.py",
     "has item {} twice; keep each once": "Python's own frames alone reach it: analysis/memorisation/test_memorisation.py",
     "analyse probes of each length by themselves": "Python's own frames alone: analysis/memorisation/test_memorisation.py",
-    "is neither true nor false; give scores of each step": "Python alone: analysis/memorisation/test_memorisation.py",
     "trained sequences and {} controls; probe at least 2": "analysis/memorisation/test_memorisation.py",
     "form {} is unknown; choose from {}": "Python alone: simulations",
 }
