@@ -14,10 +14,8 @@ from emergence_train.analysis.results import Interval
 
 ALPHAS = np.linspace(0.03, 1.2, 79)
 SIZES = 4
-NOISE, NOISE_WEIGHT = (
-    0.01,
-    1,
-)  # nats, and degrees of freedom: scatter between runs, which a fit of few sizes can hardly estimate
+# Scatter between runs in nats, which a fit of few sizes can hardly estimate, and the degrees of freedom that it counts as
+NOISE, NOISE_WEIGHT = 0.01, 1
 WIDEST = 2.0  # decades of N that the interval of an identified size spans at most
 DRAWS = 2000
 
