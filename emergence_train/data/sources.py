@@ -94,7 +94,7 @@ def paths(source: Source) -> list[Path]:
                 f"it has {', '.join(sample_domains())}"
             )
         return [path]
-    files: dict[tuple[int, int], Path] = {}  # by what they are: patterns may overlap, and links name a file twice
+    files: dict[tuple, Path] = {}  # by what they are: patterns may overlap, and links name a file twice
     for pattern in source.files or ():
         # A name may look like a pattern: "part[1].jsonl".
         matches = [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern, recursive=True))
@@ -122,10 +122,13 @@ def _skill(source: Source) -> str:
     return source.planted
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    """What a file is, whatever it is called: links of both kinds share it."""
+def _identity(path: Path) -> tuple:
+    """What a file is, whatever it is called: links of both kinds share it. Some mounts give every file the inode number 0, and
+    unions of mounts may give one to two: their sizes and times tell them apart."""
     status = _stat(path)
-    return status.st_dev, status.st_ino
+    if not status.st_ino:
+        return (path.resolve(),)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _stat(path: Path) -> os.stat_result:

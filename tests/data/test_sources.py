@@ -21,6 +21,22 @@ def test_a_file_of_two_names_is_one_file(tmp_path, link):
     assert listed(tmp_path / "*.txt") == listed(tmp_path / "b*", tmp_path / "*") == ["b.txt"]
 
 
+@pytest.mark.parametrize("number", [0, 7])
+def test_files_of_one_inode_number_are_all_read(tmp_path, monkeypatch, number):
+    """As some mounts number them: all 0, or two alike in a union of mounts; a link is still the file that it names."""
+    stat = Path.stat
+
+    def numbered(self, **given):
+        values = list(stat(self, **given))[:10]
+        return os.stat_result((values[0], number, *values[2:]))
+
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(name * 9 * (1 + ord(name)))
+    os.symlink(tmp_path / "a.txt", tmp_path / "d.txt")
+    monkeypatch.setattr(Path, "stat", numbered)
+    assert listed(tmp_path / "*.txt") == ["a.txt", "b.txt", "c.txt"]
+
+
 def test_a_name_that_looks_like_a_pattern_is_a_name(tmp_path):
     for name in ("part[1].txt", "*.txt", "part1.txt"):
         (tmp_path / name).write_text(name)
