@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -20,8 +21,10 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # Lustre mounted without
 
 
 @contextlib.contextmanager
-def lock(directory: Path, *, busy: str, other: str) -> Iterator[str | None]:
+def lock(directory: Path, *, busy: str, other: str, wait: float = 0.0) -> Iterator[str | None]:
     """Make `directory` and hold its lock until the block ends, or the process does, however it ends.
+
+    `wait`: seconds that another process may still hold it.
 
     Yields None, or a warning where the file system has no locks.
 
@@ -38,11 +41,17 @@ def lock(directory: Path, *, busy: str, other: str) -> Iterator[str | None]:
     except OSError as error:
         raise InputError(f"{directory}: cannot be made or written ({error.strerror}); choose another {other}") from None
     with file:
+        end = time.monotonic() + wait
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            while True:  # not LOCK_EX alone: the lock of a node that is gone may never be given up
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= end:
+                        raise InputError(f"{directory}: {busy}") from None
+                    time.sleep(0.02)
             note = None
-        except BlockingIOError:
-            raise InputError(f"{directory}: {busy}") from None
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise InputError(f"{directory}: cannot be locked ({error.strerror}); choose another {other}") from None

@@ -13,7 +13,6 @@ from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
 from emergence_train.errors import InputError
 from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
-from emergence_train.evaluation.evaluations_table import write
 from emergence_train.evaluation.positions import validate
 from emergence_train.evaluation.saved_model import load_model
 from emergence_train.evaluation.suite import KNOWN, LM_EVAL
@@ -21,6 +20,7 @@ from emergence_train.models.config import ModelConfig
 from emergence_train.models.imported import Imported
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import broadcast_from_rank0, on_every_rank, start
+from emergence_train.recorder import evaluations
 
 BATCH = 8  # validation sequences in a forward pass
 
@@ -37,7 +37,6 @@ def evaluate(
     """Score the run's newest checkpoint (or that of `step`) and add the rows to its evaluations.
 
     `tasks` as `chosen` has them; None: the run's own. `splits` of the returned losses; None: all.
-
 
     Returns {"run", "step", "tokens", "loss", "bits_per_byte", "log_pplu", "tasks": [rows]}.
     """
@@ -59,9 +58,10 @@ def evaluate(
     if scores.rows:
         params = config.model.non_embedding_parameters()
         frame = evaluator.table(scores, run=config.name, params=params, step=step, tokens=tokens, losses=losses)
-        for note in evaluator.notes:
+        path = run / "evaluations" / f"{checkpoints.step_name(step)}.parquet"
+        warning = broadcast_from_rank0(lambda: evaluations.add(path, frame, dataset.fingerprint))
+        for note in [*evaluator.notes, *([warning] if warning else [])]:
             log(note)
-        path = broadcast_from_rank0(lambda: write(run, checkpoints.step_name(step), frame, dataset.fingerprint))
         log(f"written: {path} ({scores.seconds:.1f} s)")
     shown = splits or list(losses)
     return {

@@ -9,7 +9,8 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ import pandas as pd
 
 from emergence_train import files
 from emergence_train.errors import InputError, RunError
-from emergence_train.recorder import tables
+from emergence_train.recorder import evaluations, tables
 from emergence_train.recorder.layout import step_name
 from emergence_train.recorder.metrics import Line, Metrics, TrainLines, iter_pieces
 
 WRITE_SECONDS = 1.0  # rows reach the file at least this often, and all of them before state is saved
+COMPARED = 1 << 16  # bytes of a log's end
 FOLDERS = ("positions", "evaluations")  # tables named step-XXXXXXXXXX.parquet
 MEASURED = ("validation", "forecast", "abilities", "evaluation", "samples", "drift")  # kinds of a checkpoint's rows
 
@@ -88,16 +90,17 @@ class RunLog:
             self.train_rows = len(np.unique(kept.train("step")))  # steps that have a row
         for table in (table for folder in FOLDERS for table in (self.directory / folder).glob("step-*.parquet")):
             number = table.stem.removeprefix("step-")
-            if number.isdigit() and int(number) > step - due:
+            last = step if table.parent.name == "evaluations" else step - due  # `evaluate` may have added rows of that state
+            if number.isdigit() and int(number) > last:
                 table.unlink()
         self.pending: list[str] = []
-        self.tables: list[tuple[Path, bytes]] = []
+        self.tables: list[Callable[[], None]] = []  # each writes one
         self._open()
         self.written = time.monotonic()
         return kept
 
     def _open(self) -> None:
-        self.file = os.open(self.path, os.O_WRONLY)
+        self.file = os.open(self.path, os.O_RDWR)
         self.end = os.fstat(self.file).st_size  # length of the file known to be written
         self.durable, self.recent = self.end, b""  # bytes that an fsync has covered, and what was written since
         self.sync_failed = False
@@ -155,7 +158,7 @@ class RunLog:
             )
         while self.tables:
             try:
-                files.write_bytes(*self.tables[0])
+                self.tables[0]()
             except (RunError, OSError) as error:
                 return str(error)
             del self.tables[0]
@@ -172,11 +175,23 @@ class RunLog:
         return None if problem is None else str(files.disk_error(problem, self.path))
 
     def _in_place(self) -> bool:
-        """Whether the open file still has the log's name; what cannot be looked at now is not known to have lost it."""
+        """Whether rows are written to the file of the log's name; what cannot be looked at now is not known to have lost it.
+
+        Some mounts (cifs with noserverino, FUSE) give a file another inode number at each look: one that ends as ours does is
+        the log, and rows go there from now on.
+        """
         try:
-            return os.path.samestat(os.fstat(self.file), os.stat(self.path))
+            if os.path.samestat(os.fstat(self.file), os.stat(self.path)):
+                return True
+            there = os.open(self.path, os.O_RDWR)
+            try:
+                if same := _same_end(self.file, there):
+                    self.file, there = there, self.file
+            finally:
+                os.close(there)
         except OSError as error:
             return error.errno not in (errno.ENOENT, errno.ENOTDIR)
+        return same
 
     def _write_anew(self) -> None:
         """After a failed fsync Linux takes the pages for written and the next one succeeds without them: another file."""
@@ -190,16 +205,22 @@ class RunLog:
 
     def positions(self, step: int, table: pd.DataFrame) -> None:
         """Queue the checkpoint's positions table for the next flush."""
-        self._queue(tables.POSITIONS, step, table)
+        self.tables.append(partial(files.write_bytes, *self._encoded(tables.POSITIONS, step, table)))
 
     def evaluations(self, step: int, table: pd.DataFrame) -> None:
-        """Queue the checkpoint's evaluations table for the next flush."""
-        self._queue(tables.EVALUATIONS, step, table)
+        """Queue the rows of the checkpoint's evaluations table for the next flush: `evaluate` may have added others."""
+        self.tables.append(partial(self._add, table, *self._encoded(tables.EVALUATIONS, step, table)))
 
-    def _queue(self, schema: tables.Table, step: int, table: pd.DataFrame) -> None:
+    def _encoded(self, schema: tables.Table, step: int, table: pd.DataFrame) -> tuple[Path, bytes]:
         """A table that is none fails here: at the head of the queue it would keep the later ones from the disk."""
         path = self.directory / schema.name / f"{step_name(step)}.parquet"
-        self.tables.append((path, tables.encode(schema, table, path, vocabulary=self.header["vocabulary"])))
+        return path, tables.encode(schema, table, path, vocabulary=self.header["vocabulary"])
+
+    def _add(self, table: pd.DataFrame, path: Path, alone: bytes) -> None:
+        try:
+            evaluations.add(path, table, self.header["vocabulary"])
+        except InputError:  # what is there cannot be read, or its lock is not given up: no reason to stop a run
+            files.write_bytes(path, alone)
 
     def close(self) -> str | None:
         """`flush`, and close the file even where that raises."""
@@ -229,6 +250,13 @@ class RunLog:
         self.recent += data
         self.pending = []
         return None
+
+
+def _same_end(file: int, other: int) -> bool:
+    """Whether two open files are of one size and end alike: a log's rows hold times, so that no two others do."""
+    size = os.fstat(file).st_size
+    place = max(0, size - COMPARED)
+    return os.fstat(other).st_size == size and os.pread(file, COMPARED, place) == os.pread(other, COMPARED, place)
 
 
 def _finite(value: Any) -> Any:

@@ -4,14 +4,17 @@ import errno
 import json
 import os
 import shutil
+import threading
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 
+from emergence_train import files
 from emergence_train.errors import InputError, RunError
-from emergence_train.recorder import tables
+from emergence_train.recorder import evaluations, tables
 from emergence_train.recorder.metrics import Metrics, read_metrics
 from emergence_train.recorder.run_log import RunLog
 
@@ -150,9 +153,9 @@ def test_after_a_failed_fsync_the_log_is_another_file(tmp_path, monkeypatch):
     assert [row["step"] for row in read_metrics(tmp_path)[1:]] == [1, 2, 3, 4]
 
 
-def rewritten(path):
-    """As an editor or `sed -i` saves a file: another one under its name."""
-    path.with_name("new").write_bytes(path.read_bytes())
+def rewritten(path, old: bytes = b"1", new: bytes = b"2"):
+    """As an editor or `sed -i` saves a file: another one under its name, of the same size."""
+    path.with_name("new").write_bytes(path.read_bytes().replace(old, new))
     path.with_name("new").replace(path)
 
 
@@ -175,11 +178,73 @@ def test_a_log_that_lost_its_name_is_a_failure(tmp_path, change):
     change(log.path)
     left = sorted(tmp_path.rglob("*"))
     log.write("train", step=2)
-    log.tables.append((tmp_path / "run" / "positions" / "step-0000000002.parquet", b"a table"))
+    table = tmp_path / "run" / "positions" / "step-0000000002.parquet"
+    log.tables.append(partial(files.write_bytes, table, b"a table"))
     for end in (log.flush, log.close):
         with pytest.raises(RunError, match=r"run/metrics\.jsonl: was moved, deleted or replaced .*; put it back"):
             end()
     assert sorted(tmp_path.rglob("*")) == left
+
+
+@pytest.mark.parametrize("how", ["another number at each look", "rewritten alike"])
+def test_a_log_of_the_same_content_continues(tmp_path, monkeypatch, how):
+    """Mounts without stable inode numbers: every row is in the file of the log's name."""
+    log = RunLog(tmp_path, HEADER, 0, [])
+    if how.startswith("another"):
+        monkeypatch.setattr(os.path, "samestat", lambda *status: False)
+    for step in range(1, 4):
+        log.write("train", step=step)
+        assert log.flush() is None
+        if how.startswith("rewritten"):
+            rewritten(log.path, b"", b"")
+    assert log.close() is None
+    assert [row["step"] for row in read_metrics(tmp_path)[1:]] == [1, 2, 3]
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(log.file)
+
+
+def scores(task: str) -> pd.DataFrame:
+    row = {"run": "r", "params": 1, "step": 4, "tokens": 64, "loss": 2.0, "task": task, "metric": "acc", "value": 0.5}
+    return pd.DataFrame([row | {"stderr": 0.1, "items": 9.0, "chance": 0.5, "higher_is_better": True}])
+
+
+def test_scores_of_concurrent_writers_are_all_kept(tmp_path, monkeypatch):
+    """Eight that have all read the table before the first of them writes it, were it not for the lock."""
+    path, read = tmp_path / "evaluations" / "step-0000000004.parquet", tables.read
+    evaluations.add(path, scores("first"), "v")
+    monkeypatch.setattr(tables, "read", lambda *given: (table := read(*given), threading.Event().wait(0.1))[0])
+    names = [f"task{number}" for number in range(8)]
+    writers = [threading.Thread(target=evaluations.add, args=(path, scores(name), "v")) for name in names]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert sorted(read(tables.EVALUATIONS, path)["task"]) == ["first", *names]
+
+
+def test_training_keeps_the_scores_that_evaluate_added(tmp_path):
+    """Also where a state was saved before its measurements, and a start measures again."""
+    path = tmp_path / "evaluations" / "step-0000000004.parquet"
+    log = RunLog(tmp_path, HEADER, 0, [])
+    log.write("train", step=4)
+    log.evaluations(4, scores("own"))
+    evaluations.add(path, scores("added"), "v")
+    assert log.close() is None
+    assert sorted(tables.read(tables.EVALUATIONS, path)["task"]) == ["added", "own"]
+    RunLog(tmp_path, HEADER, 4, [], due=True).close()
+    assert "added" in tables.read(tables.EVALUATIONS, path)["task"].tolist()
+    RunLog(tmp_path, HEADER, 3, []).close()
+    assert not path.exists(), "scores of a state that is trained anew"
+
+
+def test_a_table_that_cannot_be_read_stops_no_run(tmp_path):
+    path = tmp_path / "evaluations" / "step-0000000004.parquet"
+    log = RunLog(tmp_path, HEADER, 0, [])
+    path.parent.mkdir()
+    path.write_bytes(b"no table")
+    log.evaluations(4, scores("own"))
+    assert log.close() is None
+    assert tables.read(tables.EVALUATIONS, path)["task"].tolist() == ["own"]
 
 
 def test_a_log_in_a_renamed_directory_above_is_in_place(tmp_path):
