@@ -117,6 +117,7 @@ def verb_ladder(arguments: argparse.Namespace) -> dict:
     from emergence_train.ladder import file, progress, submit
 
     ladder, log = file.read(arguments.file), progress_log(arguments)
+    progress.check_settings(ladder)
     if arguments.slurm and not arguments.status:
         submit.submit(ladder, log)
     elif not arguments.status:

@@ -103,16 +103,24 @@ LADDERS = [
         {"schedules": STABLE | DECAY},
         {"schedules": STABLE | DECAY, "set": {"checkpoints.every_tokens": 256}},
     ),
+    ladder(
+        "give all runs one, without keys of the configuration in it",
+        {"out": "rungs-${seed}", "seeds": [1, 2]},
+        {"seeds": [1, 2]},
+    ),
     after("starts.json: cannot be read ({}); delete it", damaged_notes, without_notes),
     Row("{}: cannot be read ({}); run the ladder again", lambda at: as_index(at, "{"), with_the_run),
     Row("has a checkpoint yet; wait for one", lambda at: as_index(at, '{"runs": ["run"]}'), with_the_run),
 ]
 LADDER_EXEMPT = {  # of a message: why it has no row
     "no run has begun; run `emergence-train ladder {}` first": "tried where its situation is made: ladder/test_collect.py",
-    "runs failed, {} with exit code {}": "tried where its situation is made: ladder/test_local.py",
+    "without {}: restore that, or move the run away": "tried where its situation is made: ladder/test_local.py",
+    "give the ladder another out, or its file the former value": "tried where its situation is made: ladder/test_local.py",
+    "in a directory mean something else to Slurm; choose another out": "tried where its situation is made: ladder/test_submit.py",
+    "runs failed, {} {} ({}.log)": "tried where its situation is made: ladder/test_local.py",
     "stopped, every run has saved; run the same command": "tried where its situation is made: ladder/test_local.py",
     "give --slurm, or lower gpus": "tried where its situation is made: ladder/test_local.py",
     "slurm.script: no file {}; give one": "tried where its situation is made: ladder/test_submit.py",
-    "what is queued is unknown; run the same command again": "tried where its situation is made: ladder/test_submit.py",
+    "run the same command again when Slurm answers": "tried where its situation is made: ladder/test_submit.py",
     "run on a machine that submits jobs, or leave out --slurm": "a machine without Slurm: ladder/test_submit.py",
 }

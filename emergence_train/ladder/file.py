@@ -125,6 +125,7 @@ class Row:
     """A run of a ladder."""
 
     run: str
+    out: str  # its parent directory, ${VARIABLES} replaced
     size: str
     tokens: int
     schedule: str
@@ -148,7 +149,7 @@ class Ladder:
 
     @property
     def out(self) -> Path:
-        return Path(self.file.out or f"runs/{self.file.name}")
+        return Path(self.rows[0].out)
 
     @property
     def config(self) -> Path:
@@ -176,6 +177,11 @@ def _check_names(path: Path, rows: tuple[Row, ...]) -> None:
     """Raise InputError where a run's directory would be another's, or the ladder's own."""
     rows_by_name: dict[str, Row] = {}
     for row in rows:
+        if row.out != rows[0].out:
+            raise InputError(
+                f"{path}: out is {rows[0].out} for {rows[0].run} and {row.out} for {row.run}; give all runs one, without keys "
+                f"of the configuration in it"
+            )
         if row.run in (INDEX, LOGS):
             raise InputError(f"{path}: a run would be called {row.run}, as the ladder's own; rename sizes.{row.size}")
         if len(row.run) > LONGEST:
@@ -235,8 +241,8 @@ def _row(
         parent, plan = plans[schedule.after]
         step = _branch_step(plan, tokens, schedule, path, run)
         values["training.schedule.decay_tokens"] = tokens - step * plan.step_tokens
-    overrides = tuple(f"{key}={json.dumps(value)}" for key, value in values.items())
-    config = _config_of(file, path, run, size, name, overrides)
+    config = _config_of(file, path, run, size, name, _as_overrides(values))
+    values["out"] = config.out  # with what a variable is here, whatever it is where the run starts
     if stable and config.training.schedule.kind in ("cosine", "linear"):
         raise InputError(
             f"{path}: schedules.{name}: kind {config.training.schedule.kind} has lowered the rate where decays branch from it; "
@@ -247,11 +253,12 @@ def _row(
         plans[name] = run, planned
     return Row(
         run,
+        config.out,
         size,
         tokens,
         name,
         seed,
-        overrides,
+        _as_overrides(values),
         entry.gpus or file.gpus,
         parent,
         step,
@@ -259,6 +266,10 @@ def _row(
         config.training.threads,
         config.checkpoints.save_state != "never",
     )
+
+
+def _as_overrides(values: Set) -> tuple[str, ...]:
+    return tuple(f"{key}={json.dumps(value)}" for key, value in values.items())
 
 
 def row_config(base: Path, overrides: tuple[str, ...]) -> Config:

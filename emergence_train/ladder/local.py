@@ -16,7 +16,7 @@ from emergence_train.errors import InputError, RunError, Stopped
 from emergence_train.faults.signals import handled
 from emergence_train.ladder.collect import write_index
 from emergence_train.ladder.file import LOGS, Ladder, Row
-from emergence_train.ladder.progress import done, process_note, read_notes, ready, write_notes
+from emergence_train.ladder.progress import done, missing_file, process_note, read_notes, ready, write_notes
 
 POLL = 0.2  # seconds
 RETRIES = 3  # of a run whose process was lost
@@ -82,7 +82,7 @@ class Runner:
         self.cpus = machine.cpus
         self.started: list[Started] = []
         self.lost: dict[str, int] = {}  # times that a run's process was lost
-        self.failed: dict[str, int] = {}  # exit codes
+        self.failed: dict[str, str] = {}  # how
         self.stop_requested = False
 
     def run(self) -> None:
@@ -113,9 +113,9 @@ class Runner:
         if self.stop_requested:
             raise Stopped(f"{self.ladder.path}: stopped, every run has saved; run the same command to resume")
         if self.failed:
-            run, code = next(iter(self.failed.items()))
+            run, how = next(iter(self.failed.items()))
             raise RunError(
-                f"{len(self.failed)} of {len(self.ladder.rows)} runs failed, {run} with exit code {code} "
+                f"{len(self.failed)} of {len(self.ladder.rows)} runs failed, {run} {how} "
                 f"({self.ladder.out / LOGS / run}.log); fix that, then run the same command again"
             )
 
@@ -183,7 +183,8 @@ class Runner:
         self.cpus += 0 if started.devices else started.needed
         row, code = started.row, started.process.returncode
         self._note(row, {"code": code})
-        if code == 0:
+        missing = missing_file(self.ladder, row)
+        if code == 0 and missing is None:
             self.log(f"{row.run}: done")
         elif self.stop_requested:
             self.log(f"{row.run}: stopped")
@@ -191,8 +192,10 @@ class Runner:
             self.lost[row.run] = self.lost.get(row.run, 0) + 1
             self.log(f"{row.run}: its process was lost (exit code {code}); started again")
         else:
-            self.failed[row.run] = code
-            self.log(f"{row.run}: failed with exit code {code}: {self.ladder.out / LOGS / row.run}.log")
+            # A run that is finished ends with 0, and started again would do so for ever.
+            how = f"with exit code {code}" if code else f"without {missing}: restore that, or move the run away"
+            self.failed[row.run] = how
+            self.log(f"{row.run}: failed {how}: {self.ladder.out / LOGS / row.run}.log")
 
     def _note(self, row: Row, note: dict) -> None:
         self.notes[row.run] = note

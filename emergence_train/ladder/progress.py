@@ -10,11 +10,13 @@ import numpy as np
 from emergence_train import files
 from emergence_train.errors import InputError
 from emergence_train.input_files import read_text
-from emergence_train.ladder.file import LOGS, Ladder, Row
+from emergence_train.ladder.file import LOGS, Ladder, Row, row_config
 from emergence_train.recorder.layout import step_name
 from emergence_train.recorder.metrics import Metrics
 from emergence_train.recorder.naming import is_run
+from emergence_train.run_differences import VOLATILE, flat, read_config, within
 
+WAITS, NEVER = "Dependency", "DependencyNeverSatisfied"  # Slurm's reasons why a job waits for another
 NOTES = "starts.json"  # in LOGS: by run, its last start: exit code, and where it runs or waits
 
 
@@ -34,11 +36,36 @@ class Progress:
     note: str | None = None  # why it failed or what it waits for
 
 
-def done(ladder: Ladder, row: Row) -> bool:
-    """Whether the tables of the run's last step are written, and its state where it keeps one. Starting it again checks more."""
+def missing_file(ladder: Ladder, row: Row) -> Path | None:
+    """What a run that is done has and this one has not: the table of its last step, and its state where it keeps one."""
     run, last = ladder.directory(row.run), step_name(row.total_steps)
-    state = run / "checkpoints" / last / "manifest.json"
-    return (run / "positions" / f"{last}.parquet").is_file() and (not row.saves or state.is_file())
+    wanted = [
+        run / "positions" / f"{last}.parquet",
+        *([run / "checkpoints" / last / "manifest.json"] if row.saves else []),
+    ]
+    return next((path for path in wanted if not path.is_file()), None)
+
+
+def done(ladder: Ladder, row: Row) -> bool:
+    """Whether the run has the files of its end. Starting it again checks more."""
+    return missing_file(ladder, row) is None
+
+
+def check_settings(ladder: Ladder) -> None:
+    """Raise InputError where a run has begun with other settings than the ladder's file gives now: `train` would refuse them, and
+    is not started for one that is done. Whether a plan may be longer is left to it."""
+    for row in ladder.rows:
+        run = ladder.directory(row.run)
+        if not is_run(run):
+            continue
+        given = [override.partition("=")[0] for override in row.overrides]
+        before, now = flat(read_config(run)), flat(row_config(ladder.config, row.overrides).model_dump(mode="json"))
+        for key in (key for key in now if key in before and within(key, given) and not within(key, VOLATILE)):
+            if before[key] != now[key] and not (key == "training.tokens" and before[key] < now[key]):
+                raise InputError(
+                    f"{run}: is a run with {key} = {before[key]}, not {now[key]}; give the ladder another out, or its file "
+                    f"the former value"
+                )
 
 
 def ready(ladder: Ladder, row: Row) -> bool:
@@ -113,7 +140,9 @@ def _state(ladder: Ladder, row: Row, note: dict, queue: dict[str, str], step: in
         return "done", None
     if alive(note):
         return "running", None
-    if (state := queue.get(note.get("job", ""))) is not None:
+    if (state := queue.get(note.get("job", ""))) == NEVER and row.parent:
+        return "queued", f"job {note['job']} waits for a job that is gone; run ladder --slurm again"
+    if state is not None:
         return ("running" if state == "RUNNING" else "queued"), f"job {note['job']}"
     code = note.get("code")
     if code not in (None, 0, 75):

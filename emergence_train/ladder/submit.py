@@ -17,9 +17,10 @@ from emergence_train.errors import InputError, RunError
 from emergence_train.ladder.collect import write_index
 from emergence_train.ladder.file import LOGS, Ladder, Row
 from emergence_train.ladder.local import BUSY, prepare, program
-from emergence_train.ladder.progress import done, read_notes, write_notes
+from emergence_train.ladder.progress import NEVER, WAITS, done, read_notes, write_notes
 
 NODE = 8  # GPUs
+OWN_SIGNS = "%\\"  # %a and its like are replaced in the paths of logs, unless a backslash is in them
 LARGEST = 1000  # numbers of an array: Slurm's default MaxArraySize is 1001
 
 
@@ -27,7 +28,8 @@ def submit(ladder: Ladder, log: Callable[[str], None]) -> None:
     """Submit every run that is neither done nor queued. A decay waits for the job of its stable run.
 
     Raises:
-        InputError: there is no sbatch or no script. RunError: sbatch refuses the job, by its own message; squeue does not answer.
+        InputError: there is no sbatch or no script, or Slurm cannot write logs to `out`. RunError: sbatch refuses the job, by its
+            own message; squeue does not answer.
     """
     script = ladder.path.parent / ladder.file.slurm.script
     if not script.is_file():
@@ -36,6 +38,10 @@ def submit(ladder: Ladder, log: Callable[[str], None]) -> None:
         )
     if not shutil.which("sbatch"):  # before the data are prepared, which may take hours
         raise InputError("sbatch: not installed here; run on a machine that submits jobs, or leave out --slurm")
+    if any(sign in str(ladder.out.absolute()) for sign in OWN_SIGNS):
+        raise InputError(
+            f"{ladder.out.absolute()}: % and \\ in a directory mean something else to Slurm; choose another out"
+        )
     with files.lock(ladder.out, busy=BUSY, other="out"):
         write_index(ladder)
         files.make_directory(ladder.out / LOGS)
@@ -46,7 +52,12 @@ def submit(ladder: Ladder, log: Callable[[str], None]) -> None:
         for row in ladder.rows:
             if done(ladder, row):
                 continue
-            if (job := notes.get(row.run, {}).get("job")) in queue:
+            job, parent = (notes.get(run or "", {}).get("job", "") for run in (row.run, row.parent))
+            state = queue.get(job)
+            if row.parent and (state == NEVER or state == WAITS and parent not in queue):
+                _answer(["scancel", job], "a job that can never start is still queued")
+                log(f"{row.run}: job {job} waited for a job that is gone: cancelled")
+            elif state is not None:
                 log(f"{row.run}: is job {job} already")
                 continue
             left.append(row)
@@ -74,20 +85,29 @@ def groups(rows: list[Row], arrays: bool) -> list[list[Row]]:
 
 
 def queued() -> dict[str, str]:
-    """The state of each of the user's jobs by its number, NUMBER_INDEX in an array; none where there is no Slurm.
+    """The state of each of the user's jobs by its number, NUMBER_INDEX in an array; WAITS or NEVER of one that waits for
+    another. None where there is no Slurm.
 
     Raises:
         RunError: Slurm does not answer, so what is queued is unknown.
     """
-    command = ["squeue", "--me", "--noheader", "--array", "--format", "%i %T"]
     try:
-        listed = subprocess.run(command, capture_output=True, text=True)
+        listed = _answer(
+            ["squeue", "--me", "--noheader", "--array", "--format", "%i %T %r"], "what is queued is unknown"
+        )
     except FileNotFoundError:
         return {}
-    if listed.returncode:
-        reason = listed.stderr.strip() or f"exit code {listed.returncode}"
-        raise RunError(f"squeue: {reason}: what is queued is unknown; run the same command again when Slurm answers")
-    return dict(line.split()[:2] for line in listed.stdout.splitlines() if line.strip())
+    jobs = (line.split() for line in listed.splitlines() if line.strip())
+    return {job: reason[0] if reason and reason[0] in (WAITS, NEVER) else state for job, state, *reason in jobs}
+
+
+def _answer(command: list[str], otherwise: str) -> str:
+    """What a command of Slurm prints; RunError where it fails."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        reason = done.stderr.strip() or f"exit code {done.returncode}"
+        raise RunError(f"{command[0]}: {reason}: {otherwise}; run the same command again when Slurm answers")
+    return done.stdout
 
 
 def _submit_rows(ladder: Ladder, rows: list[Row], script: Path, parent: str | None) -> tuple[list[str], Path | None]:

@@ -1,6 +1,7 @@
 """A stand-in for emergence-train, for tests of who starts runs: train writes the files that a finished run has.
 
-Its behaviour is in the environment: STAND_IN maps run names to a list of exit codes, one a start, and a number of seconds.
+Its behaviour is in the environment: STAND_IN maps run names to a list of exit codes, one a start, a number of seconds, and files
+that are not left there.
 """
 
 import json
@@ -33,6 +34,8 @@ if code == 0:
     for step in range(4, steps + 1, 4):
         (run / "checkpoints" / f"step-{step:010d}").mkdir(parents=True, exist_ok=True)
         (run / "checkpoints" / f"step-{step:010d}" / "manifest.json").touch()
+for name in asked.get("unwritten", []):
+    (run / name).unlink()
 with open(run / "ends", "a") as file:
     file.write(f"{time.time()}\n")
 sys.exit(code)

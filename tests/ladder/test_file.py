@@ -131,6 +131,13 @@ def test_a_mistake_is_named_where_the_ladder_has_it(ladder_file, keys, line):
     assert "\n" not in str(failed.value)
 
 
+def test_an_out_of_several_directories_is_one_line(ladder_file, tmp_path):
+    path = ladder_file(out=str(tmp_path / "seed-${seed}"), seeds=[1, 2])
+    with pytest.raises(InputError, match=r"out is .*/seed-1 for a-s1 and .*/seed-2 for a-s2; give all runs one"):
+        read(path)
+    assert read(ladder_file(out=str(tmp_path / "seed-${seed}"))).out == tmp_path / "seed-1"
+
+
 def test_a_list_as_a_key_is_one_line(tmp_path):
     (tmp_path / "ladder.yaml").write_text("name: t\nsizes: {[1]: 2}\n")
     with pytest.raises(InputError, match="a key is a list or a mapping"):

@@ -97,6 +97,47 @@ def test_a_failure_does_not_stop_the_others(ladder_file, behave, tmp_path):
     assert states(path) == {"a-s1": "done", "a-s2": "done"}
 
 
+@pytest.mark.parametrize("name", ["positions/step-0000000004.parquet", "checkpoints/step-0000000004/manifest.json"])
+def test_a_finished_run_without_its_end_is_started_once(ladder_file, behave, tmp_path, name):
+    """As a file that somebody deleted, which the run, being finished, does not write again: nothing would end that."""
+    behave(a={"unwritten": [name]})
+    with pytest.raises(
+        RunError, match=rf"1 of 1 runs failed, a without .*/a/{name}: restore that, or move the run away"
+    ):
+        run(ladder_file())
+    assert len(starts(tmp_path / "rungs", "a")) == 1
+    behave()
+    (tmp_path / "rungs" / "a").rename(tmp_path / "away")
+    run(ladder_file())
+    assert states(ladder_file()) == {"a": "done"}
+
+
+def test_a_variable_in_out_is_one_directory_for_all(ladder_file, behave, tmp_path, monkeypatch):
+    monkeypatch.setenv("PLACE", "here")
+    behave()
+    path = ladder_file(out=str(tmp_path / "${PLACE}"))
+    run(path)
+    assert len(starts(tmp_path / "here", "a")) == 1 and states(path) == {"a": "done"}
+    assert (tmp_path / "here" / "ladder.json").is_file() and not (tmp_path / "${PLACE}").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"tokens": [512]}, "training.tokens = 1024, not 512"),
+        ({"set": {"training.threads": 1, "training.schedule.lr": 0.5}}, "training.schedule.lr = 0.01, not 0.5"),
+        ({"set": {"training.threads": 2, "logging.console_seconds": 9}}, None),
+    ],
+)
+def test_a_done_run_of_other_settings_is_no_done_run(ladder_file, keys, says, capsys):
+    """What may change in a run may change in a ladder; anything else is refused, as `train` does, by --status too."""
+    assert cli.main(["ladder", str(ladder_file(set={"training.threads": 1, "training.schedule.lr": 0.01}))]) == 0
+    capsys.readouterr()
+    for more in (["--status"], []):
+        assert cli.main(["ladder", str(ladder_file(**keys)), *more]) == (2 if says else 0)
+        assert says is None or f"rungs/a: is a run with {says}; give the ladder another out" in capsys.readouterr().err
+
+
 def test_a_failed_parent_leaves_its_decays_out(ladder_file, behave, tmp_path):
     behave(**{"a-stable": {"codes": [2]}})
     with pytest.raises(RunError, match="1 of 2 runs failed, a-stable"):

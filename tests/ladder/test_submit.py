@@ -31,7 +31,8 @@ def slurm_commands(tmp_path, monkeypatch):
     sbatch = (
         f'printf "%s\\0" "$@" >> {place}/calls; echo >> {place}/calls; echo "$(( 100 + $(wc -l < {place}/calls) ))"'
     )
-    for name, body in (("sbatch", sbatch), ("squeue", f"cat {place}/queue 2>/dev/null || true")):
+    scancel = f'sed -i "/^$1 /d" {place}/queue'
+    for name, body in (("sbatch", sbatch), ("scancel", scancel), ("squeue", f"cat {place}/queue 2>/dev/null || true")):
         (place / name).write_text(f"#!/bin/sh\n{body}\n")
         (place / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{place}{os.pathsep}{os.environ['PATH']}")
@@ -75,6 +76,49 @@ def test_what_is_queued_or_done_is_not_submitted_again(ladder_file, slurm_comman
     queue("103 PENDING\n")  # the first has ended without being done
     submit.submit(ladder, lambda line: None)
     assert [call[call.index("--job-name") + 1] for call in submitted()] == ["a-s1", "a-s2", "a-s3", "a-s1"]
+
+
+@pytest.mark.parametrize(
+    ("queue_now", "again"),
+    [
+        ("102_1 PENDING DependencyNeverSatisfied\n102_2 PENDING DependencyNeverSatisfied\n", ["103", "104_1", "104_2"]),
+        ("102_1 PENDING Dependency\n102_2 PENDING Dependency\n", ["103", "104_1", "104_2"]),
+        (
+            "101 RUNNING None\n102_1 PENDING DependencyNeverSatisfied\n102_2 PENDING Dependency\n",
+            ["101", "103", "102_2"],
+        ),
+        ("101 PENDING Priority\n102_1 PENDING Dependency\n102_2 PENDING Dependency\n", ["101", "102_1", "102_2"]),
+    ],
+    ids=["failed", "not yet noticed", "one of them", "all waiting"],
+)
+def test_decays_of_a_failed_stable_run_wait_anew(ladder_file, slurm_commands, queue_now, again):
+    """Those that wait for a job which is gone are cancelled, and submitted to wait for the stable run's next job."""
+    submitted, queue = slurm_commands
+    ladder = read(ladder_file(schedules=STABLE | DECAY, slurm=SCRIPT, tokens=[2048, 4096]))
+    submit.submit(ladder, lambda line: None)
+    queue(queue_now)
+    notes = progress.read_notes(ladder)
+    shown = [progress.progress(ladder, row, notes[row.run], submit.queued()).note or "" for row in ladder.rows]
+    assert ["gone; run ladder --slurm again" in note for note in shown[1:]] == [
+        "Never" in line for line in queue_now.splitlines()[-2:]
+    ]
+    submit.submit(ladder, lambda line: None)
+    notes = progress.read_notes(ladder)
+    assert [notes[row.run]["job"] for row in ladder.rows] == again
+    waits = [call[call.index("--dependency") + 1] for call in submitted() if "--dependency" in call]
+    assert waits[1:] == ([f"afterok:{again[0]}"] if again[1] != "102_1" else [])
+    kept = [line.split()[0] for line in queue_now.splitlines() if line.split()[0] in again]
+    assert list(submit.queued()) == kept
+
+
+@pytest.mark.parametrize("sign", ["50%a", "back\\slash"])
+def test_a_directory_that_slurm_would_read_is_refused(ladder_file, slurm_commands, tmp_path, sign):
+    """Of its signs: no job could start, nor write a log. On this machine they are signs like others."""
+    submitted, _ = slurm_commands
+    path = ladder_file(slurm=SCRIPT, out=str(tmp_path / sign / "rungs"))
+    with pytest.raises(InputError, match="mean something else to Slurm; choose another out$"):
+        submit.submit(read(path), lambda line: None)
+    assert not submitted() and not (tmp_path / sign).exists()
 
 
 def test_runs_of_a_size_and_a_request_are_an_array(ladder_file, slurm_commands):
