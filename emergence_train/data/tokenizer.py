@@ -25,6 +25,8 @@ END_OF_TEXT = "<|endoftext|>"
 KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[SEP]")
 KNOWN_PADS = ("<pad>", "<|pad|>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>")
 LONGEST_RUN = 256  # characters: learning merges is quadratic in a word's length
+MARGIN, CHARACTERS = 256, 8  # `ending` takes so many tokens more, and first so many characters a token
+WORD_END = re.compile(r"\s\S")  # backwards
 _RUN = re.compile(rf"\S{{{LONGEST_RUN}}}(?=\S)|\s{{{LONGEST_RUN}}}(?=\s)")
 
 
@@ -186,6 +188,24 @@ def unknown(tokenizer: Tokenizer) -> int | None:
     if model.get("unk_id") is not None:
         return model["unk_id"]
     return tokenizer.token_to_id(model["unk_token"]) if model.get("unk_token") else None
+
+
+def ending(tokenizer: Tokenizer, text: str, tokens: int) -> str:
+    """The end of a long text, whose last `tokens` tokens are those of the text; a shorter text whole.
+
+    A tokenizer takes some 200 bytes a byte. It is cut before white space, where hardly a token begins otherwise for what was
+    before; what does differ (runs of digits, say, are counted from their start) has MARGIN tokens to come to the same.
+    """
+    length = CHARACTERS * (tokens + MARGIN)
+    while length < len(text):
+        before = WORD_END.search(text[len(text) - length :: -1])  # the nearest, from there backwards
+        if before is None:
+            break
+        end = text[len(text) - length - before.start() :]
+        if len(tokenizer.encode(end, add_special_tokens=False).ids) >= tokens + MARGIN:
+            return end
+        length *= 4
+    return text
 
 
 def byte_ends(text: str, offsets: list[tuple[int, int]]) -> list[int]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from emergence_train.data.tokenizer import ending
 from emergence_train.errors import InputError
 from emergence_train.evaluation import generation, scoring
 from emergence_train.evaluation.lm_eval_results import rows
@@ -96,7 +97,8 @@ class EmergenceLM(TemplateLM):
             room = self.longest - most
             if room < 1:
                 raise InputError(f"a task generates up to {most} tokens, the model's context is {self.longest}")
-            prompts = [self.tok_encode(requests[number].args[0])[-room:] or [self.end] for number in numbers]
+            ends = [ending(self.tokens, requests[number].args[0], room) for number in numbers]
+            prompts = [self.tok_encode(text)[-room:] or [self.end] for text in ends]
             done = lambda ids, until=until: ids[-1] == self.end or any(s in self.tokens.decode(ids) for s in until)  # noqa: E731
             generated = generation.generate(self.model, prompts, most, done, self.mesh, self.each_batch)
             for number, ids in zip(numbers, generated):

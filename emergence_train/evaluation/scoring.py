@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from emergence_train.data.tokenizer import ending
 from emergence_train.errors import InputError
 from emergence_train.models.language_model import IGNORED
 from emergence_train.parallel.mesh import Mesh
@@ -47,6 +48,7 @@ def encode(tokenizer: Tokenizer, context: str, continuation: str, end_of_text: i
     """
     bare = context.rstrip()
     continuation = context[len(bare) :] + continuation
+    bare = ending(tokenizer, bare, longest + 1)
     whole = tokenizer.encode(bare + continuation, add_special_tokens=False).ids
     before = len(tokenizer.encode(bare, add_special_tokens=False).ids) if bare else 0
     if not bare or len(whole) < 2:  # the first token has nothing to be predicted from

@@ -19,6 +19,7 @@ from emergence_train.models.language_model import LanguageModel
 from emergence_train.parallel.mesh import Mesh
 
 LM_EVAL = "lm-eval/"
+LONG_ANSWER, LONGEST_TOKEN = 1_000_000, 256  # characters: beyond both an answer is too long, tokenized or not
 KNOWN = (*synthetic.GENERATORS, synthetic.FROM_TEXT)
 
 
@@ -59,6 +60,9 @@ class Suite:
 
     def _too_long(self, item: items.Item) -> str:
         """Why an item cannot be scored: of an answer that is longer than a sequence only the end would be."""
+        most = max(LONG_ANSWER, LONGEST_TOKEN * self.longest)
+        if (characters := max(map(len, item.choices))) > most:
+            return f"has an answer of {characters:,} characters, more than the {self.longest} tokens of a sequence"
         longest = max(request.scored + request.lost for request in self._requests([item]))
         if longest <= self.longest:
             return ""
@@ -145,8 +149,12 @@ class Suite:
     ) -> list[str]:
         """Generate the answer to each item, up to a line break, or for chains of thought to the end of text."""
         longest = min(task.longest, self.longest // 2)
+        room = self.longest - longest
         prompts = [
-            self.tokenizer.encode(item.context, add_special_tokens=False).ids[-(self.longest - longest) :] or [self.end]
+            self.tokenizer.encode(tokenizers.ending(self.tokenizer, item.context, room), add_special_tokens=False).ids[
+                -room:
+            ]
+            or [self.end]
             for item in task.items
         ]
         whole = any(item.number for item in task.items)

@@ -90,7 +90,9 @@ class RunLog:
             self.train_rows = len(np.unique(kept.train("step")))  # steps that have a row
         for table in (table for folder in FOLDERS for table in (self.directory / folder).glob("step-*.parquet")):
             number = table.stem.removeprefix("step-")
-            last = step if table.parent.name == "evaluations" else step - due  # `evaluate` may have added rows of that state
+            last = (
+                step if table.parent.name == "evaluations" else step - due
+            )  # `evaluate` may have added rows of that state
             if number.isdigit() and int(number) > last:
                 table.unlink()
         self.pending: list[str] = []

@@ -212,7 +212,7 @@ def test_scores_of_concurrent_writers_are_all_kept(tmp_path, monkeypatch):
     """Eight that have all read the table before the first of them writes it, were it not for the lock."""
     path, read = tmp_path / "evaluations" / "step-0000000004.parquet", tables.read
     evaluations.add(path, scores("first"), "v")
-    monkeypatch.setattr(tables, "read", lambda *given: (table := read(*given), threading.Event().wait(0.1))[0])
+    monkeypatch.setattr(tables, "read", lambda *given: (read(*given), threading.Event().wait(0.1))[0])
     names = [f"task{number}" for number in range(8)]
     writers = [threading.Thread(target=evaluations.add, args=(path, scores(name), "v")) for name in names]
     for writer in writers:
