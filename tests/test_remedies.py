@@ -103,6 +103,7 @@ EXEMPT = (
         "--tasks: an empty name; give names": OTHER_TESTS + "evaluation/test_offline.py",
         "is empty or no configuration; restore it": OTHER_TESTS + "training/test_run.py",
         "in {} beside its weights; train": OTHER_TESTS + "analysis/test_position_weights.py",
+        "has a split in common; train both": OTHER_TESTS + "analysis/test_position_weights.py",
         "saved by a newer version of emergence-train": "needs a version that does not exist yet",
         "is no state of this checkpoint": OTHER_TESTS + "checkpoint/test_checkpoint_format.py",
         "no state is left whole; run again": "a branch whose every state is damaged: not tried",

@@ -12,6 +12,7 @@ from emergence_train import cli
 from emergence_train.analysis.position_weights import compare_position_weights, regions
 from emergence_train.analysis.results import as_json
 from emergence_train.errors import InputError
+from emergence_train.recorder import tables
 
 
 def test_regions_are_ten_eighty_ten():
@@ -45,6 +46,30 @@ def test_analyze_weights_writes_numbers_and_a_figure(tmp_path, capsys):
     assert result["figures"] == [f"position_weights.{suffix}" for suffix in ("png", "svg", "pdf")]
     assert all((tmp_path / "out" / name).stat().st_size > 1000 for name in result["figures"])
     assert cli.main(["analyze", "weights", str(paths[0])]) == 2
+
+
+def test_a_split_that_a_run_has_not_is_left_out(tmp_path, capsys):
+    """Whichever run it is and in whichever order they are named; of two seeds one pair is left."""
+    runs = [write_weighted_run(tmp_path, seed, {}, 0.0) for seed in (1, 2)]
+    runs += [write_weighted_run(tmp_path, seed, {"tail": 0.5}, 0.1 * seed) for seed in (1, 2)]
+    for run in runs:
+        frame = tables.read(tables.POSITIONS, run)
+        both = pd.concat([frame, frame.assign(split="other")])
+        tables.write(tables.POSITIONS, both, run / "positions" / "a.parquet")
+    lacking = runs[0]
+    frame = tables.read(tables.POSITIONS, lacking)
+    tables.write(tables.POSITIONS, frame[frame["split"] != "other"], lacking / "positions" / "a.parquet")
+    for order in (runs, runs[::-1]):
+        result = compare_position_weights(order)
+        tail = {row.split: (row.seeds, row.difference) for row in result.rows if row.region == "tail"}
+        assert tail["other"] == (1, pytest.approx(0.2)) and tail["iid"] == (2, pytest.approx(0.15))
+        assert result.notes == (f"{lacking}: has no losses of other at step {result.rows[0].step}; left out there",)
+    assert cli.main(["analyze", "weights", *map(str, runs)]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("left out there")
+    frame = tables.read(tables.POSITIONS, runs[2])
+    tables.write(tables.POSITIONS, frame[frame["split"] == "other"], runs[2] / "positions" / "a.parquet")
+    with pytest.raises(InputError, match="no pair of runs has a split in common; train both"):
+        compare_position_weights([runs[0], runs[2]])
 
 
 def test_one_seed_has_no_interval(tmp_path):

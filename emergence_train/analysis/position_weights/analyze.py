@@ -39,7 +39,7 @@ def compare_position_weights(runs: Iterable[str | Path]) -> PositionWeightsResul
 
     Raises:
         InputError: no uniform run, none that shares a seed with another variant or that differs from it in more than the weights,
-            no common step, or a run twice.
+            no common step or split, or a run twice.
     """
     paths = _by_weights(runs)
     variants = sorted({variant for variant, _ in paths} - {UNIFORM})
@@ -56,13 +56,27 @@ def compare_position_weights(runs: Iterable[str | Path]) -> PositionWeightsResul
     losses = {run: _losses(frame[frame["step"] == step]) for run, frame in frames.items()}
     rows = []
     for variant in variants:
-        for split, region in next(iter(losses.values())):
-            pairs = [seed for seed in seeds[variant] if (split, region) in losses[variant, seed]]
+        for split, region in dict.fromkeys(part for of_run in losses.values() for part in of_run):
+            both = [(seed, losses[variant, seed], losses[UNIFORM, seed]) for seed in seeds[variant]]
+            pairs = [seed for seed, ours, uniform in both if (split, region) in ours and (split, region) in uniform]
             if pairs:
                 loss = np.array([losses[variant, seed][split, region] for seed in pairs])
                 uniform = np.array([losses[UNIFORM, seed][split, region] for seed in pairs])
                 rows.append(_difference(variant, split, region, int(step), loss, uniform))
-    return PositionWeightsResult(rows=tuple(rows))
+    if not rows:
+        raise InputError("no pair of runs has a split in common; train both on the same data")
+    return PositionWeightsResult(rows=tuple(rows), notes=_missing_splits(paths, losses, int(step)))
+
+
+def _missing_splits(paths: dict, losses: dict, step: int) -> tuple[str, ...]:
+    """A note on each run that has not every split: its pair is left out there."""
+    splits = {run: {split for split, _ in of_run} for run, of_run in losses.items()}
+    absent = {run: sorted(set.union(*splits.values()) - own) for run, own in splits.items()}
+    return tuple(
+        f"{paths[run]}: has no losses of {', '.join(names)} at step {step}; left out there"
+        for run, names in absent.items()
+        if names
+    )
 
 
 def _by_weights(runs: Iterable[str | Path]) -> dict[tuple[str, int], Path]:

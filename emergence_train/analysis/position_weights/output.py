@@ -34,4 +34,4 @@ def format_table(result: PositionWeightsResult) -> str:
                 f"{row.variant:<{width}}{row.split:<8}{row.region:<8}{row.loss:>9.4f}"
                 f"{row.difference:>+12.4f}   {over_seeds} ({row.seeds} seeds)"
             )
-    return "\n".join(lines)
+    return "\n".join([*lines, *result.notes])

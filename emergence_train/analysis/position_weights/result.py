@@ -27,4 +27,5 @@ class PositionWeightsResult:
     """Result of `analyze weights`."""
 
     rows: tuple[WeightsDifference, ...]
+    notes: Annotated[tuple[str, ...], "splits that a run has not"]
     figures: Annotated[tuple[str, ...] | None, "file names, once written"] = absent()
