@@ -88,6 +88,12 @@ def refuse_unreadable(path: Path, error: OSError) -> None:
         raise unreadable(path, error) from None
 
 
+def refuse_removed(path: Path) -> None:
+    """Raises RunError for a checkpoint that is gone: a run that trains keeps few (checkpoints.keep_last)."""
+    if not path.exists():
+        raise RunError(f"{path}: was removed meanwhile, as its run keeps few; run the same command again") from None
+
+
 # ------------------------------------------------------------------------------------------------------ verification
 
 
@@ -182,6 +188,8 @@ def newest(run: Path, step: int | None = None) -> Path:
         there = f"has states of steps {', '.join(steps)}" if steps else "holds no state (checkpoints.save_state)"
         raise InputError(f"{run}: has no checkpoint{'' if step is None else f' of step {step}'}; it {there}")
     if wrong := problems(chosen[0]):
+        if not chosen[0].exists():  # a run that trains has removed it, and has a newer one
+            return newest(run, step)
         whole = (step_of(path) for path in reversed(candidates) if path != chosen[0] and not problems(path))
         other = next(whole, None)
         raise InputError(
@@ -288,6 +296,7 @@ def read_state(path: Path) -> dict:
         if step != step_of(path):
             raise ValueError(f"is of step {step}")
     except (OSError, ValueError, RecursionError) as error:
+        refuse_removed(path)
         if isinstance(error, ValidationError):
             problem = error.errors()[0]
             reason = f"{'.'.join(map(str, problem['loc'])) or 'it'}: {problem['msg']}"
@@ -300,6 +309,15 @@ def read_state(path: Path) -> dict:
     return content
 
 
+def entries(path: Path) -> list[dict]:
+    """The manifest of a verified checkpoint. Raises RunError where it was removed since, InputError where it was damaged."""
+    try:
+        return manifest(path)
+    except ValueError as error:
+        refuse_removed(path)
+        raise InputError(str(error)) from None
+
+
 class Shards:
     """The pieces of a verified checkpoint by parameter, for any layout they were written in.
 
@@ -310,12 +328,13 @@ class Shards:
         """`only`: a file that holds all that will be read, in the place of every shard."""
         self.path, self.only = path, only
         self.opened: dict[str, Any] = {}
-        names = [entry["file"] for entry in manifest(path)]
+        names = [entry["file"] for entry in entries(path)]
         shards = sorted(name for name in names if name.endswith(".safetensors"))
         if only is None and INDEX in names:
             try:
                 self.index = Index.read(path / INDEX, shards)
             except (OSError, SafetensorError, ValueError, TypeError, AttributeError) as error:
+                refuse_removed(path)
                 raise InputError(f"{path / INDEX}: cannot be read ({error})") from None
         else:
             self.index = Index.of({name: self._held(name) for name in ([only.name] if only else shards)})
@@ -327,6 +346,7 @@ class Shards:
             try:
                 self.opened[name] = safe_open(place, "pt")
             except (OSError, SafetensorError) as error:
+                refuse_removed(self.path)
                 raise InputError(f"{place}: cannot be read ({error})") from None
         return self.opened[name]
 

@@ -55,7 +55,8 @@ def begin(run: Path, model: ModelConfig, training: Training, plan: Plan, dataset
     if known is not None:
         _same_parent(run, known, parent)
         if not complete(run / "checkpoints") and not plan.finished(run, lambda line: None):  # cut off, or all were lost
-            _adopt(checkpoints.newest(Path(known["path"]), known["step"]), run / "checkpoints", known["first_step"])
+            again = checkpoints.newest(Path(known["path"]), known["step"])
+            saver.commit(*_linked(again, run / "checkpoints", known["first_step"]))
         return known["first_step"]
     if parent is None:
         return 0
@@ -89,12 +90,13 @@ def begin(run: Path, model: ModelConfig, training: Training, plan: Plan, dataset
     # Without them the child's samples would begin that many earlier, among those that the parent has trained on.
     skipped = skipped_batches(path).samples_before(step, theirs.training.batch)
     same = same_samples(path, theirs.seed, theirs.data, dataset)
+    linked = _linked(chosen, run / "checkpoints", first)
     source = {"run": theirs.name, "path": str(path.resolve()), "step": step, "tokens": tokens, "first_step": first}
     source |= {"skipped_samples": skipped if same else []}
     before = parent_of(path)
     source |= {"same_samples": same and not theirs.imported and (before is None or before.get("same_samples", False))}
     files.write_json(run / FILE, source)  # before the state, which alone would be a run's that began without a parent
-    _adopt(chosen, run / "checkpoints", first)
+    saver.commit(*linked)
     return first
 
 
@@ -116,20 +118,17 @@ def _same_parent(run: Path, known: dict, parent: str | None) -> None:
         raise InputError(f"{run}: began from {known['path']}@{known['step']}, not {parent}; choose another name")
 
 
-def _adopt(source: Path, folder: Path, step: int) -> None:
-    """Link the verified checkpoint `source` as the checkpoint `step` of `folder`."""
+def _linked(source: Path, folder: Path, step: int) -> tuple[Path, Path, int, list[dict], dict]:
+    """Link the files of the verified checkpoint `source`, as what saver.commit makes the checkpoint `step` of `folder` from."""
     temporary = folder / f".{step_name(step)}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     files.make_directory(folder)
     temporary.mkdir()
-    entries = []
-    for entry in checkpoints.manifest(source):
-        if entry["file"] == STATE:
-            continue
-        _link(source / entry["file"], temporary / entry["file"])
-        entries.append(entry)
     state = checkpoints.read_state(source) | {"step": step, "loop": {}}
-    saver.commit(temporary, folder / step_name(step), step, entries, state)
+    entries = [entry for entry in checkpoints.entries(source) if entry["file"] != STATE]
+    for entry in entries:
+        _link(source / entry["file"], temporary / entry["file"])
+    return temporary, folder / step_name(step), step, entries, state
 
 
 def _link(source: Path, target: Path) -> None:
@@ -139,5 +138,6 @@ def _link(source: Path, target: Path) -> None:
         try:
             shutil.copyfile(source, target)
         except OSError as error:
+            checkpoints.refuse_removed(source.parent)
             raise files.disk_error(error, target) from None
         files.fsync_file(target)

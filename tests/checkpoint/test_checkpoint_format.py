@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -146,6 +147,58 @@ def test_no_manifest_however_strange_does_more_than_be_refused(tmp_path, content
     assert reported and all("\n" not in line for line in reported)
     with pytest.raises(InputError):
         newest(tmp_path)
+
+
+def removed(path: Path) -> None:
+    """As a run's retention removes a checkpoint: hidden first."""
+    hidden = path.with_name(f".old-{path.name}")
+    path.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        checkpoints.read_state,
+        checkpoints.read_weights,
+        checkpoints.entries,
+        lambda path: Shards(path).read("weights", "w", 0, 10),
+    ],
+    ids=["state", "weights", "manifest", "shards"],
+)
+def test_a_checkpoint_removed_meanwhile_is_said_to_be(tmp_path, use):
+    """A training run that keeps few, between the choice and the reading. Nothing is damaged, and there is nothing to move."""
+    path = newest(make(tmp_path).parents[1])
+    removed(path)
+    with pytest.raises(RunError, match=f"{path.name}: was removed meanwhile, .*; run the same command again"):
+        use(path)
+
+
+def test_shards_removed_while_they_are_read_are_said_to_be(tmp_path):
+    path = make(tmp_path)
+    shards = Shards(path)
+    shards.opened.clear()
+    removed(path)
+    with pytest.raises(RunError, match="was removed meanwhile"):
+        shards.read("weights", "w", 0, 10)
+
+
+def test_a_checkpoint_removed_while_verified_gives_the_next(tmp_path, monkeypatch):
+    old, new, verify = make(tmp_path, 4), make(tmp_path, 8), checkpoints.problems
+
+    def problems(path, *given):
+        if path == old:
+            removed(old)
+        return verify(path, *given)
+
+    monkeypatch.setattr(checkpoints, "complete", lambda folder: [p for p in (old, new) if p == old or not old.exists()])
+    monkeypatch.setattr(checkpoints, "problems", problems)
+    assert newest(tmp_path) == new
+    make(tmp_path, 4)
+    monkeypatch.undo()
+    monkeypatch.setattr(checkpoints, "problems", problems)
+    with pytest.raises(InputError, match="has no checkpoint of step 4; it has states of steps 8"):
+        newest(tmp_path, 4)
 
 
 def test_the_newest_complete_checkpoint_is_found(tmp_path):
