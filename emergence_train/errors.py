@@ -83,7 +83,7 @@ def describe(error: BaseException) -> str:
     if isinstance(error, OneLine):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; run the same command to resume from the last checkpoint"
+        return "interrupted; run the same command again (a run resumes from its last checkpoint)"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}; fix that and run the same command again"
     reason = " ".join(str(error).split())[:500]

@@ -106,7 +106,7 @@ class StopSignal:
         self._name = heard[0].name
         self.requested = True
         if not self._joined.wait(GRACE_SECONDS):
-            self._leave(f"not all processes were there after {GRACE_SECONDS:.0f} s; run the same command again")
+            self._leave(f"the start was not done after {GRACE_SECONDS:.0f} s; run the same command again")
         if not self._before:
             return  # closed: train is ending with an error of its own
         if self.exposed:

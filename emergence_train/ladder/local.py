@@ -195,7 +195,7 @@ class Runner:
             # A run that is finished ends with 0, and started again would do so for ever.
             how = f"with exit code {code}" if code else f"without {missing}: restore that, or move the run away"
             self.failed[row.run] = how
-            self.log(f"{row.run}: failed {how}: {self.ladder.out / LOGS / row.run}.log")
+            self.log(f"{row.run}: failed {how} ({self.ladder.out / LOGS / row.run}.log)")
 
     def _note(self, row: Row, note: dict) -> None:
         self.notes[row.run] = note

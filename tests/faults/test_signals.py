@@ -85,7 +85,7 @@ def test_a_signal_before_the_ranks_meet_ends_all_with_75(config_file, tmp_path, 
 def test_a_signal_where_no_other_rank_comes_ends_with_75(number):
     done = alone(str(int(number)))
     assert (done.returncode, done.stdout) == (75, "")
-    assert done.stderr.startswith(f"emergence-train: {signal.Signals(number).name}: not all processes were there after")
+    assert done.stderr.startswith(f"emergence-train: {signal.Signals(number).name}: the start was not done after")
 
 
 def test_a_lost_terminal_under_nohup_is_ignored():

@@ -313,6 +313,31 @@ def test_a_ladder_under_slurm_survives_preemption(ladder_file, tmp_path, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.skipif(missing() is not None, reason=f"no Slurm here: {missing()}")
+def test_decays_under_slurm_are_done_after_a_failed_parent(ladder_file, tmp_path, tmp_path_factory):
+    """The stable run fails at its first start; then the same command twice: the decays run after its next job."""
+    options = ["--gpus-per-node", "0", "--ntasks-per-node", "1", "--cpus-per-task", "1", "--time", "10"]
+    sets = {"checkpoints.every_tokens": 256, "training.threads": 1}
+    path = ladder_file(schedules=STABLE | DECAY, tokens=[1024, 2048], set=sets, slurm=SCRIPT | {"options": options})
+    with ladder_cluster(tmp_path, tmp_path_factory) as cluster:
+        program, fails = tmp_path / "bin" / "emergence-train", tmp_path / "fails"
+        program.write_text(program.read_text().replace("exec ", f"test -e {fails} && exit 1\nexec "))
+        fails.touch()
+        command = [*local.program(), "ladder", str(path), "--slurm"]
+        assert cluster(*command).returncode == 0
+        first = progress.read_notes(read(path))
+        stable, *decays = (first[row.run]["job"] for row in read(path).rows)
+        until(lambda: cluster("squeue", "--noheader", "--format", "%r").stdout.split() == ["DependencyNeverSatisfied"])
+        assert ["gone" in (row["note"] or "") for row in rows(cluster, path)] == [False, True, True]
+        fails.unlink()
+        again = cluster(*command)
+        assert again.returncode == 0 and again.stdout.count("waited for a job that is gone: cancelled") == 2, again.stderr
+        assert not set(decays) & {progress.read_notes(read(path))[row.run]["job"] for row in read(path).rows}
+        until(lambda: all(row["state"] == "done" for row in rows(cluster, path)), 300)
+        assert not cluster("squeue", "--noheader").stdout.strip()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(missing() is not None, reason=f"no Slurm here: {missing()}")
 def test_runs_of_an_array_are_preempted_each_alone(ladder_file, tmp_path, tmp_path_factory):
     """Three seeds as an array: one signalled as before a time limit, one's process killed, one left alone."""
     with ladder_cluster(tmp_path, tmp_path_factory) as cluster:
