@@ -69,6 +69,14 @@ def test_debug_shows_the_traceback():
     assert done.returncode == 2 and "Traceback" in done.stderr
 
 
+def test_an_interrupt_names_a_remedy_of_every_verb():
+    """Analyses and `evaluate` have no checkpoint of their own to resume from."""
+    assert (
+        describe(KeyboardInterrupt())
+        == "interrupted; run the same command again (a run resumes from its last checkpoint)"
+    )
+
+
 def test_help_names_every_verb():
     done = command("--help")
     assert done.returncode == 0

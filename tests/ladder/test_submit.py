@@ -330,7 +330,9 @@ def test_decays_under_slurm_are_done_after_a_failed_parent(ladder_file, tmp_path
         assert ["gone" in (row["note"] or "") for row in rows(cluster, path)] == [False, True, True]
         fails.unlink()
         again = cluster(*command)
-        assert again.returncode == 0 and again.stdout.count("waited for a job that is gone: cancelled") == 2, again.stderr
+        assert again.returncode == 0 and again.stdout.count("waited for a job that is gone: cancelled") == 2, (
+            again.stderr
+        )
         assert not set(decays) & {progress.read_notes(read(path))[row.run]["job"] for row in read(path).rows}
         until(lambda: all(row["state"] == "done" for row in rows(cluster, path)), 300)
         assert not cluster("squeue", "--noheader").stdout.strip()

@@ -56,7 +56,7 @@ def compare_position_weights(runs: Iterable[str | Path]) -> PositionWeightsResul
     losses = {run: _losses(frame[frame["step"] == step]) for run, frame in frames.items()}
     rows = []
     for variant in variants:
-        for split, region in dict.fromkeys(part for of_run in losses.values() for part in of_run):
+        for split, region in dict.fromkeys(part for parts in losses.values() for part in parts):
             both = [(seed, losses[variant, seed], losses[UNIFORM, seed]) for seed in seeds[variant]]
             pairs = [seed for seed, ours, uniform in both if (split, region) in ours and (split, region) in uniform]
             if pairs:
@@ -70,11 +70,11 @@ def compare_position_weights(runs: Iterable[str | Path]) -> PositionWeightsResul
 
 def _missing_splits(paths: dict, losses: dict, step: int) -> tuple[str, ...]:
     """A note on each run that has not every split: its pair is left out there."""
-    splits = {run: {split for split, _ in of_run} for run, of_run in losses.items()}
-    absent = {run: sorted(set.union(*splits.values()) - own) for run, own in splits.items()}
+    splits = {run: {split for split, _ in parts} for run, parts in losses.items()}
+    missing = {run: sorted(set.union(*splits.values()) - own) for run, own in splits.items()}
     return tuple(
         f"{paths[run]}: has no losses of {', '.join(names)} at step {step}; left out there"
-        for run, names in absent.items()
+        for run, names in missing.items()
         if names
     )
 
