@@ -18,7 +18,7 @@ def add(path: Path, frame: pd.DataFrame, vocabulary: str) -> str | None:
     Raises:
         InputError: the table cannot be read, or is locked for longer than WAIT.
     """
-    with files.lock(path.parent, busy=BUSY, other="run directory", wait=WAIT) as note:
+    with files.lock(path.parent, busy=BUSY, other="place (a copy of the run)", wait=WAIT) as note:
         if path.is_file():
             before = tables.read(tables.EVALUATIONS, path)
             kept = before[~before["task"].isin(frame["task"])]

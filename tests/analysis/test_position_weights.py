@@ -56,14 +56,14 @@ def test_a_split_that_a_run_has_not_is_left_out(tmp_path, capsys):
         frame = tables.read(tables.POSITIONS, run)
         both = pd.concat([frame, frame.assign(split="other")])
         tables.write(tables.POSITIONS, both, run / "positions" / "a.parquet")
-    lacking = runs[0]
-    frame = tables.read(tables.POSITIONS, lacking)
-    tables.write(tables.POSITIONS, frame[frame["split"] != "other"], lacking / "positions" / "a.parquet")
+    uniform = runs[0]
+    frame = tables.read(tables.POSITIONS, uniform)
+    tables.write(tables.POSITIONS, frame[frame["split"] != "other"], uniform / "positions" / "a.parquet")
     for order in (runs, runs[::-1]):
         result = compare_position_weights(order)
         tail = {row.split: (row.seeds, row.difference) for row in result.rows if row.region == "tail"}
         assert tail["other"] == (1, pytest.approx(0.2)) and tail["iid"] == (2, pytest.approx(0.15))
-        assert result.notes == (f"{lacking}: has no losses of other at step {result.rows[0].step}; left out there",)
+        assert result.notes == (f"{uniform}: has no losses of other at step {result.rows[0].step}; left out there",)
     assert cli.main(["analyze", "weights", *map(str, runs)]) == 0
     assert capsys.readouterr().out.rstrip().endswith("left out there")
     frame = tables.read(tables.POSITIONS, runs[2])
