@@ -90,9 +90,8 @@ class RunLog:
             self.train_rows = len(np.unique(kept.train("step")))  # steps that have a row
         for table in (table for folder in FOLDERS for table in (self.directory / folder).glob("step-*.parquet")):
             number = table.stem.removeprefix("step-")
-            last = (
-                step if table.parent.name == "evaluations" else step - due
-            )  # `evaluate` may have added rows of that state
+            # `evaluate` may have added rows of the state that is resumed
+            last = step if table.parent.name == "evaluations" else step - due
             if number.isdigit() and int(number) > last:
                 table.unlink()
         self.pending: list[str] = []
