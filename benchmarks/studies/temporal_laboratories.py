@@ -243,6 +243,7 @@ def draw(result: dict, target: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    plt.rcParams["svg.hashsalt"] = "emergence-train"  # the same numbers give the same file
     sources = ["gemstones", "llmc", "modded1", "romero", "multi-power", "scheduling"]
     rows = pd.DataFrame(result["rows"])
     figure, axes = plt.subplots(1, len(FRACTIONS), figsize=(10, 3.2), sharey=True, layout="constrained")

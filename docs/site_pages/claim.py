@@ -25,4 +25,4 @@ def note(name: str, text: str = "finding") -> str:
 def interval(value: dict, form: str = "+.3f") -> str:
     """A value with its 95% interval, `?` for an end that is open."""
     low, high = ("?" if value[end] is None else format(value[end], form) for end in ("low95", "high95"))
-    return f"{value['value']:{form}} [{low}, {high}]"
+    return f"{'?' if value['value'] is None else format(value['value'], form)} [{low}, {high}]"

@@ -159,7 +159,7 @@ def least_data() -> Claim:
         "A task needs a least amount of data before it generalises",
         TALK,
         f"addition modulo 23, {len(tiny['times']) * 4} runs: the critical share of its table is {shares}",
-        HOLDS if all((row["low95"] or 0) > 0 for row in tiny["critical_fraction"]) else NOT,
+        HOLDS if all(row["low95"] is not None for row in tiny["critical_fraction"]) else CANNOT,
         "[picture](images/grok-phase.svg), " + note("2026-11-26-grokking"),
         "make grok",
     )
@@ -224,8 +224,8 @@ def near_the_share() -> Claim:
     return Claim(
         "It takes longer near the critical share",
         TALK,
-        f"updates to generalise go as the share to the power {trend['value']:.1f} [{trend['low95']:.1f}, {trend['high95']:.1f}]",
-        HOLDS if trend["high95"] < 0 else NOT,
+        f"updates to generalise, of runs that do, go as the share to the power {interval(trend, '.1f')}",
+        HOLDS if trend["high95"] is not None and trend["high95"] < 0 else CANNOT,
         note("2026-11-26-grokking"),
         "make grok",
     )

@@ -5,15 +5,14 @@ import pytest
 
 from emergence_train.analysis.composition_share import share_by_product
 from emergence_train.analysis.results import Interval
+from support import study
+
+line_steps = study("line_steps")
 
 
 def explained(right: np.ndarray) -> Interval:
     """Of (checkpoints, items, steps) right steps; the noise by drawing the items again."""
-    count = np.random.default_rng(0).multinomial(right.shape[1], np.full(right.shape[1], 1 / right.shape[1]), 1000)
-    weights = np.vstack([np.ones(right.shape[1]), count]) / right.shape[1]
-    whole = weights @ right.all(2).T
-    apart = whole - np.einsum("di,cis->dcs", weights, right, optimize=True).prod(2)
-    return share_by_product(apart[0], whole[0], apart[1:] - apart[0], whole[1:] - whole[0])
+    return Interval(**line_steps.explained(right)["explained"])
 
 
 def independent(rng: np.random.Generator, chances, items: int, steps: int) -> np.ndarray:
@@ -68,6 +67,21 @@ def test_dependent_steps_have_their_share_in_the_interval(items, form, alike):
         values.append(share.value)
     assert np.mean(held) >= 0.9
     assert np.median(values) == pytest.approx(known, abs=0.03)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_steps_together_are_less_sharp_than_their_product(together):
+    """Steps rise smoothly and the whole of eight jumps where they are independent; it is as smooth as a step where all of an item
+    are right or wrong together."""
+    chances = 1 / (1 + np.exp(-np.linspace(-2, 4, 9)))
+    right = np.random.default_rng(1).random((9, 2000, 1 if together else 8)) < chances[:, None, None]
+    result = line_steps.explained(np.repeat(right, 8, axis=2) if together else right)
+    if together:
+        assert result["explained"]["high95"] < 0.7 and result["correlated"] > 0.1
+        assert result["sharpest_whole"] == pytest.approx(result["sharpest_step"])
+    else:
+        assert result["explained"]["low95"] > 0.95 and abs(result["correlated"]) < 0.02
+        assert result["sharpest_whole"] > result["sharpest_step"]
 
 
 def test_a_share_without_sampling_is_that_of_the_formula():

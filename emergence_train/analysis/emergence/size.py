@@ -29,7 +29,7 @@ def size_effect(task: TaskMetric, rng: np.random.Generator) -> SizeEffect:
     """The effect of size at equal loss, or the reason why it is unknown.
 
     By Frisch and Waugh: `size_left` is the log of size less its fit by the curve of loss, `score_left` performance less its
-    own; `beta` is the slope of the one on the other, and `residual` what both leave. The variance of beta has two parts:
+    own; `beta` is the slope of `score_left` on `size_left`, and `residual` what both leave. The variance of beta has two parts:
     `own`, by noise from checkpoint to checkpoint, and by `luck`, the variance of offsets of whole runs, which moves beta by
     the runs' `lever` over the `information`.
     """

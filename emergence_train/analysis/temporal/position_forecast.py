@@ -168,7 +168,7 @@ def _carried(residual: np.ndarray, counted: np.ndarray, position: np.ndarray, x:
     The mean of a bin is carried as it is, what a position has beside it shrunk by its noise; a position that was never measured
     has its bin's mean, or that of the bins beside it.
     """
-    member = _members(position, PATTERN_BINS, PATTERN_POSITIONS)
+    member = _members(position)
     bin_of = member.argmax(1)
     noise, drift = (values[bin_of] for values in _noise_and_drift(residual, counted, member, x))
     # average back only as far as the drift over that stretch stays below the noise
@@ -191,11 +191,11 @@ def _carried(residual: np.ndarray, counted: np.ndarray, position: np.ndarray, x:
     return Pattern(middle[bin_of] + keep * beside, variance, drift)
 
 
-def _members(at: np.ndarray, bins: int, least: int) -> np.ndarray:
-    """(n, B) 1 where a position of `at` (n,) is in one of at most `bins` bins of its logarithm, those together that have
-    fewer than about `least`."""
-    bin_of = position_bins(at, bins)
-    bin_of = np.unique(np.searchsorted(bin_of, bin_of) // least, return_inverse=True)[1]
+def _members(at: np.ndarray) -> np.ndarray:
+    """(n, B) 1 where a position of `at` (n,) is in one of at most PATTERN_BINS bins of its logarithm, those together that have
+    fewer than about PATTERN_POSITIONS."""
+    bin_of = position_bins(at, PATTERN_BINS)
+    bin_of = np.unique(np.searchsorted(bin_of, bin_of) // PATTERN_POSITIONS, return_inverse=True)[1]
     return (bin_of[:, None] == np.arange(bin_of.max() + 1)).astype(float)
 
 
