@@ -22,7 +22,7 @@ WRONG_TYPES = {
 
 
 def validated(root: type[AnySection], tree: dict, path: str | Path, examples: str = "") -> AnySection:
-    """The tree of a file as its root section; `examples` is the folder that has right ones.
+    """The tree of a file as its root section; `examples` is the folder that has right ones, of a kind of file without overrides.
 
     Raises:
         InputError: a wrong key or value, by its place.
@@ -30,30 +30,30 @@ def validated(root: type[AnySection], tree: dict, path: str | Path, examples: st
     try:
         return root.model_validate(tree)
     except ValidationError as error:
-        problem = first_problem(error, tree, root)
+        problem = first_problem(error, tree, root, overrides=not examples)
         more = f"; see {examples} for examples" if examples and not problem.endswith("?") else ""
         raise InputError(f"{path}: {problem}{more}") from None
 
 
-def first_problem(error: ValidationError, tree: dict, root: type[Section]) -> str:
-    """The first pydantic complaint as one line: where, what, and the right key if one was misspelt."""
+def first_problem(error: ValidationError, tree: dict, root: type[Section], overrides: bool) -> str:
+    """The first pydantic complaint as one line: where, what, and the right key if one was misspelt, or the override."""
     # A misspelt key usually also makes the right one missing: report the former.
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem = problems[0]
-    where = ".".join(str(part) for part in problem["loc"]) or "configuration"
+    where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         section = _section(problem["loc"][:-1], tree, root)
         known = list(section.model_fields) if section else []
-        if problem["loc"][0] == "model":
+        if overrides and problem["loc"][:-1] == ("model",):
             known.append("preset")
         return f"{where}: unknown key{suggest(str(problem['loc'][-1]), known)}"
     if problem["type"] == "missing":
         return f"{where}: is missing"
     message = problem["msg"].removeprefix("Value error, ")
     given = problem.get("input")
-    message += WRONG_TYPES.get(problem["type"], "").format(where)
+    message += WRONG_TYPES.get(problem["type"], "").format(where) if overrides else ""
     shown = f" (got {given!r})" if isinstance(given, (str, int, float, bool, type(None))) else ""
-    return f"{where}: {message}{shown}"
+    return f"{where}: {message}{shown}" if where else f"{message}{shown}"
 
 
 def _section(location: tuple, tree: Any, root: type[Section]) -> type[Section] | None:
@@ -63,8 +63,8 @@ def _section(location: tuple, tree: Any, root: type[Section]) -> type[Section] |
         if isinstance(declared, tuple):
             declared = next((kind for kind in declared if key in get_args(kind.model_fields["kind"].annotation)), None)
             continue
-        # YAML reads a name such as 0.05 as a number
-        tree = {str(name): value for name, value in tree.items()}[str(key)] if isinstance(tree, dict) else tree[key]
+        # YAML reads a name such as 0.05 as a number, and one as `on` as what pydantic calls 1; only its `kind` is asked for
+        tree = {str(name): value for name, value in tree.items()}.get(str(key)) if isinstance(tree, dict) else tree[key]
         if get_origin(declared) in (dict, list):
             declared = _declared(get_args(declared)[-1], (), tree)
         elif isinstance(declared, type) and issubclass(declared, Section):

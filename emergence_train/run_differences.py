@@ -31,6 +31,7 @@ VOLATILE = (
 )
 # What people change comes first, then the rest
 FIRST = ("model", "training.schedule", "training", "from", "seed", "data")
+NOTHING = "nothing"  # of a configuration without the key, in a sentence
 MISSING = "-"  # of a run without the key, or without a configuration
 
 

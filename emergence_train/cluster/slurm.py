@@ -166,5 +166,7 @@ def number(environment: Mapping[str, str], name: str, otherwise: int | None = No
     if not text and otherwise is not None:
         return otherwise
     if not text.isascii() or not text.isdigit():
-        raise InputError(f"{name}: {text!r} is not a number; start with srun, torchrun or deepspeed, or unset it")
+        raise InputError(
+            f"{name}: {text!r} is not a number; fix or unset it, or start with srun, torchrun or deepspeed"
+        )
     return int(text)

@@ -14,7 +14,7 @@ from emergence_train.data_config import Data
 from emergence_train.errors import InputError
 from emergence_train.faults.flight_recorder import STACKS
 from emergence_train.input_files import read_text, regular
-from emergence_train.run_differences import VOLATILE, flat, within
+from emergence_train.run_differences import NOTHING, VOLATILE, flat, within
 from emergence_train.training.checkpoint_plan import Plan
 
 # What a run has that has begun, and what one has besides that was refused before: it may start with another configuration.
@@ -55,7 +55,7 @@ def claim(run: Path, config: Config, held: contextlib.ExitStack) -> str | None:
             if key == "training.tokens" and (extended := _extended(run, tree, config)):
                 continue
             raise InputError(
-                f"{run}: is a run with {key} = {before.get(key)}, not {now.get(key)}; choose another name "
+                f"{run}: is a run with {key} = {before.get(key, NOTHING)}, not {now.get(key, NOTHING)}; choose another name "
                 f"or restore the configuration"
             )
     if extended:

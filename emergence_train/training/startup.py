@@ -10,7 +10,7 @@ from emergence_train.models.config import ModelConfig
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import all_gather_objects
 from emergence_train.recorder.environment import device_name
-from emergence_train.run_differences import flat
+from emergence_train.run_differences import NOTHING, flat
 from emergence_train.training import auto_micro_batch
 from emergence_train.training.auto_micro_batch import Device
 from emergence_train.training.checkpoint_plan import Plan
@@ -28,8 +28,8 @@ def agree_on(config: Config, mesh: Mesh) -> None:
     ours, theirs = every[0], every[rank]
     key = next(key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key))
     error = InputError(
-        f"rank {rank} was given {key} = {theirs.get(key)} and rank 0 {ours.get(key)}: the processes of one start "
-        f"train one run; start each run by itself (under Slurm a job array, or srun --ntasks 1)"
+        f"rank {rank} was given {key} = {theirs.get(key, NOTHING)} and rank 0 {ours.get(key, NOTHING)}: the processes of one "
+        f"start train one run; start each run by itself (under Slurm a job array, or srun --ntasks 1)"
     )
     error.already_reported = not mesh.is_rank0
     raise error

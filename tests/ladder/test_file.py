@@ -71,6 +71,7 @@ def test_names_have_the_exact_tokens(tokens, shown):
         ({"sizes": {"tiny": {"tokns": [1024]}}}, "sizes.tiny.tokns", "tokens"),
         ({"sizes": {"tokens": {"tokns": [1024]}}}, "sizes.tokens.tokns", "tokens"),
         ({"sizes": {0.05: {"tokns": [1024]}}}, "sizes.0.05.tokns", "tokens"),
+        ({"sizes": {True: {"tokns": [1024]}}}, "sizes.1.tokns", "tokens"),
         ({"schedules": {"x": {"afterr": "y"}}}, "schedules.x.afterr", "after"),
         ({"slurm": {"optins": []}}, "slurm.optins", "options"),
     ],
@@ -78,6 +79,14 @@ def test_names_have_the_exact_tokens(tokens, shown):
 def test_a_misspelt_key_has_the_right_one(ladder_file, keys, key, meant):
     with pytest.raises(InputError, match=f"ladder.yaml: {key}: unknown key; did you mean '{meant}'\\?$"):
         read(ladder_file(**keys))
+
+
+@pytest.mark.parametrize("keys", [{"name": 7}, {"sizes": {"a": None}}, {"sizes": {"a": {"tokens": 5e6}}}])
+def test_no_overrides_are_offered(ladder_file, keys):
+    """`ladder` and `grok` take none."""
+    with pytest.raises(InputError, match="see configs/ladders for examples$") as error:
+        read(ladder_file(**keys))
+    assert "command line" not in str(error.value) and "=" not in str(error.value)
 
 
 def test_a_missing_key_is_named(ladder_file):

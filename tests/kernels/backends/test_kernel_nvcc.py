@@ -67,9 +67,8 @@ def test_nvcc_compiles_without_warnings_or_spills(cuda):
             assert len(rows) >= 21 and not any("STG.E.U16" in f for f in rows), "packs are stored whole"
             attending = [f for f in functions if re.match(r"\S*mma_\S*(forward|keys|queries)_kernel", f)]
             assert len(attending) == 24
-            for (
-                function
-            ) in attending:  # tensor cores, loads of matrices as they are and transposed, asynchronous copies
+            # tensor cores, loads of matrices as they are and transposed, asynchronous copies
+            for function in attending:
                 assert all(
                     what in function for what in ("HMMA.16816.F32", "LDSM.16.M88.4", "LDSM.16.MT88.4", "LDGSTS")
                 ), arch
@@ -114,6 +113,15 @@ def test_nvcc_compiles_products_that_overlap(cuda, tmp_path):
         assert during.count("MUFU.EX2") >= (64 if "forward" in name else 32), f"exponentials come too late: {name}"
         checked += 1
     assert checked == 6 + 12
+
+
+def test_nvcc_compiles_swiglu_in_the_products(cuda):
+    """As many registers as a consumer takes, and none spilled."""
+    parts = cuda[1].split("Compiling entry function ")[1:]
+    parts = [part for part in parts if re.match(r"'\S*linear_swiglu\S*' for 'sm_90a'", part)]
+    assert len(parts) == 4
+    for part in parts:
+        assert "0 bytes spill stores, 0 bytes spill loads" in part and "Used 168 registers" in part
 
 
 def forms(ptx: str) -> tuple[set, set, set]:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from kernel_checks import assert_as_good
 
-from emergence_kernels.backends import build
 from emergence_kernels.feed_forward import compiled
 
 CUDA = torch.cuda.is_available()
@@ -230,18 +229,3 @@ def test_no_races_at_size(shape, device):
         ops.linear_swiglu_backward(x, down, gate_up, out[1])
         first = first or [*out, y]
         assert all(torch.equal(a, b) for a, b in zip(first, [*out, y]))
-
-
-# ---- the compiled code ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(build.nvcc() is None, reason="no nvcc")
-def test_nvcc_compiles_products_that_overlap(tmp_path):
-    """No spills, and no products that ptxas had to serialise."""
-    out = tmp_path / "emergence_cuda.so"
-    log = build.build("cuda", out, archs=("90a",), extra=("-Xptxas", "-v"))
-    parts = [part for part in log.split("Compiling entry function ")[1:] if "linear_swiglu" in part.split("\n")[0]]
-    assert len(parts) == 4 and "C75" not in log and "serialized" not in log
-    for part in parts:
-        assert "0 bytes spill stores, 0 bytes spill loads" in part and "Used 168 registers" in part

@@ -1,6 +1,6 @@
 """What another compiler makes of attention's two products on Hopper: run as a script (TRITON_INTERPRET unset), prints PTX.
 
-test_kernel_hopper.py compares instructions and matrix descriptors with those of csrc/common/hopper.h and wgmma.h.
+test_kernel_nvcc.py compares instructions and matrix descriptors with those of csrc/common/hopper.h and wgmma.h.
 """
 
 import sys
