@@ -37,7 +37,9 @@ def lock(directory: Path, *, busy: str, other: str, wait: float = 0.0) -> Iterat
     try:
         make_directory(directory)
         fsync_directory(directory.parent)  # it may be of a start that was killed before it came to this
-        file = open(directory / ".lock", "w")  # noqa: SIM115 - the with statement below closes it
+        path = directory / ".lock"
+        of_another = path.is_file() and not os.access(path, os.W_OK)  # user, who shares the directory
+        file = open(path, "r" if of_another else "w")  # noqa: SIM115 - the with statement below closes it
     except OSError as error:
         raise InputError(f"{directory}: cannot be made or written ({error.strerror}); choose another {other}") from None
     with file:

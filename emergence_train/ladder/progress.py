@@ -4,6 +4,7 @@ import json
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,13 +60,31 @@ def check_settings(ladder: Ladder) -> None:
         if not is_run(run):
             continue
         given = [override.partition("=")[0] for override in row.overrides]
+        given = [
+            "model" if key == "model.preset" else key for key in given
+        ]  # a run's file has what the preset stands for
         before, now = flat(read_config(run)), flat(row_config(ladder.config, row.overrides).model_dump(mode="json"))
+        for key in given:
+            if _entries(before, key) != _entries(now, key):
+                _refuse(run, f"{key} of {_entries(before, key)} entries", f"{_entries(now, key)}")
         for key in (key for key in now if key in before and within(key, given) and not within(key, VOLATILE)):
-            if before[key] != now[key] and not (key == "training.tokens" and before[key] < now[key]):
-                raise InputError(
-                    f"{run}: is a run with {key} = {before[key]}, not {now[key]}; give the ladder another out, or its file "
-                    f"the former value"
-                )
+            longer = key == "training.tokens" and isinstance(before[key], int) and before[key] < now[key]
+            if now[key] is not None and before[key] != now[key] and not longer:  # None: the start of a run resolves it
+                _refuse(run, f"{key} = {before[key]}", f"{now[key]}")
+
+
+def _entries(tree: dict[str, Any], key: str) -> int:
+    """How many entries a list of sections has in a flat configuration."""
+    begin = f"{key}."
+    return len(
+        {index for name in tree if name.startswith(begin) and (index := name[len(begin) :].split(".")[0]).isdigit()}
+    )
+
+
+def _refuse(run: Path, was: str, now: str) -> None:
+    raise InputError(
+        f"{run}: is a run with {was}, not {now}; give the ladder another out, or its file the former value"
+    )
 
 
 def ready(ladder: Ladder, row: Row) -> bool:

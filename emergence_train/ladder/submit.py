@@ -103,11 +103,11 @@ def queued() -> dict[str, str]:
 
 def _answer(command: list[str], otherwise: str) -> str:
     """What a command of Slurm prints; RunError where it fails."""
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        reason = done.stderr.strip() or f"exit code {done.returncode}"
+    ended = subprocess.run(command, capture_output=True, text=True)
+    if ended.returncode:
+        reason = ended.stderr.strip() or f"exit code {ended.returncode}"
         raise RunError(f"{command[0]}: {reason}: {otherwise}; run the same command again when Slurm answers")
-    return done.stdout
+    return ended.stdout
 
 
 def _submit_rows(ladder: Ladder, rows: list[Row], script: Path, parent: str | None) -> tuple[list[str], Path | None]:

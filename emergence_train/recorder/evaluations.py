@@ -19,9 +19,14 @@ def add(path: Path, frame: pd.DataFrame, vocabulary: str) -> str | None:
         InputError: the table cannot be read, or is locked for longer than WAIT.
     """
     with files.lock(path.parent, busy=BUSY, other="place (a copy of the run)", wait=WAIT) as note:
-        if path.is_file():
-            before = tables.read(tables.EVALUATIONS, path)
-            kept = before[~before["task"].isin(frame["task"])]
-            frame = pd.concat([kept[[c for c in kept if c in frame]], frame], ignore_index=True)
-        tables.write(tables.EVALUATIONS, frame, path, vocabulary=vocabulary)
+        merge(path, frame, vocabulary)
     return note
+
+
+def merge(path: Path, frame: pd.DataFrame, vocabulary: str) -> None:
+    """`add` without the lock, for a writer who must not wait: rows that another adds at the same moment may be lost."""
+    if path.is_file():
+        before = tables.read(tables.EVALUATIONS, path)
+        kept = before[~before["task"].isin(frame["task"])]
+        frame = pd.concat([kept[[c for c in kept if c in frame]], frame], ignore_index=True)
+    tables.write(tables.EVALUATIONS, frame, path, vocabulary=vocabulary)

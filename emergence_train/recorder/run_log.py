@@ -184,14 +184,19 @@ class RunLog:
         try:
             if os.path.samestat(os.fstat(self.file), os.stat(self.path)):
                 return True
-            there = os.open(self.path, os.O_RDWR)
-            try:
-                if same := _same_end(self.file, there):
-                    self.file, there = there, self.file
-            finally:
-                os.close(there)
         except OSError as error:
-            return error.errno not in (errno.ENOENT, errno.ENOTDIR)
+            return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+        try:
+            there = os.open(self.path, os.O_RDWR)
+        except OSError:
+            return False
+        try:
+            if same := _same_end(self.file, there):
+                self.file, there = there, self.file
+        except OSError:
+            return False
+        finally:
+            os.close(there)
         return same
 
     def _write_anew(self) -> None:
@@ -218,10 +223,14 @@ class RunLog:
         return path, tables.encode(schema, table, path, vocabulary=self.header["vocabulary"])
 
     def _add(self, table: pd.DataFrame, path: Path, alone: bytes) -> None:
-        try:
-            evaluations.add(path, table, self.header["vocabulary"])
-        except InputError:  # what is there cannot be read, or its lock is not given up: no reason to stop a run
-            files.write_bytes(path, alone)
+        """What stands in the way is no reason to stop a run: a lock that is not given up, then a table that cannot be read."""
+        for write in (evaluations.add, evaluations.merge):
+            try:
+                write(path, table, self.header["vocabulary"])
+                return
+            except InputError:
+                continue
+        files.write_bytes(path, alone)
 
     def close(self) -> str | None:
         """`flush`, and close the file even where that raises."""

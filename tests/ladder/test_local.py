@@ -126,6 +126,8 @@ def test_a_variable_in_out_is_one_directory_for_all(ladder_file, behave, tmp_pat
     [
         ({"tokens": [512]}, "training.tokens = 1024, not 512"),
         ({"set": {"training.threads": 1, "training.schedule.lr": 0.5}}, "training.schedule.lr = 0.01, not 0.5"),
+        ({"set": {"training.threads": 1, "model.preset": "tiny-0.2m"}}, "model."),
+        ({"set": {"training.threads": 1, "data.ood": []}}, "data.ood of 1 entries, not 0"),
         ({"set": {"training.threads": 2, "logging.console_seconds": 9}}, None),
     ],
 )
@@ -135,7 +137,18 @@ def test_a_done_run_of_other_settings_is_no_done_run(ladder_file, keys, says, ca
     capsys.readouterr()
     for more in (["--status"], []):
         assert cli.main(["ladder", str(ladder_file(**keys)), *more]) == (2 if says else 0)
-        assert says is None or f"rungs/a: is a run with {says}; give the ladder another out" in capsys.readouterr().err
+        printed = capsys.readouterr().err
+        assert says is None or (
+            f"rungs/a: is a run with {says}" in printed and "; give the ladder another out" in printed
+        )
+
+
+def test_a_done_run_of_a_preset_is_done(ladder_file, capsys):
+    """Its file has what the preset stands for, and what its start resolved."""
+    path = ladder_file(set={"training.threads": 1, "model.preset": "tiny-0.05m"})
+    assert cli.main(["ladder", str(path)]) == 0
+    capsys.readouterr()
+    assert cli.main(["ladder", str(path), "--status"]) == 0 and "done" in capsys.readouterr().out
 
 
 def test_a_failed_parent_leaves_its_decays_out(ladder_file, behave, tmp_path):

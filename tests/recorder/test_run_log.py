@@ -167,8 +167,10 @@ def rewritten(path, old: bytes = b"1", new: bytes = b"2"):
         lambda path: path.parent.rename(path.parent.with_name("moved")),
         lambda path: (path.parent.rename(path.parent.with_name("moved")), path.parent.mkdir()),
         rewritten,
+        lambda path: (path.rename(path.with_name("moved")), path.mkdir()),
+        lambda path: (path.rename(path.with_name("moved")), path.symlink_to(path)),
     ],
-    ids=["deleted", "folder deleted", "folder moved", "folder remade", "rewritten"],
+    ids=["deleted", "folder deleted", "folder moved", "folder remade", "rewritten", "a folder", "a link to itself"],
 )
 def test_a_log_that_lost_its_name_is_a_failure(tmp_path, change):
     """fsync of the open file succeeds, and the rows are lost; a folder that is gone is not begun again."""
@@ -235,6 +237,17 @@ def test_training_keeps_the_scores_that_evaluate_added(tmp_path):
     assert "added" in tables.read(tables.EVALUATIONS, path)["task"].tolist()
     RunLog(tmp_path, HEADER, 3, []).close()
     assert not path.exists(), "scores of a state that is trained anew"
+
+
+def test_a_lock_that_is_not_given_up_loses_no_scores(tmp_path, monkeypatch):
+    log = RunLog(tmp_path, HEADER, 0, [])
+    path = tmp_path / "evaluations" / "step-0000000001.parquet"
+    evaluations.add(path, scores("mine"), HEADER["vocabulary"])
+    monkeypatch.setattr(evaluations, "WAIT", 0.05)
+    with files.lock(path.parent, busy="", other=""):
+        log.evaluations(1, scores("training"))
+        assert log.flush() is None
+    assert set(tables.read(tables.EVALUATIONS, path)["task"]) == {"mine", "training"}
 
 
 def test_a_table_that_cannot_be_read_stops_no_run(tmp_path):

@@ -19,7 +19,7 @@ from emergence_train.analysis.grokking.result import (
 )
 from emergence_train.analysis.grokking.times import median_time, time_trend
 
-NO_TREND = "no size generalised at two shares, or too few runs did, or all at one measurement"
+NO_TREND = "no size generalised at two shares, too few runs did, or their times do not bound it"
 
 
 def analyze(frame: pd.DataFrame, budget: int) -> GrokkingResult:
@@ -166,5 +166,5 @@ def _time_trend(groups: list[list[RunResult]]) -> TimeTrend:
         p=p,
         runs=len(runs),
         generalised=int(np.isfinite(until).sum()),
-        reason=NO_TREND if p is None else None,
+        reason=NO_TREND if slope.value is None else None,
     )

@@ -9,6 +9,7 @@ from emergence_train.analysis.results import Interval
 
 HALF_LOG_2_PI = 0.5 * np.log(2 * np.pi)
 SLOPE_LIMIT = 200.0
+FLAT = 1e-6  # twice the log-likelihood
 STEPS = 100  # of Newton at most
 CLOSE = 1e-9  # of the log-likelihood to its highest
 LEAST_SPREAD = 0.01  # of logarithms of time, where the search begins
@@ -70,7 +71,8 @@ def time_trend(
         return of_some, p_of_some
     low = None if slope.low95 is None or of_some.low95 is None else min(slope.low95, of_some.low95)
     high = None if slope.high95 is None or of_some.high95 is None else max(slope.high95, of_some.high95)
-    return Interval(slope.value, low, high), max(p, p_of_some)
+    one_sign = (slope.value or 0) * (of_some.value or 0) > 0
+    return Interval(slope.value, low, high), max(p, p_of_some) if one_sign else 1.0
 
 
 def _profile(
@@ -91,7 +93,8 @@ def _profile(
     limit = events * np.log1p(stats.t.ppf(0.975, freedom) ** 2 / freedom)
     low, high = (_end(lambda b: ratio(b) - limit, slope, direction) for direction in (-1.0, 1.0))
     statistic = np.sqrt(freedom * np.expm1(ratio(0.0) / events))
-    return best, Interval(slope, low, high), float(2 * stats.t.sf(statistic, freedom))
+    endless = abs(slope) == SLOPE_LIMIT or min(ratio(-SLOPE_LIMIT), ratio(SLOPE_LIMIT)) < FLAT
+    return best, Interval(None if endless else slope, low, high), float(2 * stats.t.sf(statistic, freedom))
 
 
 def _fit(first: np.ndarray, last: np.ndarray, design: np.ndarray, odds: np.ndarray) -> tuple[float, np.ndarray]:
@@ -153,6 +156,8 @@ def _log_between(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 def _end(short_of: Callable[[float], float], slope: float, direction: float) -> float | None:
     """Where the profile leaves the interval; None where it does not before the limit."""
     step = 0.25
+    if short_of(slope) >= 0:  # the power itself is beyond the limit
+        return None
     while abs(slope + direction * step) < SLOPE_LIMIT:
         if short_of(slope + direction * step) > 0:
             return float(optimize.brentq(short_of, slope, slope + direction * step, xtol=1e-6))

@@ -51,7 +51,14 @@ def find_jump(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) -> Jum
         steps, levels = (values[len(values) % each :].reshape(-1, each).mean(1) for values in (x, y))
         jump = _clearest(steps, levels, rounding, plan)
         each *= 2
-    return jump
+    return jump if jump is None or jump.size < 0 or _lasts(x, y, jump) else None
+
+
+def _lasts(x: np.ndarray, y: np.ndarray, jump: Jump) -> bool:
+    """Whether the loss is still above its course before a rise, and not back from a spike that took long."""
+    before, end = (x < jump.step) & (x >= jump.step / 2), x > jump.step + 0.75 * (x[-1] - jump.step)
+    line = np.polyfit(np.log(x[before]), y[before], 1)
+    return bool(np.median(y[end] - np.polyval(line, np.log(x[end]))) > jump.size / 2)
 
 
 def _clearest(x: np.ndarray, y: np.ndarray, rounding: float, plan: PlannedSchedule | None) -> Jump | None:

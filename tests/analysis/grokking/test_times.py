@@ -134,6 +134,21 @@ def test_one_share_that_generalised_says_nothing():
     assert (slope.value, slope.low95, slope.high95, p) == (None,) * 4
 
 
+@pytest.mark.parametrize(
+    ("share", "after", "until"),
+    [
+        ([0.65, 0.7, 0.9], [0, 0, 1500], [500, 500, 2000]),
+        ([0.3, 0.3, 0.5, 0.5, 0.7, 0.7], [0, 0, 0, 0, 100, 0], [100, 100, 100, 100, 200, 100]),
+        ([0.5] * 3 + [0.51] * 3, [5e4, 4e4, 6e4, 100, 200, 300], [50100, 40100, 60100, 200, 300, 400]),
+    ],
+    ids=["three runs", "all but one at once", "a power beyond the limit"],
+)
+def test_a_power_that_nothing_bounds_is_unknown(share, after, until):
+    """The likelihood rises or is flat to any power; a number would be where the search ended."""
+    given = (np.array(values, float) for values in (share, after, until))
+    assert time_trend(*given, np.zeros(len(share)))[0].value is None
+
+
 def test_too_few_that_generalised_say_nothing():
     """Two runs and a level: no degree of freedom is left."""
     until = np.array([np.inf, 5.0, 3.0])
