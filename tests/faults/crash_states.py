@@ -343,6 +343,9 @@ class Pool:
             if content is None:
                 (out / path).mkdir(parents=True, exist_ok=True)
                 continue
+            if not content:  # locks among them, which must not be one file
+                (out / path).touch()
+                continue
             if content not in self.known or self.known[content].stat().st_nlink > 30_000:
                 self.known[content] = self.place / str(len(list(self.known)) + random.getrandbits(40))
                 self.known[content].write_bytes(content)
