@@ -445,7 +445,7 @@ TASK = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7", "
 LAUNCHERS = [
     launched("is not below WORLD_SIZE {}; fix or unset them", {"RANK": "3", "WORLD_SIZE": "2"}, {}),
     launched(
-        "start with srun, torchrun or deepspeed, or unset it",
+        "fix or unset it, or start with srun, torchrun or deepspeed",
         {"RANK": "x", "WORLD_SIZE": "2"},
         {"RANK": "0", "WORLD_SIZE": "2"},
     ),
@@ -455,7 +455,7 @@ LAUNCHERS = [
         {"OMPI_COMM_WORLD_SIZE": "2", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
     ),
     launched("start with srun, or unset both", TASK | {"SLURM_PROCID": "5"}, {}),
-    launched("start with srun, torchrun or deepspeed, or unset it", TASK | {"SLURM_STEP_NUM_TASKS": "x"}, {}),
+    launched("fix or unset it, or start with srun, torchrun or deepspeed", TASK | {"SLURM_STEP_NUM_TASKS": "x"}, {}),
     launched(
         "export MASTER_ADDR, the name of rank 0's node, before srun",
         TASK | {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "a[1-"},
