@@ -64,8 +64,6 @@ def investigate(
     options: LogOptions | None = None,
 ) -> TemporalAnalysis:
     """analyze_temporal, returning also the tables."""
-    if fit_fraction is not None and not 0 < fit_fraction < 1:
-        raise InputError(f"fit fraction {fit_fraction}: must lie between 0 and 1, for example 0.1")
     return investigate_series(
         load(paths, planned_lr, ahead=ahead, options=options), fit_fraction=fit_fraction, splits=splits
     )
@@ -75,6 +73,8 @@ def investigate_series(
     loaded: list[Series], *, fit_fraction: float | None = None, splits: Iterable[str | None] | None = None
 ) -> TemporalAnalysis:
     """investigate for series that are read already, one after another."""
+    if fit_fraction is not None and not 0 < fit_fraction < 1:
+        raise InputError(f"fit fraction {fit_fraction}: must lie between 0 and 1, for example 0.1")
     if splits is not None:
         names = list(splits)
         loaded = [series for series in loaded if series.split in names]

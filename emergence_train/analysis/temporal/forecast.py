@@ -83,9 +83,10 @@ def forecast(
         raise InputError("not identified: nothing is observed beyond the warm-up of the learning rate; observe longer")
     jump = find_jump(x, y, plan)
     jump_note = jump.note if jump is not None else None
-    if jump is not None:  # no law has it: the rows behind it go on from their own level
-        y = y + jump.size * (x < jump.step)
+    if jump is not None:
         notes.append(jump.note)
+    if jump is not None and jump.lasts:  # no law has it: the rows behind it go on from their own level
+        y = y + jump.size * (x < jump.step)
     curve = observed_part(x, y, past)
     if len(curve.x) < MINIMUM:
         raise InputError(

@@ -6,7 +6,7 @@ SIDE groups of twice as many rows, and so on. The limits were set on 90 public l
 none is noted; one has -0.06 nats of 8 to 10 standard errors.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,17 +21,23 @@ SAME_RATE = 0.02  # of the peak: where the rate itself jumps by more beside its 
 
 @dataclass(frozen=True)
 class Jump:
-    """`step` of the row at it, `size` in nats."""
+    """`step` of the row at it, `size` in nats; `lasts`: it is not the rise of a spike that comes back."""
 
     step: float
     size: float
+    lasts: bool = True
 
     @property
     def note(self) -> str:
-        return (
+        what = (
             f"the loss jumps by {self.size:+.2f} nats near step {self.step:.0f}, which neither its noise nor the learning rate "
-            "explains (other data?): the law is fitted with the rows before it set to the level behind; if those behind it fall "
-            "otherwise too, forecast from them alone"
+            "explains (other data?): "
+        )
+        if not self.lasts:
+            return f"{what}it comes back, and the law is fitted to all rows; forecast from those behind it"
+        return (
+            f"{what}the law is fitted with the rows before it set to the level behind; if those behind it fall otherwise too, "
+            "forecast from them alone"
         )
 
 
@@ -51,7 +57,7 @@ def find_jump(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) -> Jum
         steps, levels = (values[len(values) % each :].reshape(-1, each).mean(1) for values in (x, y))
         jump = _clearest(steps, levels, rounding, plan)
         each *= 2
-    return jump if jump is None or jump.size < 0 or _lasts(x, y, jump) else None
+    return jump if jump is None or jump.size < 0 or _lasts(x, y, jump) else replace(jump, lasts=False)
 
 
 def _lasts(x: np.ndarray, y: np.ndarray, jump: Jump) -> bool:
