@@ -59,14 +59,13 @@ def check_settings(ladder: Ladder) -> None:
         run = ladder.directory(row.run)
         if not is_run(run):
             continue
-        given = [override.partition("=")[0] for override in row.overrides]
-        given = [
-            "model" if key == "model.preset" else key for key in given
-        ]  # a run's file has what the preset stands for
+        # a run's file has what model.preset stands for
+        given = [override.partition("=")[0].removesuffix(".preset") for override in row.overrides]
         before, now = flat(read_config(run)), flat(row_config(ladder.config, row.overrides).model_dump(mode="json"))
         for key in given:
-            if _entries(before, key) != _entries(now, key):
-                _refuse(run, f"{key} of {_entries(before, key)} entries", f"{_entries(now, key)}")
+            had, has = _entries(before, key), _entries(now, key)
+            if had != has:
+                _refuse(run, f"{key} of {had} entries", f"{has}")
         for key in (key for key in now if key in before and within(key, given) and not within(key, VOLATILE)):
             longer = key == "training.tokens" and isinstance(before[key], int) and before[key] < now[key]
             if now[key] is not None and before[key] != now[key] and not longer:  # None: the start of a run resolves it
@@ -75,10 +74,8 @@ def check_settings(ladder: Ladder) -> None:
 
 def _entries(tree: dict[str, Any], key: str) -> int:
     """How many entries a list of sections has in a flat configuration."""
-    begin = f"{key}."
-    return len(
-        {index for name in tree if name.startswith(begin) and (index := name[len(begin) :].split(".")[0]).isdigit()}
-    )
+    first = {name.removeprefix(f"{key}.").split(".")[0] for name in tree if name.startswith(f"{key}.")}
+    return sum(part.isdigit() for part in first)
 
 
 def _refuse(run: Path, was: str, now: str) -> None:

@@ -81,12 +81,12 @@ def forecast(
     past = plan.past if plan is not None else None
     if len(x) == 0 or (past is not None and x[-1] <= past.warmup_end):
         raise InputError("not identified: nothing is observed beyond the warm-up of the learning rate; observe longer")
-    jump = find_jump(x, y, plan)
-    jump_note = jump.note if jump is not None else None
-    if jump is not None:
-        notes.append(jump.note)
-    if jump is not None and jump.lasts:  # no law has it: the rows behind it go on from their own level
-        y = y + jump.size * (x < jump.step)
+    jump_note = None
+    if (jump := find_jump(x, y, plan)) is not None:
+        jump_note = jump.note
+        notes.append(jump_note)
+        if jump.lasts:  # no law has it: the rows behind it go on from their own level
+            y = y + jump.size * (x < jump.step)
     curve = observed_part(x, y, past)
     if len(curve.x) < MINIMUM:
         raise InputError(
