@@ -113,8 +113,11 @@ ON_GPU := $(PATHS) $(PYTHON)
 BUILD_CUDA = $(ON_GPU) -m emergence_kernels.backends.build cuda || echo "the CUDA kernels are left out"
 gpu-check gpu-sanitize gpu-bench gpu-first: gpu-python
 gpu-python:
-	@$(PYTHON) -c 'import torch' 2>/dev/null || \
-	  { echo "$(PYTHON) cannot import torch: name one that can, as in make gpu-check PYTHON=.venv/bin/python" >&2; exit 2; }
+	@$(PYTHON) -c 'import torch; raise SystemExit(0 if torch.cuda.is_available() else 3)' 2>/dev/null; case $$? in \
+	  0) ;; \
+	  3) echo "PyTorch sees no CUDA device here, and this needs one" >&2; exit 2;; \
+	  *) echo "$(PYTHON) cannot import torch: name one that can, as in make gpu-check PYTHON=.venv/bin/python" >&2; exit 2;; \
+	esac
 
 gpu-check:
 	@$(BUILD_CUDA)

@@ -246,12 +246,17 @@ WEIGHTS = [  # of runs that were trained
         again,
     ),
     Row(
-        "a second run with weights {} and seed {}; name each once",
+        "a second run with weights {} and seed {} beside {}, from which it differs in {}; give one of them",
         lambda at: weights(at, weighted(at, "a", 1, 1.0), weighted(at, "b", 1, 1.0)),
         lambda at: weights(at, weighted(at, "a", 1, 1.0), weighted(at, "b", 1, 0.5)),
     ),
     Row(
-        "train the uniform one with that seed",
+        "all runs have uniform weights; add one with training.position_weights and the seed of one of them",
+        lambda at: weights(at, weighted(at, "a", 1, 1.0), weighted(at, "b", 2, 1.0)),
+        lambda at: weights(at, weighted(at, "a", 1, 1.0), weighted(at, "b", 2, 1.0), weighted(at, "c", 1, 0.5)),
+    ),
+    Row(
+        "no run shares its seed with one of uniform weights ({}); train that with the seed of another",
         lambda at: weights(at, weighted(at, "a", 2, 1.0), weighted(at, "b", 1, 0.5)),
         lambda at: weights(at, weighted(at, "a", 1, 1.0), weighted(at, "b", 1, 0.5)),
     ),

@@ -113,6 +113,7 @@ LADDERS = [
     Row("has a checkpoint yet; wait for one", lambda at: as_index(at, '{"runs": ["run"]}'), with_the_run),
 ]
 LADDER_EXEMPT = {  # of a message: why it has no row
+    "holds a result and its page and no runs; open {}, or leave it out": "ladder/test_collect.py",
     "no run has begun; run `emergence-train ladder {}` first": "tried where its situation is made: ladder/test_collect.py",
     "without {}: restore that, or move the run away": "tried where its situation is made: ladder/test_local.py",
     "give the ladder another out, or its file the former value": "tried where its situation is made: ladder/test_local.py",

@@ -6,14 +6,16 @@ from pathlib import Path
 from emergence_train import files
 from emergence_train.errors import InputError
 from emergence_train.input_files import read_text
-from emergence_train.ladder.file import INDEX, Ladder, read
+from emergence_train.ladder.file import INDEX, Ladder, former_names, read
 from emergence_train.recorder.naming import is_run, runs_below
 
 
 def write_index(ladder: Ladder) -> None:
-    """The runs' names, in the ladder's directory."""
+    """The runs' names in the ladder's directory, and what each stands for, former runs' too: a larger ladder keeps them."""
     files.make_directory(ladder.out)
-    files.write_json(ladder.out / INDEX, {"name": ladder.file.name, "runs": [row.run for row in ladder.rows]})
+    identities = former_names(ladder.out) | {row.run: row.identity for row in ladder.rows}
+    index = {"name": ladder.file.name, "runs": [row.run for row in ladder.rows], "identities": identities}
+    files.write_json(ladder.out / INDEX, index)
 
 
 def expanded(paths: list[str]) -> list[str]:
@@ -34,6 +36,10 @@ def expanded(paths: list[str]) -> list[str]:
             runs += _with_checkpoint(path, _of_ladder(path), "of this ladder")
         elif below := runs_below(path):
             runs += _with_checkpoint(path, below, "in it")
+        elif (path / "result.json").is_file() and (path / "report.html").is_file():
+            raise InputError(
+                f"{given}: holds a result and its page and no runs; open {path / 'report.html'}, or leave it out"
+            )
         elif len(paths) == 1 or not _is_report(path):
             runs.append(given)
     return runs

@@ -14,12 +14,14 @@ from emergence_train import config_tree
 from emergence_train.config import Config
 from emergence_train.config_problem import validated
 from emergence_train.errors import InputError
+from emergence_train.input_files import read_text
 from emergence_train.section import Section
 from emergence_train.training.checkpoint_plan import Plan
 
+Identity = tuple[str, int, str, int]  # of a run: size, budget (0: of all budgets), schedule, seed
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 PREFIXES = ((10**9, "b"), (10**6, "m"), (10**3, "k"))
-INDEX = "ladder.json"  # in the ladder's directory: the runs, for the analyses
+INDEX = "ladder.json"  # in the ladder's directory: the runs, for the analyses, and what each name stands for
 LOGS = "ladder-logs"  # likewise: output of the runs, and notes of their starts
 LONGEST = 200  # characters of a run's name: it is a directory's and, with endings, a file's
 OWN = {  # keys that a ladder gives every run, and what decides them
@@ -137,6 +139,11 @@ class Row:
     total_steps: int = 0
     threads: int | None = None  # on a CPU
     saves: bool = True  # a state at its end
+    stable: bool = False  # decays branch from it: the run of all budgets
+
+    @property
+    def identity(self) -> Identity:
+        return self.size, 0 if self.stable else self.tokens, self.schedule, self.seed
 
 
 @dataclass(frozen=True)
@@ -168,9 +175,20 @@ def read(path: str | Path) -> Ladder:
     """The ladder of a file; every row's configuration is read, so that a wrong one is refused before the first starts."""
     path = Path(path)
     file = validated(LadderFile, config_tree.read(path), path, "configs/ladders")
-    rows = tuple(_rows(file, path))
+    rows = tuple(_rows(file, path, {}))
+    if former := former_names(Path(rows[0].out)):  # `out` is known from a configuration that was read
+        rows = tuple(_rows(file, path, former))
     _check_names(path, rows)
     return Ladder(path, file, rows)
+
+
+def former_names(out: Path) -> dict[str, Identity]:
+    """What the names of runs in a ladder's directory stand for, by its index."""
+    try:
+        entries = json.loads(read_text(out / INDEX))["identities"].items()
+        return {name: (str(s), int(t), str(v), int(seed)) for name, (s, t, v, seed) in entries if (out / name).is_dir()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # none, or an earlier version's
 
 
 def _check_names(path: Path, rows: tuple[Row, ...]) -> None:
@@ -203,20 +221,32 @@ def shown_tokens(tokens: int) -> str:
     return str(tokens)
 
 
-def _rows(file: LadderFile, path: Path) -> Iterator[Row]:
+def _rows(file: LadderFile, path: Path, former: dict[str, Identity]) -> Iterator[Row]:
+    """The runs; one whose identity has a name in `former` keeps it, whatever differs in the file now."""
     ordered = sorted(file.schedules.items(), key=lambda entry: entry[1].after is not None)
     branched = {schedule.after for schedule in file.schedules.values() if schedule.after is not None}
+    names = {identity: name for name, identity in former.items()}
     for size, seed in itertools.product(file.sizes, file.seeds):
         chosen = file.sizes[size].schedules or list(file.schedules)
         plans: dict[str, tuple[str, Plan]] = {}  # of the stable runs
         budgets = file.sizes[size].tokens or file.tokens or []
-        for name in (name for name, _ in ordered if name in chosen):
-            stable = name in branched
+        for schedule, entry in ((name, entry) for name, entry in ordered if name in chosen):
+            stable = schedule in branched
             for tokens in [max(budgets)] if stable else budgets:
-                parts = [size, *([] if stable else [shown_tokens(tokens)] * (len(budgets) > 1))]
-                parts += [name] * (len(file.schedules) > 1) + [f"s{seed}"] * (len(file.seeds) > 1)
-                row = _row(file, path, "-".join(parts), size, tokens, name, seed, stable, plans)
-                yield row
+                identity = size, 0 if stable else tokens, schedule, seed
+                seeds, schedules = len(file.seeds) > 1, len(file.schedules) > 1
+                name = _name(identity, len(budgets) > 1, schedules, seeds)
+                if entry.after is not None and former.get(name, identity) != identity:
+                    name = _name(identity, True, schedules, seeds)  # a decay of another budget, which no other extends
+                name = names.get(identity, name)
+                yield _row(file, path, name, size, tokens, schedule, seed, stable, plans)
+
+
+def _name(identity: Identity, tokens: bool, schedules: bool, seeds: bool) -> str:
+    """What differs between runs, the size first."""
+    size, budget, schedule, seed = identity
+    parts = [size, *[shown_tokens(budget)] * (tokens and budget > 0), *[schedule] * schedules, *[f"s{seed}"] * seeds]
+    return "-".join(parts)
 
 
 def _row(
@@ -265,6 +295,7 @@ def _row(
         planned.total_steps,
         config.training.threads,
         config.checkpoints.save_state != "never",
+        stable,
     )
 
 

@@ -81,10 +81,20 @@ def test_one_seed_has_no_interval(tmp_path):
 
 def test_runs_that_do_not_compare_are_refused(tmp_path):
     uniform, other = write_weighted_run(tmp_path, 1, {}, 0.0), write_weighted_run(tmp_path, 2, {"body": 0.5}, 0.1)
-    with pytest.raises(InputError, match="shares its seed"):
+    with pytest.raises(InputError, match=r"shares its seed .*body x0.5 of seed 2, uniform of seed 1"):
         compare_position_weights([uniform, other])
-    with pytest.raises(InputError, match="a second run"):
-        compare_position_weights([uniform, uniform])
+    with pytest.raises(InputError, match="of seed 2, uniform of seed none"):
+        compare_position_weights([other])
+    with pytest.raises(InputError, match="all runs have uniform weights"):
+        compare_position_weights([uniform])
+    larger = write_weighted_run(tmp_path / "larger", 1, {}, 0.0)
+    for run, width in ((uniform, 64), (larger, 128)):
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        (run / "config.yaml").write_text(yaml.safe_dump(config | {"model": {"width": width}}))
+    with pytest.raises(
+        InputError, match=f"a second run .* beside {uniform}, from which it differs in model.width; give one"
+    ):
+        compare_position_weights([uniform, larger])
     with pytest.raises(InputError, match="is this a run directory"):
         compare_position_weights([tmp_path])
 

@@ -272,6 +272,14 @@ def test_a_python_without_torch_is_named(target):
     assert not done.stdout and all(text.startswith("make: ***") for text in rest)
 
 
+@pytest.mark.skipif(not shutil.which("make") or torch.cuda.is_available(), reason="no make, or a GPU")
+def test_nothing_is_built_without_a_gpu():
+    command = ["make", "--silent", "gpu-check", f"PYTHON={sys.executable}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("PyTorch sees no CUDA device here")
+
+
 def test_checking_asks_for_torch_first():
     done = subprocess.run([sys.executable, "-IS", "benchmarks/gpu_check.py"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("gpu-check: torch is not installed")

@@ -6,6 +6,11 @@ from emergence_train.errors import InputError
 from emergence_train.ladder.collect import expanded, write_index
 from emergence_train.ladder.file import read
 
+SCHEDULES = {
+    "stable": {"set": {"training.schedule.kind": "constant"}},
+    "decay": {"after": "stable", "share": 0.25, "set": {"training.schedule.kind": "wsd"}},
+}
+
 
 def begin(ladder, run: str, *, checkpoint: bool = True) -> str:
     """A run directory as far as a start makes it."""
@@ -52,6 +57,15 @@ def test_a_directory_of_runs_stands_for_them(tmp_path):
     assert expanded([str(places[0]), str(page)]) == [str(places[0]), str(page)]
 
 
+def test_a_sweep_is_shown_by_its_own_page(tmp_path):
+    for name in ("result.json", "report.html", "curves.parquet"):
+        (tmp_path / name).touch()
+    page = tmp_path / "report.html"
+    for paths in ([str(tmp_path)], ["x.csv", str(tmp_path)]):
+        with pytest.raises(InputError, match=f"holds a result and its page and no runs; open {page}, or leave it out$"):
+            expanded(paths)
+
+
 def test_a_ladder_that_has_not_begun_is_one_line(ladder_file):
     path = ladder_file()
     with pytest.raises(InputError, match="no run has begun; run `emergence-train ladder .*ladder.yaml` first"):
@@ -59,3 +73,39 @@ def test_a_ladder_that_has_not_begun_is_one_line(ladder_file):
     write_index(read(path))
     with pytest.raises(InputError, match="no run of this ladder has a checkpoint yet; wait for one"):
         expanded([str(path)])
+
+
+def test_a_run_keeps_its_name_in_a_larger_ladder(ladder_file):
+    """One seed and budget, then two of each, then the new ones alone: what is trained has the name that it began with."""
+
+    def begun(**keys) -> dict[tuple, str]:
+        ladder = read(ladder_file(schedules=SCHEDULES, **keys))
+        write_index(ladder)
+        for row in ladder.rows:
+            ladder.directory(row.run).mkdir(exist_ok=True)
+        return {(row.schedule, row.tokens, row.seed): row.run for row in ladder.rows}
+
+    small = begun(tokens=[4096], seeds=[1])
+    assert small == {("stable", 4096, 1): "a-stable", ("decay", 4096, 1): "a-decay"}
+    both = begun(tokens=[4096, 6144], seeds=[1, 2])
+    assert both == {
+        ("stable", 6144, 1): "a-stable",
+        ("decay", 4096, 1): "a-decay",
+        ("decay", 6144, 1): "a-6.144k-decay-s1",
+        ("stable", 6144, 2): "a-stable-s2",
+        ("decay", 4096, 2): "a-4.096k-decay-s2",
+        ("decay", 6144, 2): "a-6.144k-decay-s2",
+    }
+    assert begun(tokens=[4096, 6144], seeds=[2]).items() <= both.items()
+    assert begun(tokens=[4096, 6144], seeds=[1, 2]) == both
+
+
+def test_a_raised_budget_is_another_decay(ladder_file):
+    ladder = read(ladder_file(tokens=[4096], schedules=SCHEDULES))
+    write_index(ladder)
+    assert [row.run for row in read(ladder.path).rows] == ["a-stable", "a-decay"]
+    (ladder.out / "a-decay").mkdir()
+    raised = read(ladder_file(tokens=[6144], schedules=SCHEDULES))
+    assert [(row.run, row.parent) for row in raised.rows] == [("a-stable", None), ("a-6.144k-decay", "a-stable")]
+    (ladder.out / "ladder.json").write_text('{"identities": {"a-stable": 3}}')
+    assert [row.run for row in read(ladder.path).rows] == ["a-stable", "a-decay"]

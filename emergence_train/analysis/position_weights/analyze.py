@@ -44,10 +44,9 @@ def compare_position_weights(runs: Iterable[str | Path]) -> PositionWeightsResul
     paths = _by_weights(runs)
     variants = sorted({variant for variant, _ in paths} - {UNIFORM})
     seeds = {v: [seed for name, seed in paths if name == v and (UNIFORM, seed) in paths] for v in variants}
-    if not any(seeds.values()):
-        raise InputError("no run shares its seed with a run of uniform weights; train the uniform one with that seed")
+    _check_seeds(paths, seeds)
     for variant, seed in paths:
-        if variant != UNIFORM and seed in seeds[variant]:
+        if seed in seeds.get(variant, ()):
             _check_pair(paths[variant, seed], paths[UNIFORM, seed])
     frames = {run: tables.read(tables.POSITIONS, path) for run, path in paths.items()}
     step = max(set.intersection(*(set(frame["step"]) for frame in frames.values())), default=None)
@@ -84,10 +83,28 @@ def _by_weights(runs: Iterable[str | Path]) -> dict[tuple[str, int], Path]:
     paths: dict[tuple[str, int], Path] = {}
     for run in map(Path, runs):
         variant, seed = _variant(run)
-        if (variant, seed) in paths:
-            raise InputError(f"{run}: a second run with weights {variant} and seed {seed}; name each once")
-        paths[variant, seed] = run
+        if (first := paths.setdefault((variant, seed), run)) is not run:
+            others = ", ".join(run_differences.other_than(run, first, ())) or "nothing"
+            raise InputError(
+                f"{run}: a second run with weights {variant} and seed {seed} beside {first}, from which it differs in {others}; "
+                "give one of them"
+            )
     return paths
+
+
+def _check_seeds(paths: dict[tuple[str, int], Path], shared: dict[str, list[int]]) -> None:
+    """Raise InputError where no variant has `shared` seeds with uniform weights."""
+    if any(shared.values()):
+        return
+    if not shared:
+        raise InputError(
+            "all runs have uniform weights; add one with training.position_weights and the seed of one of them"
+        )
+    seeds = {name: ", ".join(str(seed) for variant, seed in paths if variant == name) for name in (*shared, UNIFORM)}
+    each = ", ".join(f"{name} of seed {numbers or 'none'}" for name, numbers in seeds.items())
+    raise InputError(
+        f"no run shares its seed with one of uniform weights ({each}); train that with the seed of another"
+    )
 
 
 def _check_pair(run: Path, uniform: Path) -> None:
