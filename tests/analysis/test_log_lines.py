@@ -164,3 +164,13 @@ def test_tokens_in_a_group_are_tokens_if_they_rise(tmp_path):
     (tmp_path / "x.csv").write_text("step,loss,perf/tokens\n" + text(lambda s, x: f"{s},{x},4096"))
     (curve,) = logs.read(tmp_path / "x.csv", LogOptions())
     assert set(curve.frame["tokens"]) == {0}
+
+
+@pytest.mark.timeout(60)
+def test_a_long_line_of_pairs_takes_no_time(tmp_path):
+    """2 MB of losses and steps, a pair after another; hours where each loss looks through all before it."""
+    curve = "".join(f"step {10 * k} train loss {5 - 0.01 * k:.2f} aux loss 0.5\n" for k in range(1, 40))
+    path = tmp_path / "run.log"
+    path.write_text(curve + "step 400 " + "train loss 4.6 step 400 ab=1, " * 70_000 + "\n")
+    (curve,) = logs.read(path, LogOptions(tokens_per_step=1000))
+    assert curve.frame["step"].tolist() == [10 * k for k in range(1, 41)] and curve.frame["loss"].iloc[-1] == 4.6

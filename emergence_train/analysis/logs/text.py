@@ -43,7 +43,7 @@ LOSS = re.compile(rf"(?<![\w./-])([\w./-]*loss):?\s+{NUMBER}", re.IGNORECASE)
 # A word of its name: "aux loss: 0.01", "EMA model loss 3.9"; not of "norm nan loss 3.9"
 BEFORE_LOSS = re.compile(r"(?!(?:nan|inf|none|n/a)\Z)[a-z][\w./-]*", re.IGNORECASE)
 # nanoGPT's estimate of both, beside the losses of its steps
-EVALUATION = re.compile(r"\btrain loss .*\bval loss", re.IGNORECASE)
+EVALUATION = re.compile(r"(?>.*?\btrain loss ).*\bval loss", re.IGNORECASE)  # from the first on: a line may have many
 ESTIMATE = re.compile(r"\bval(?:id\w*)?[ _]loss", re.IGNORECASE)
 TRAINING_LOSS = ("train loss", "training loss")
 TRAIN_LOSS = re.compile(r"train(?:ing)?[_/]loss", re.IGNORECASE)
@@ -128,11 +128,12 @@ def read_megatron(path: Path) -> list[Log]:
 def _step_and_losses(line: str) -> tuple[re.Match[str] | None, dict[str, str]]:
     """The step of a line, and the losses behind it by their whole names, but those that the line names as a validation's."""
     step, losses = STEP.search(line), dict[str, str]()
-    if step and not EVALUATION.search(line):
-        rest = without_validation(line)
+    if step and not EVALUATION.match(line):
+        rest, behind = without_validation(line), 0  # a loss' own words are behind the number of the one before
         for match in LOSS.finditer(rest):
             if step.start() < match.start():
-                losses.setdefault(_name(rest[: match.start()], match[1]), match[2])
+                losses.setdefault(_name(rest[behind : match.start()], match[1]), match[2])
+            behind = match.end()
     return step, losses
 
 
