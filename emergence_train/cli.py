@@ -1,6 +1,7 @@
 """The command line: its verbs and how they end. Errors are one line; a traceback only with --debug."""
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -53,6 +54,7 @@ from emergence_train.cli_runs import (
 from emergence_train.errors import InputError, RunError, Stopped, describe, exit_code, tell
 
 DESCRIPTION = "Pretrain language models, log the loss at every position, and forecast where the run is going."
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # of a disk
 UNIX = ("fcntl", "resource", "termios")  # modules that only Unix has
 
 
@@ -92,12 +94,36 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error, ModuleNotFoundError) and error.name in UNIX:
             tell(f"{argv[0]} needs Linux or macOS (Python's {error.name} is missing here); under Windows use WSL")
             return 2
+        if isinstance(error, OSError) and error.errno in NO_ROOM and (reason := _unwritable()):
+            tell(f"standard output: {reason}; send it elsewhere. Files that the command has written are whole")
+            return 1
         tell(describe(error))
         return exit_code(error)
 
 
+def _unwritable() -> str | None:
+    """Why standard output takes no more (a full disk), which is then closed; None: it does."""
+    try:
+        os.write(sys.stdout.fileno(), b"\n")  # flushing again succeeds: what could not be written is dropped
+        return None
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return error.strerror
+
+
+def _open_streams() -> None:
+    """Let standard streams that are closed, as a daemon's, lead nowhere: else the next file that is opened has their number."""
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(number, True)
+    os.close(number)
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
+
+
 def run() -> None:
     """The console script: run main and exit the process."""
+    _open_streams()
     code = main()
     if "torch" in sys.modules:
         from emergence_train.parallel.ranks import leave

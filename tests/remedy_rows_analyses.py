@@ -101,6 +101,11 @@ ANALYSES = [
         lambda at: at.emergence(at.evaluations()),
     ),
     Row(
+        "a run without results of tasks; name tasks in its configuration, or run `emergence-train evaluate {} --tasks NAME`",
+        lambda at: at.emergence(logged_run(at)),
+        lambda at: at.emergence(at.evaluations()),
+    ),
+    Row(
         "no row after step 0, so nothing to fit; name one that has trained",
         lambda at: at.temporal(at.write("zero.csv", "step,loss\n0,9\n")),
         lambda at: at.temporal(at.curve()),

@@ -2,6 +2,10 @@
 
 import errno
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -9,7 +13,7 @@ import pytest
 from emergence_train import cli
 from emergence_train.errors import describe
 from report.test_page import write_run
-from support import command, run_python
+from support import ROOT, command, run_python
 
 
 @pytest.mark.parametrize(
@@ -161,3 +165,39 @@ def test_a_run_without_losses_is_left_out_beside_others(tmp_path, capsys):
         assert f"{diverged}: left out, its checkpoints have no losses" in capsys.readouterr().err
         assert cli.main([*words, str(diverged)]) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+def shell(command: str, **more) -> subprocess.CompletedProcess:
+    """`emergence-train` as $TRAIN in a shell, which closes and redirects streams."""
+    variables = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
+    variables["TRAIN"] = f"{sys.executable} -m emergence_train"
+    return subprocess.run(["sh", "-c", command], env=variables, capture_output=True, text=True, timeout=300, **more)
+
+
+def test_closed_streams_lead_nowhere(config_file, tmp_path):
+    """A daemon's; and no file of the run has the number of one, into which what C libraries print would go."""
+    done = shell(f"$TRAIN train {config_file} <&- >&- 2>&-; echo $?")
+    assert done.stdout == "0\n"
+    assert shell("$TRAIN analyze temporal runs/run --out out >&-; echo $? >&2", cwd=tmp_path).stderr.endswith("0\n")
+    assert shell("$TRAIN runs runs >&-; echo $? >&2", cwd=tmp_path).stderr == "0\n"
+    assert shell("$TRAIN runs nowhere 2>&-; echo $?", cwd=tmp_path).stdout == "2\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="wants a file that is always full")
+@pytest.mark.parametrize(
+    "command",
+    [
+        "report story.csv --tokens-per-step 1000 --out page",
+        "analyze temporal story.csv",
+        "analyze temporal story.csv --json",
+    ],
+)
+def test_a_full_standard_output_is_named(command, tmp_path):
+    rows = "".join(f"{k},{2 + 3 * k**-0.5:.4f}\n" for k in range(10, 2000, 20))
+    (tmp_path / "story.csv").write_text(f"step,loss\n{rows}")
+    done = shell(f"$TRAIN {command} > /dev/full", cwd=tmp_path)
+    assert done.returncode == 1
+    *_, last = done.stderr.splitlines()
+    assert last.endswith(
+        "standard output: No space left on device; send it elsewhere. Files that the command has written are whole"
+    )

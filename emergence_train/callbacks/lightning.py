@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.callbacks import Callback
 
+from emergence_train.callbacks.trained_tokens import TrainedTokens
 from emergence_train.errors import InputError
 from emergence_train.recorder.api import Recorder
 
@@ -39,7 +41,7 @@ class PositionCallback(Callback):
             raise InputError(f"PositionCallback: split={split!r}; give each a name of its own, other than train")
         self.recorder: Recorder | None = None
         self._state: dict[str, Any] | None = None  # of the recorder, from the checkpoint that training resumes from
-        self.tokens = 0  # trained on by all ranks
+        self._tokens = TrainedTokens()
         self._written = 0  # step of the last tables
         self._step = 0  # the last one
         self._losses: list[Any] = []  # of the micro-batches since then
@@ -54,13 +56,14 @@ class PositionCallback(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         losses_BT = self._add(outputs, "train")
-        self.tokens += losses_BT.numel() * trainer.world_size
+        mask_BT = outputs.get("mask")
+        self._tokens.add(losses_BT.numel() if mask_BT is None else torch.as_tensor(mask_BT).sum())
         # Lightning has divided it by that many, also in an epoch's last step, which may have fewer.
         self._losses.append(outputs["loss"].detach() * trainer.accumulate_grad_batches)
         if self.recorder is not None and trainer.global_step > self._step:
             if trainer.global_step % trainer.log_every_n_steps == 0:
                 mean = sum(self._losses) / len(self._losses)
-                self.recorder.log(trainer.global_step, self.tokens, mean, _rate(trainer))
+                self.recorder.log(trainer.global_step, self._tokens.sum_over_ranks(), mean, _rate(trainer))
             self._step, self._losses = trainer.global_step, []
 
     def on_validation_batch_end(
@@ -81,10 +84,11 @@ class PositionCallback(Callback):
             self.recorder = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"tokens": self.tokens, "recorder": self.recorder and self.recorder.state_dict(self._step)}
+        tokens = self._tokens.sum_over_ranks()
+        return {"tokens": tokens, "recorder": self.recorder and self.recorder.state_dict(self._step)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.tokens, self._state = state_dict["tokens"], state_dict.get("recorder")
+        self._tokens, self._state = TrainedTokens(state_dict["tokens"]), state_dict.get("recorder")
 
     def _check_named(self, trainer: Any) -> None:
         loaders = len(trainer.num_val_batches)
@@ -108,7 +112,7 @@ class PositionCallback(Callback):
 
     def _write(self, trainer: Any) -> None:
         if self.recorder is not None and trainer.global_step > self._written:
-            self.recorder.checkpoint(trainer.global_step, self.tokens, _rate(trainer))
+            self.recorder.checkpoint(trainer.global_step, self._tokens.sum_over_ranks(), _rate(trainer))
             self._written = trainer.global_step
 
 

@@ -10,10 +10,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from emergence_train.callbacks.trained_tokens import TrainedTokens
 from emergence_train.errors import InputError
 from emergence_train.recorder.api import Recorder, token_losses
 
@@ -44,8 +44,7 @@ class PositionCallback(TrainerCallback):
         self.params, self.vocabulary, self.split = params, vocabulary, split
         self.recorder: Recorder | None = None
         self._hook: Any = None
-        self._tokens = 0  # of this rank since the start
-        self._before = 0  # of all ranks, when training started
+        self._tokens = TrainedTokens()
         self._row = -1  # step of the last row of the curve
         # Since training started: an evaluation before is of weights that have theirs, or are untrained
         self._stepped = False
@@ -66,18 +65,22 @@ class PositionCallback(TrainerCallback):
             vocabulary=self.vocabulary,
             step=state.global_step,
         )
-        self._tokens, self._before = 0, self.recorder.tokens
+        self._tokens = TrainedTokens(self.recorder.tokens)
         self._row, self._stepped, self._added = state.global_step, False, False
         self._hook = model.register_forward_hook(self._seen, with_kwargs=True)
 
     def on_log(self, args: Any, state: Any, control: Any, *, logs: dict[str, Any], **kwargs: Any) -> None:
         if self.recorder is not None and "loss" in logs and state.global_step > self._row:
             lr = logs.get("learning_rate", _rate(kwargs))
-            self.recorder.log(state.global_step, self._all_tokens(), logs["loss"], lr)
+            self.recorder.log(state.global_step, self._tokens.total, logs["loss"], lr)
             self._row = state.global_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._stepped = self._added = True
+        self._sum_tokens(control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._sum_tokens(control)
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, *, metrics: dict[str, float] | None = None, **kwargs: Any
@@ -135,7 +138,9 @@ class PositionCallback(TrainerCallback):
         split = "train" if model.training else EVALUATED
         self.recorder.add(losses_BT, split=split, correct_BT=correct_BT, mask_BT=labels_BT[:, 1:] >= 0)
         if model.training:
-            self._tokens += labels_BT.numel()
+            mask_BT: Tensor | None = kwargs.get("attention_mask")  # 0 where padded
+            flat = mask_BT is not None and mask_BT.ndim == 2
+            self._tokens.add(mask_BT.sum() if flat else labels_BT.numel())  # type: ignore[union-attr]
 
     def _split_of(self, metrics: dict[str, float]) -> str:
         """The split that Trainer has evaluated on, by the prefix of its metrics."""
@@ -143,14 +148,14 @@ class PositionCallback(TrainerCallback):
         name = self.split if prefix == "eval" else prefix.removeprefix("eval_")
         return "eval_train" if name == "train" else name
 
-    def _all_tokens(self) -> int:
-        """Of all ranks, which have batches of one size, since the start of the run."""
-        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        return self._before + ranks * self._tokens
+    def _sum_tokens(self, control: Any) -> None:
+        """Before Trainer logs, where all ranks are: a script's own log may be of one alone."""
+        if self.recorder is not None and control.should_log:
+            self._tokens.sum_over_ranks()
 
     def _write(self, step: int, lr: float | None) -> None:
         if self.recorder is not None and self._added:
-            self.recorder.checkpoint(step, self._all_tokens(), lr)
+            self.recorder.checkpoint(step, self._tokens.sum_over_ranks(), lr)
             self._added = False
 
 

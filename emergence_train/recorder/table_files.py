@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from emergence_train.errors import InputError
 from emergence_train.input_files import regular
 from emergence_train.recorder.metrics import Metrics
-from emergence_train.recorder.schemas import BOOLEAN, CURVES, POSITIONS, REAL, TEXT, VOCABULARY, Table
+from emergence_train.recorder.schemas import BOOLEAN, CURVES, EVALUATIONS, POSITIONS, REAL, TEXT, VOCABULARY, Table
 
 CHUNK = 1 << 17  # rows
 # A few megabytes of Parquet can hold any number of equal rows, and the checks keep 8 bytes of each.
@@ -39,6 +39,11 @@ def files_of(table: Table, path: Path) -> list[Path]:
         return [path / "metrics.jsonl"]
     folder = path / table.name if (path / table.name).is_dir() else path
     files = sorted(f for f in folder.iterdir() if f.suffix in (".parquet", ".csv") and not f.name.startswith("."))
+    if not files and table is EVALUATIONS and (path / "metrics.jsonl").is_file():
+        raise InputError(
+            f"{path}: a run without results of tasks; name tasks in its configuration, or run `emergence-train evaluate {path} "
+            f"--tasks NAME`"
+        )
     if not files:
         raise InputError(f"{folder}: holds no {table.name} table (*.parquet or *.csv); is this a run directory?")
     return files

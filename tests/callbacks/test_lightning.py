@@ -19,10 +19,11 @@ SEQUENCE, VOCABULARY = 6, 11
 
 
 class Module(lightning.LightningModule):
-    def __init__(self, hide=False):
+    def __init__(self, hide=False, padding=None):
         super().__init__()
         torch.manual_seed(0)
         self.table, self.hide, self.seen = nn.Embedding(VOCABULARY, VOCABULARY), hide, []
+        self.padding = padding
 
     def training_step(self, batch, index):
         logits = self.table(batch[:, :-1])
@@ -31,7 +32,8 @@ class Module(lightning.LightningModule):
             return loss
         losses, correct = token_losses(logits, batch[:, 1:])
         self.seen.append(losses)
-        return {"loss": loss, "token_losses": losses, "correct": correct}
+        result = {"loss": loss, "token_losses": losses, "correct": correct}
+        return result if self.padding is None else result | {"mask": batch[:, 1:] != self.padding}
 
     def validation_step(self, batch, index, dataloader_idx=0):
         losses, correct = token_losses(self.table(batch[:, :-1]), batch[:, 1:])
@@ -150,3 +152,14 @@ def test_an_epochs_last_step_is_logged_whole(tmp_path):
 def test_a_step_that_returns_no_token_losses_is_named(tmp_path):
     with pytest.raises(InputError, match="training_step returns no 'token_losses'"):
         fit(tmp_path, 1, Module(hide=True))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_the_mask_leaves_out_is_no_token(tmp_path):
+    """Tokens are the predictions that count, of the positions' own sums."""
+    fit(tmp_path, 4, Module(padding=3))
+    frame = tables.read(tables.POSITIONS, tmp_path / "mine")
+    train = frame[(frame["step"] == 4) & (frame["split"] == "train")]
+    tokens = train["count"].sum()
+    assert 0 < tokens < 16 * SEQUENCE and train["tokens"].unique() == [tokens]
+    assert metrics(tmp_path / "mine")[-1]["tokens"] == tokens

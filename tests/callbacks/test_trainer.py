@@ -33,6 +33,21 @@ class Recording(torch.utils.data.Dataset):
         return {"input_ids": self.rows[index], "labels": self.labels[index]}
 
 
+class Padded(Recording):
+    """Rows of 5 to 13 tokens, padded on the right."""
+
+    def __getitem__(self, index):
+        mask = torch.arange(SEQUENCE + 1) < 5 + index % 9
+        return {
+            "input_ids": self.rows[index],
+            "labels": self.rows[index].where(mask, -100),
+            "attention_mask": mask.long(),
+        }
+
+    def lengths(self):
+        return [5 + index % 9 for index in range(len(self))]
+
+
 def llama():
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
@@ -47,7 +62,7 @@ def llama():
     return transformers.LlamaForCausalLM(config)
 
 
-def trainer(folder, steps, accumulation=2, model=None, callbacks=(), **options):
+def trainer(folder, steps, accumulation=2, model=None, callbacks=(), rows=Recording, **options):
     from emergence_train.callbacks.trainer import PositionCallback
 
     defaults = {"logging_steps": 2, "save_steps": 4, "eval_steps": 2, "eval_strategy": "steps", "learning_rate": 0.01}
@@ -66,7 +81,7 @@ def trainer(folder, steps, accumulation=2, model=None, callbacks=(), **options):
     return transformers.Trainer(
         model=model or llama(),
         args=arguments,
-        train_dataset=Recording(64, 1),
+        train_dataset=rows(64, 1),
         eval_dataset=Recording(8, 2),
         callbacks=[PositionCallback(folder / "mine", sequence=SEQUENCE), *callbacks],
     )
@@ -240,6 +255,25 @@ def test_rates_are_known_before_the_first_log(tmp_path):
     assert curve["step"].tolist() == [4, 8] and curve["lr"].tolist() == pytest.approx([0.005, 0.0])
 
 
+@pytest.mark.parametrize("logged", ["steps", "epoch"])
+def test_padding_is_no_token(logged, tmp_path):
+    """An epoch of 32 batches: its rows' own lengths, in the curve and in the tables."""
+    trainer(
+        tmp_path, 32, 1, rows=Padded, logging_steps=8, logging_strategy=logged, eval_strategy="no", save_steps=32
+    ).train()
+    tokens = sum(Padded(64, 1).lengths())
+    assert tables.read(tables.CURVES, tmp_path / "mine")["tokens"].iloc[-1] == tokens
+    assert tables.read(tables.POSITIONS, tmp_path / "mine")["tokens"].unique() == [tokens]
+
+
+@pytest.mark.slow
+def test_two_processes_count_batches_of_their_own_sizes(tmp_path):
+    two = run_python("tests/callbacks/test_trainer.py", str(tmp_path), "padded", processes=2)
+    assert two.returncode == 0, two.stderr
+    curve = tables.read(tables.CURVES, tmp_path / "mine")
+    assert curve["tokens"].iloc[-1] == sum(Padded(64, 1).lengths()) and curve["tokens"].is_monotonic_increasing
+
+
 @pytest.mark.slow
 def test_two_processes_record_what_one_does(finished, tmp_path):
     folder, _, _ = finished
@@ -263,4 +297,7 @@ def test_a_model_that_hides_its_labels_is_refused(tmp_path):
 
 
 if __name__ == "__main__":  # a rank: half the rows of each step
-    trainer(Path(sys.argv[1]), 8, accumulation=1).train()
+    if sys.argv[2:] == ["padded"]:
+        trainer(Path(sys.argv[1]), 16, 1, rows=Padded, logging_steps=1, eval_strategy="no", save_steps=16).train()
+    else:
+        trainer(Path(sys.argv[1]), 8, accumulation=1).train()

@@ -1,0 +1,31 @@
+"""How many tokens all ranks have trained on, whose batches may be of different sizes."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class TrainedTokens:
+    """Each rank counts its own without a sync; `sum_over_ranks` makes them `total`.
+
+    Args:
+        total: of all ranks, when training starts.
+    """
+
+    def __init__(self, total: int = 0) -> None:
+        self.total = total
+        self._own: int | Tensor = 0  # of this rank since the last sum
+
+    def add(self, tokens: int | Tensor) -> None:
+        self._own = self._own + tokens
+
+    def sum_over_ranks(self) -> int:
+        """Tokens of all ranks so far. Collective."""
+        if dist.is_available() and dist.is_initialized():
+            device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+            own = torch.as_tensor(self._own, dtype=torch.int64).to(device)
+            dist.all_reduce(own)
+            self._own = own
+        self.total += int(self._own)
+        self._own = 0
+        return self.total
