@@ -63,7 +63,7 @@ class PositionCallback(Callback):
         if self.recorder is not None and trainer.global_step > self._step:
             if trainer.global_step % trainer.log_every_n_steps == 0:
                 mean = sum(self._losses) / len(self._losses)
-                self.recorder.log(trainer.global_step, self._tokens.sum_over_ranks(), mean, _rate(trainer))
+                self.recorder.log(trainer.global_step, self._tokens.all_reduce_sum(), mean, _rate(trainer))
             self._step, self._losses = trainer.global_step, []
 
     def on_validation_batch_end(
@@ -84,7 +84,7 @@ class PositionCallback(Callback):
             self.recorder = None
 
     def state_dict(self) -> dict[str, Any]:
-        tokens = self._tokens.sum_over_ranks()
+        tokens = self._tokens.all_reduce_sum()
         return {"tokens": tokens, "recorder": self.recorder and self.recorder.state_dict(self._step)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -112,7 +112,7 @@ class PositionCallback(Callback):
 
     def _write(self, trainer: Any) -> None:
         if self.recorder is not None and trainer.global_step > self._written:
-            self.recorder.checkpoint(trainer.global_step, self._tokens.sum_over_ranks(), _rate(trainer))
+            self.recorder.checkpoint(trainer.global_step, self._tokens.all_reduce_sum(), _rate(trainer))
             self._written = trainer.global_step
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class TrainedTokens:
-    """Each rank counts its own without a sync; `sum_over_ranks` makes them `total`.
+    """Each rank counts its own without a sync; `all_reduce_sum` makes them `total`.
 
     Args:
         total: of all ranks, when training starts.
@@ -19,7 +19,7 @@ class TrainedTokens:
     def add(self, tokens: int | Tensor) -> None:
         self._own = self._own + tokens
 
-    def sum_over_ranks(self) -> int:
+    def all_reduce_sum(self) -> int:
         """Tokens of all ranks so far. Collective."""
         if dist.is_available() and dist.is_initialized():
             device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")

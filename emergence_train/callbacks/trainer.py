@@ -151,11 +151,11 @@ class PositionCallback(TrainerCallback):
     def _sum_tokens(self, control: Any) -> None:
         """Before Trainer logs, where all ranks are: a script's own log may be of one alone."""
         if self.recorder is not None and control.should_log:
-            self._tokens.sum_over_ranks()
+            self._tokens.all_reduce_sum()
 
     def _write(self, step: int, lr: float | None) -> None:
         if self.recorder is not None and self._added:
-            self.recorder.checkpoint(step, self._tokens.sum_over_ranks(), lr)
+            self.recorder.checkpoint(step, self._tokens.all_reduce_sum(), lr)
             self._added = False
 
 
