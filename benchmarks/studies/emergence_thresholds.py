@@ -29,9 +29,9 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
 import emergence_items  # noqa: E402
+from commands import write_result  # noqa: E402
 from emergence_crossings import crossings, summaries  # noqa: E402
 from emergence_study import task_of  # noqa: E402
-from temporal_coverage import provenance  # noqa: E402
 
 from emergence_train.analysis.emergence import table as emergence_table  # noqa: E402
 from emergence_train.analysis.emergence.analyze import find  # noqa: E402
@@ -242,9 +242,8 @@ def main() -> None:
     }
     path = HERE.parent / "results" / "emergence_thresholds.json"
     command = f"python benchmarks/studies/emergence_thresholds.py --simulations {arguments.simulations}"
+    command += " --public FOLDER" if arguments.public else ""
     result = {
-        **provenance(command + (" --public FOLDER" if arguments.public else "")),
-        "device": "CPU, one core",
         "simulated": {name: coverage(results) for name, results in regimes.items()},
         "all_simulated": coverage([row for results in regimes.values() for row in results]),
         "two_runs_of_a_family": overlapping_runs(arguments.simulations),
@@ -268,7 +267,7 @@ def main() -> None:
         result |= {name: known[name] for name in names if name in known}
         result["commit of the public tables' parts"] = known.get("commit of the public tables' parts", known["commit"])
     result["cpu_seconds"] = round(time.process_time() - begin, 1)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(path, command, result)
     print(json.dumps(result, indent=1))
 
 
