@@ -3,9 +3,10 @@
     python benchmarks/studies/emergence_thresholds.py [--simulations 100] [--public FOLDER] [--figures]
 
 Simulated (emergence_items.py): how often the 95% interval of a threshold holds the truth, by items, rows and the foot of the
-rise; whether the intervals of two runs of one family overlap. With --public, tables of other laboratories (FOLDER has
-gadre_evaluations.csv and gemstones_evaluations.csv, see docs/notebook/2026-11-26-thresholds-that-hold.md): what one untrained
-checkpoint changes, how often verdicts of halves agree, and when hidden runs cross levels of performance that were ahead.
+rise; whether the intervals of two runs of one family overlap. Seeds from 1,000 on chose shapes.TRUST and threshold's
+constants. With --public, tables of other laboratories (FOLDER has gadre_evaluations.csv and gemstones_evaluations.csv, see
+docs/notebook/2026-11-26-thresholds-that-hold.md): what one untrained checkpoint changes, how often verdicts of halves agree,
+and when hidden runs cross levels of performance that were ahead.
 Writes benchmarks/results/emergence_thresholds.json; the tables themselves are not kept.
 """
 
@@ -46,7 +47,6 @@ FEET = {
 }
 REGIMES = tuple(product((500, 14_000), emergence_items.ROWS, FEET))
 SHOWN = 0.08  # least share of items known at the lowest loss: fewer are no ability to find a threshold of
-CHOSEN = 1000  # seeds from here on chose shapes.TRUST and threshold's constants, those below are reported
 TABLES = ("gadre", "gemstones")
 TABLE, KNOWN = "from the table alone", "with the constant rate known"
 UNSEEN = "gadre, every second task: no constant was chosen on these"
