@@ -248,7 +248,7 @@ def test_the_result_of_analyze_emergence(tmp_path, capsys):
 
 def test_the_result_of_plan(capsys):
     assert (
-        cli.main(["plan", str(ROOT / "configs" / "quickstart.yaml"), "--gpus", "4", "--gpu", "h100-80gb", "--json"])
+        cli.main(["plan", str(ROOT / "configs" / "quickstart.yaml"), "--gpus", "1", "--gpu", "h100-80gb", "--json"])
         == 0
     )
     result = json.loads(capsys.readouterr().out)

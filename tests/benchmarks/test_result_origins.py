@@ -82,13 +82,13 @@ def test_results_name_commits_of_this_history(results):
 
 
 def test_results_name_command_device_and_commit(results):
-    lacking = set()
+    missing = set()
     for name, result in results.items():
         filled = {key.rstrip("s") for key, value in result if value}
         absent = [field for field in FIELDS if field not in filled]
         if absent:
-            lacking.add((name, *absent))
-    assert lacking <= LACKING
+            missing.add((name, *absent))
+    assert missing <= LACKING
 
 
 def test_a_study_writes_versions_device_and_commit(tmp_path):
