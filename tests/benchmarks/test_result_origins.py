@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support import ROOT, study
+from support import ROOT, STUDIES, study
 
 RESULTS = ROOT / "benchmarks" / "results"
 FIELDS = ("command", "device", "commit")
@@ -102,6 +102,13 @@ def test_a_study_writes_versions_device_and_commit(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         commands.write_result(path, "python a_study.py", {"value": float("nan")})
     assert json.loads(path.read_text())["value"] == 1.5
+
+
+@pytest.mark.parametrize("script", sorted(STUDIES.glob("*.py")), ids=lambda path: path.stem)
+def test_studies_write_results_whole(script):
+    """Through emergence_train.files; a dictionary of versions of one's own is none of the recorder's."""
+    text = script.read_text(encoding="utf-8")
+    assert not re.search(r"write_text\(\s*json\.dumps\([^\n]*indent", text) and "rev-parse" not in text
 
 
 def test_the_recorder_marks_a_tree_that_was_changed(tmp_path, monkeypatch):
