@@ -70,22 +70,11 @@ class LigerLlama(nn.Module):
         import transformers
         from liger_kernel.transformers import apply_liger_kernel_to_llama
 
+        from emergence_train.convert.hf_names import hf_config
+
         apply_liger_kernel_to_llama(rope=True, rms_norm=True, swiglu=True, fused_linear_cross_entropy=True)
-        self.llama = transformers.LlamaForCausalLM(
-            transformers.LlamaConfig(
-                vocab_size=c.vocab_size,
-                hidden_size=c.width,
-                intermediate_size=c.ffn,
-                num_hidden_layers=c.layers,
-                num_attention_heads=c.heads,
-                num_key_value_heads=c.kv_heads,
-                rms_norm_eps=c.norm_eps,
-                max_position_embeddings=c.max_sequence,
-                tie_word_embeddings=False,
-                attn_implementation="sdpa",
-                use_cache=False,
-            )
-        )
+        config = transformers.LlamaConfig.from_dict(hf_config(c), attn_implementation="sdpa", use_cache=False)
+        self.llama = transformers.LlamaForCausalLM(config)
 
     def forward(self, tokens, targets):
         return self.llama(input_ids=tokens, labels=targets, shift_labels=targets).loss

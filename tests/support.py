@@ -8,6 +8,8 @@ import math
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,6 +29,15 @@ def study(name: str, folder: Path = STUDIES):
         return importlib.import_module(name)
     finally:
         sys.path.remove(str(folder))
+
+
+def until(condition: Callable, seconds: float = 60, why: Callable[[], str] = str, every: float = 0.05):
+    """Wait until the condition is true, `seconds` times PATIENCE at most; what it gave. `why` is asked where it never is."""
+    end = time.monotonic() + seconds * PATIENCE
+    while not (value := condition()):
+        assert time.monotonic() < end, why()
+        time.sleep(every)
+    return value
 
 
 @contextlib.contextmanager
@@ -151,21 +162,11 @@ def llama_of(model):
     import torch
     import transformers
 
+    from emergence_train.convert.hf_names import hf_config
+
     c = model.config
-    other = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=c.vocab_size,
-            hidden_size=c.width,
-            intermediate_size=c.ffn,
-            num_hidden_layers=c.layers,
-            num_attention_heads=c.heads,
-            num_key_value_heads=c.kv_heads,
-            rms_norm_eps=c.norm_eps,
-            max_position_embeddings=c.max_sequence,
-            rope_theta=c.rotary_base,
-            tie_word_embeddings=False,
-        )
-    ).to(model.embedding.weight.dtype)
+    untied = hf_config(c) | {"tie_word_embeddings": False}
+    other = transformers.LlamaForCausalLM(transformers.LlamaConfig.from_dict(untied)).to(model.embedding.weight.dtype)
     weights = {
         "model.embed_tokens.weight": model.embedding.weight,
         "model.norm.weight": model.norm.weight,

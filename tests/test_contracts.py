@@ -10,6 +10,7 @@ from emergence_train import cli, errors
 from emergence_train.config import Config
 from emergence_train.recorder import tables
 from emergence_train.section import Section
+from support import ROOT
 
 COMMANDS = {
     "prepare": "config overrides",
@@ -243,6 +244,17 @@ def test_the_result_of_analyze_emergence(tmp_path, capsys):
     for name, words in EMERGENCE.items():
         for part in below(result, name.split(".")):
             assert part is None or set(words.split()) <= set(part), name
+
+
+def test_the_result_of_plan(capsys):
+    assert (
+        cli.main(["plan", str(ROOT / "configs" / "quickstart.yaml"), "--gpus", "1", "--gpu", "h100-80gb", "--json"])
+        == 0
+    )
+    result = json.loads(capsys.readouterr().out)
+    for name, words in PLAN.items():
+        for part in below(result, [word for word in name.split(".") if word]):
+            assert set(words.split()) <= set(part), name
 
 
 def test_the_keys_of_a_sweep():

@@ -32,6 +32,7 @@ from torch import nn
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "kernels")]
 
 from emergence_train import config as configs
+from emergence_train.convert.hf_names import hf_config
 from emergence_train.data.dataset import Dataset
 from emergence_train.data.prepare import prepare
 from emergence_train.faults.anomalies import AnomalyDetector, SkippedBatches
@@ -98,21 +99,8 @@ class PlainModel(nn.Module):
 def llama(c) -> nn.Module:
     import transformers
 
-    return transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=c.vocab_size,
-            hidden_size=c.width,
-            intermediate_size=c.ffn,
-            num_hidden_layers=c.layers,
-            num_attention_heads=c.heads,
-            num_key_value_heads=c.kv_heads,
-            rms_norm_eps=c.norm_eps,
-            max_position_embeddings=c.max_sequence,
-            tie_word_embeddings=True,
-            attn_implementation="sdpa",
-            use_cache=False,
-        )
-    )
+    config = transformers.LlamaConfig.from_dict(hf_config(c), attn_implementation="sdpa", use_cache=False)
+    return transformers.LlamaForCausalLM(config)
 
 
 def plain_loop(model: nn.Module, logits, dataset: Dataset, batch: int):

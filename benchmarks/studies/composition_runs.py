@@ -9,7 +9,6 @@ tests/analysis/emergence/test_explanations.py has the simulation. Writes benchma
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -17,12 +16,10 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
 import pandas as pd  # noqa: E402
-import torch  # noqa: E402
-from temporal_coverage import provenance  # noqa: E402
+from commands import write_result  # noqa: E402
 
 from emergence_train.analysis.emergence import analyze_emergence  # noqa: E402
 from emergence_train.analysis.results import as_json  # noqa: E402
-from emergence_train.recorder.environment import device_name  # noqa: E402
 from emergence_train.recorder.tables import EVALUATIONS, read  # noqa: E402
 
 RESULT = HERE.parents[1] / "benchmarks" / "results" / "composition_runs.json"
@@ -59,8 +56,6 @@ def main() -> None:
     ]
     named = ("task", "metric", "explanation", "explained", "verdict", "evidence")
     written = {
-        **provenance("python benchmarks/studies/composition_runs.py --runs runs/steps"),
-        "device": device_name(torch.device("cpu")),
         "verdicts": [
             {"task": task.task, "metric": task.metric, "verdict": task.verdict, "reason": task.reason}
             for task in result.tasks
@@ -68,7 +63,7 @@ def main() -> None:
         "explanations": [{name: as_json(getattr(entry, name)) for name in named} for entry in result.explanations],
         "runs": rows,
     }
-    RESULT.write_text(json.dumps(written, indent=1, allow_nan=False) + "\n")
+    write_result(RESULT, "python benchmarks/studies/composition_runs.py --runs runs/steps", written)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,8 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE)]
 
 import pandas as pd  # noqa: E402
-import torch  # noqa: E402
 import yaml  # noqa: E402
-from commands import command  # noqa: E402
+from commands import command, write_result  # noqa: E402
 from critical_mass import ABLE, critical, told_by  # noqa: E402
 from line_steps import composition  # noqa: E402
 
@@ -33,7 +32,6 @@ from emergence_train.config import load_run  # noqa: E402
 from emergence_train.data import planted  # noqa: E402
 from emergence_train.evaluation.memorisation import Probe, probe_run  # noqa: E402
 from emergence_train.parallel import ranks  # noqa: E402
-from emergence_train.recorder.environment import environment  # noqa: E402
 from emergence_train.recorder.tables import EVALUATIONS, read  # noqa: E402
 
 SKILL = "latest"
@@ -193,8 +191,6 @@ def main() -> None:
     words = f"--sizes {' '.join(arguments.sizes)} --seeds {' '.join(map(str, arguments.seeds))}"
     words += f" --also {' '.join(arguments.also)}" if arguments.also else ""
     result = {
-        "command": f"python benchmarks/studies/critical_instances.py {words} --work DIR",
-        "environment": environment(torch.device("cpu")),
         "able": ABLE,
         "skill_share": round(WEIGHT / (WEIGHT + OTHERS), 4),
         "critical_instances": shares,
@@ -203,7 +199,7 @@ def main() -> None:
         "told_by": predictors(last),
         "runs": runs,
     }
-    RESULT.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    write_result(RESULT, f"python benchmarks/studies/critical_instances.py {words} --work DIR", result)
 
 
 if __name__ == "__main__":

@@ -23,14 +23,11 @@ sys.path[:0] = [str(ROOT), str(HERE)]
 
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
-import torch  # noqa: E402
-from commands import command  # noqa: E402
+from commands import command, write_result  # noqa: E402
 from scipy import stats  # noqa: E402
-from temporal_coverage import provenance  # noqa: E402
 
 from emergence_train.analysis.grokking.critical import Group, Interval, fit, trend  # noqa: E402
 from emergence_train.config import load_run  # noqa: E402
-from emergence_train.recorder.environment import device_name  # noqa: E402
 from emergence_train.recorder.tables import EVALUATIONS, read  # noqa: E402
 
 CONFIG = str(ROOT / "configs" / "quickstart.yaml")
@@ -173,8 +170,6 @@ def main() -> None:
     shares, change = critical(last)
     seeds = " ".join(map(str, arguments.seeds))
     result = {
-        **provenance(f"python benchmarks/studies/critical_mass.py --seeds {seeds} --work DIR"),
-        "device": device_name(torch.device("cpu")),
         "able": ABLE,
         "critical_share": shares,
         "trend": change,
@@ -182,7 +177,7 @@ def main() -> None:
         "at_the_end": at_equal_loss(last),
         "runs": runs,
     }
-    RESULT.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    write_result(RESULT, f"python benchmarks/studies/critical_mass.py --seeds {seeds} --work DIR", result)
 
 
 if __name__ == "__main__":

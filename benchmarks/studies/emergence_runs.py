@@ -18,7 +18,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
-from temporal_coverage import provenance  # noqa: E402
+from commands import write_result  # noqa: E402
 
 from emergence_train.analysis.emergence import analyze_emergence, backtest  # noqa: E402
 from emergence_train.analysis.emergence.analyze import generator  # noqa: E402
@@ -111,8 +111,8 @@ def main() -> None:
     command = f"python benchmarks/studies/emergence_runs.py --name {arguments.name} " + " ".join(
         r.name for r in arguments.runs
     )
+    command += f" --sources {arguments.sources}" if arguments.sources else ""
     result = {
-        **provenance(command + (f" --sources {arguments.sources}" if arguments.sources else "")),
         "trained_on": {key: environment[key] for key in ("device", "processes", "cpu_threads", "commit", "versions")},
         "sources": json.loads(arguments.sources.read_text()) if arguments.sources else None,
         "runs": {run.name: progress(run) for run in arguments.runs},
@@ -124,7 +124,7 @@ def main() -> None:
         "loss_backtest": {run.name: loss_backtest(run) for run in arguments.runs},
     }
     path = HERE.parent / "results" / f"emergence_runs_{arguments.name}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(path, command, result)
     print(path)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
-from temporal_coverage import provenance  # noqa: E402
+from commands import write_result  # noqa: E402
 
 from emergence_train.analysis.emergence import simulate  # noqa: E402
 from emergence_train.analysis.emergence import table as emergence_table  # noqa: E402
@@ -96,13 +96,12 @@ def main() -> None:
     count = parser.parse_args().simulations
     begin = time.process_time()
     result = {
-        **provenance(f"python benchmarks/studies/emergence_study.py --simulations {count}"),
-        "device": "CPU, one core",
         "simulations_a_kind": count,
         **study(count),
     }
     result["cpu_seconds"] = round(time.process_time() - begin, 1)
-    (HERE.parent / "results" / "emergence_study.json").write_text(json.dumps(result, indent=2) + "\n")
+    command = f"python benchmarks/studies/emergence_study.py --simulations {count}"
+    write_result(HERE.parent / "results" / "emergence_study.json", command, result)
     print(json.dumps(result, indent=2))
 
 

@@ -3,9 +3,10 @@
     python benchmarks/studies/emergence_thresholds.py [--simulations 100] [--public FOLDER] [--figures]
 
 Simulated (emergence_items.py): how often the 95% interval of a threshold holds the truth, by items, rows and the foot of the
-rise; whether the intervals of two runs of one family overlap. With --public, tables of other laboratories (FOLDER has
-gadre_evaluations.csv and gemstones_evaluations.csv, see docs/notebook/2026-11-26-thresholds-that-hold.md): what one untrained
-checkpoint changes, how often verdicts of halves agree, and when hidden runs cross levels of performance that were ahead.
+rise; whether the intervals of two runs of one family overlap. Seeds from 1,000 on chose shapes.TRUST and threshold's
+constants. With --public, tables of other laboratories (FOLDER has gadre_evaluations.csv and gemstones_evaluations.csv, see
+docs/notebook/2026-11-26-thresholds-that-hold.md): what one untrained checkpoint changes, how often verdicts of halves agree,
+and when hidden runs cross levels of performance that were ahead.
 Writes benchmarks/results/emergence_thresholds.json; the tables themselves are not kept.
 """
 
@@ -29,9 +30,9 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
 import emergence_items  # noqa: E402
+from commands import write_result  # noqa: E402
 from emergence_crossings import crossings, summaries  # noqa: E402
 from emergence_study import task_of  # noqa: E402
-from temporal_coverage import provenance  # noqa: E402
 
 from emergence_train.analysis.emergence import table as emergence_table  # noqa: E402
 from emergence_train.analysis.emergence.analyze import find  # noqa: E402
@@ -46,7 +47,6 @@ FEET = {
 }
 REGIMES = tuple(product((500, 14_000), emergence_items.ROWS, FEET))
 SHOWN = 0.08  # least share of items known at the lowest loss: fewer are no ability to find a threshold of
-CHOSEN = 1000  # seeds from here on chose shapes.TRUST and threshold's constants, those below are reported
 TABLES = ("gadre", "gemstones")
 TABLE, KNOWN = "from the table alone", "with the constant rate known"
 UNSEEN = "gadre, every second task: no constant was chosen on these"
@@ -242,9 +242,8 @@ def main() -> None:
     }
     path = HERE.parent / "results" / "emergence_thresholds.json"
     command = f"python benchmarks/studies/emergence_thresholds.py --simulations {arguments.simulations}"
+    command += " --public FOLDER" if arguments.public else ""
     result = {
-        **provenance(command + (" --public FOLDER" if arguments.public else "")),
-        "device": "CPU, one core",
         "simulated": {name: coverage(results) for name, results in regimes.items()},
         "all_simulated": coverage([row for results in regimes.values() for row in results]),
         "two_runs_of_a_family": overlapping_runs(arguments.simulations),
@@ -268,7 +267,7 @@ def main() -> None:
         result |= {name: known[name] for name in names if name in known}
         result["commit of the public tables' parts"] = known.get("commit of the public tables' parts", known["commit"])
     result["cpu_seconds"] = round(time.process_time() - begin, 1)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(path, command, result)
     print(json.dumps(result, indent=1))
 
 

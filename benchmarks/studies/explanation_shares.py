@@ -11,7 +11,6 @@ Writes benchmarks/results/explanation_shares.json.
 """
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
-from temporal_coverage import provenance  # noqa: E402
+from commands import write_result  # noqa: E402
 
 from emergence_train.analysis.emergence.explanations import HALF, MOST, verdict_of  # noqa: E402
 from emergence_train.analysis.emergence.shares import over_runs  # noqa: E402
@@ -117,7 +116,6 @@ def main() -> None:
                 rows.append(coverage(form, of, runs, count))
                 print(rows[-1], flush=True)
     result = {
-        **provenance(f"python benchmarks/studies/explanation_shares.py --simulations {count}"),
         "cpu_seconds": round(time.process_time() - begin),
         "mean_coverage95": {
             str(n): round(float(np.mean([r["coverage95"] for r in rows if r["runs"] == n])), 4) for n in COUNTS
@@ -128,7 +126,7 @@ def main() -> None:
         },
         "rows": rows,
     }
-    RESULT.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    write_result(RESULT, f"python benchmarks/studies/explanation_shares.py --simulations {count}", result)
 
 
 if __name__ == "__main__":

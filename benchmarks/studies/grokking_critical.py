@@ -21,8 +21,8 @@ from scipy import stats
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
+from commands import write_result  # noqa: E402
 from intervals import holds  # noqa: E402
-from temporal_coverage import provenance  # noqa: E402
 
 from emergence_train.analysis.grokking import critical, simulate  # noqa: E402
 from emergence_train.analysis.grokking.times import time_trend  # noqa: E402
@@ -135,13 +135,12 @@ def main() -> None:
     count = parser.parse_args().simulations
     begin = time.process_time()
     result = {
-        **provenance(f"python benchmarks/studies/grokking_critical.py --simulations {count}"),
-        "device": "CPU, one core",
         "forms": {form: {design: sweeps(form, design, count) for design in DESIGNS} for form in simulate.FORMS},
         "times": times(count),
     }
     result["cpu_seconds"] = round(time.process_time() - begin, 1)
-    (HERE.parent / "results" / "grokking_critical.json").write_text(json.dumps(result, indent=2) + "\n")
+    command = f"python benchmarks/studies/grokking_critical.py --simulations {count}"
+    write_result(HERE.parent / "results" / "grokking_critical.json", command, result)
     print(json.dumps(result, indent=2))
 
 

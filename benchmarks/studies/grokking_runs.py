@@ -19,7 +19,7 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(HERE)]
 
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
+from commands import write_result  # noqa: E402
 
 from emergence_train.analysis.grokking import analyze  # noqa: E402
 from emergence_train.analysis.results import as_json  # noqa: E402
@@ -28,7 +28,6 @@ from emergence_train.grokking.runner import settle_in  # noqa: E402
 from emergence_train.grokking.stacked import Stack  # noqa: E402
 from emergence_train.grokking.sweep import read, runs_of  # noqa: E402
 from emergence_train.grokking.train import train  # noqa: E402
-from emergence_train.recorder.environment import environment  # noqa: E402
 
 CONFIGS = ROOT / "configs" / "grok"
 STACKS = (1, 4, 16)
@@ -95,13 +94,12 @@ def main() -> None:
     jobs = parser.parse_args().jobs
     settle_in()
     result = {
-        "command": f"python benchmarks/studies/grokking_runs.py --jobs {jobs}",
-        **environment(torch.device("cpu")),
         "throughput": throughput(),
         "tiny": sweep("tiny", jobs),
         "decay": sweep("decay", jobs),
     }
-    (ROOT / "benchmarks" / "results" / "grokking_runs.json").write_text(json.dumps(result, indent=2) + "\n")
+    command = f"python benchmarks/studies/grokking_runs.py --jobs {jobs}"
+    write_result(ROOT / "benchmarks" / "results" / "grokking_runs.json", command, result)
     print(json.dumps(result, indent=2))
 
 

@@ -8,7 +8,6 @@ benchmarks/results/grokking_tasks.json; the curves stay under runs/.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -16,11 +15,10 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE)]
 
-import torch  # noqa: E402
+from commands import write_result  # noqa: E402
 from grokking_runs import sweep  # noqa: E402
 
 from emergence_train.grokking.runner import settle_in  # noqa: E402
-from emergence_train.recorder.environment import environment  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "grokking_tasks.json"
 
@@ -30,13 +28,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     jobs = parser.parse_args().jobs
     settle_in()
-    result = {
-        "command": f"python benchmarks/studies/grokking_tasks.py --jobs {jobs}",
-        "environment": environment(torch.device("cpu")),
-        "permutations": sweep("permutations", jobs),
-        "parity": sweep("parity", jobs),
-    }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    result = {name: sweep(name, jobs) for name in ("permutations", "parity")}
+    write_result(RESULT, f"python benchmarks/studies/grokking_tasks.py --jobs {jobs}", result)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Intervals of a few independent values."""
 
 import numpy as np
-from scipy import stats
 
+from emergence_train.analysis.intervals import mean_reach95
 from emergence_train.analysis.results import Interval
 
 
@@ -13,7 +13,7 @@ def student(values: np.ndarray, lowest: float = -np.inf, highest: float = np.inf
     mean = values.mean()
     if equal(values):
         return {"value": round(float(mean), 4), "low95": None, "high95": None}
-    reach = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    reach = mean_reach95(values)
     ends = (max(mean - reach, lowest), min(mean + reach, highest))
     return dict(zip(("value", "low95", "high95"), (round(float(x), 4) for x in (mean, *ends))))
 

@@ -19,7 +19,7 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
 import sample_text  # noqa: E402
 
-from emergence_train.files import sha256  # noqa: E402
+from emergence_train.files import sha256, write_json  # noqa: E402
 
 ROOT = Path("data/ladder")
 DEBIAN = [
@@ -118,7 +118,7 @@ def main() -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(archive.read(name))
     packages = sorted(path for path in work.iterdir() if path.is_file())
-    (ROOT / "sources.json").write_text(json.dumps({path.name: sha256(path) for path in packages}, indent=1) + "\n")
+    write_json(ROOT / "sources.json", {path.name: sha256(path) for path in packages})
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ sys.path[:0] = [str(ROOT), str(HERE)]
 
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
-import torch  # noqa: E402
+from commands import origin  # noqa: E402
 from intervals import equal, student  # noqa: E402
 from scipy import stats  # noqa: E402
 
@@ -24,7 +24,7 @@ from emergence_train.analysis.drawing import save  # noqa: E402
 from emergence_train.analysis.figures import Figure, Trace  # noqa: E402
 from emergence_train.analysis.memorisation import counterfactual  # noqa: E402
 from emergence_train.analysis.results import as_json  # noqa: E402
-from emergence_train.recorder.environment import environment  # noqa: E402
+from emergence_train.files import write_json  # noqa: E402
 
 TABLE = ROOT / "benchmarks" / "results" / "memorisation_sizes.csv"
 RESULT = TABLE.with_suffix(".json")
@@ -160,14 +160,14 @@ def figures(result: dict) -> list[Figure]:
 
 def write(about: dict | None = None) -> None:
     """Result and figure; `about` is what only the study itself knows, kept from the last result where it is None."""
+    result = measured(pd.read_csv(TABLE))
     if about is None:
         stored = json.loads(RESULT.read_text())
-        about = {name: stored[name] for name in ("command", "about", "environment")}
+        about = {name: stored[name] for name in stored if name not in result}
     else:
         command = "python benchmarks/studies/memorisation_sizes.py --work DIR"
-        about = {"command": command, "about": about, "environment": environment(torch.device("cpu"))}
-    result = about | measured(pd.read_csv(TABLE))
-    RESULT.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+        about = origin(command) | {"about": about}
+    write_json(RESULT, about | result)
     save(figures(result), IMAGES, "memorisation-sizes", columns=2, size=(9.2, 3.4), suffixes=(".svg",))
 
 

@@ -7,7 +7,6 @@ both are the same, for 5 to 200 sequences and shares from 0 to 1, sequences take
 succeed or fail together in tens, which the intervals do not know. Writes benchmarks/results/memorised_share_coverage.json.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -15,8 +14,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
 import numpy as np  # noqa: E402
+from commands import write_result  # noqa: E402
 from scipy import stats  # noqa: E402
-from temporal_coverage import provenance  # noqa: E402
 
 from emergence_train.analysis.memorisation.analyze import difference, wilson  # noqa: E402
 
@@ -55,12 +54,11 @@ def of_two(count: int, trained: float, control: float) -> dict:
 
 def main() -> None:
     result = {
-        **provenance("python benchmarks/studies/memorised_share_coverage.py"),
         "shares": [of_one(count) for count in COUNTS],
         "shares_of_texts": [of_one(count, TOGETHER) for count in COUNTS if count >= TOGETHER],
         "differences": [of_two(count, *pair) for count in (20, 100) for pair in DIFFERENCES],
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(RESULT, "python benchmarks/studies/memorised_share_coverage.py", result)
     for name in ("shares", "shares_of_texts", "differences"):
         for row in result[name]:
             print(name, *row.values())

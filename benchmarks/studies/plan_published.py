@@ -24,12 +24,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from commands import write_result
 from scipy.optimize import least_squares
-from temporal_coverage import provenance
 
 from emergence_train.config import Training
 from emergence_train.data_config import Data
-from emergence_train.files import write_json
 from emergence_train.models.config import Work
 from emergence_train.models.decoder_config import DecoderConfig
 from emergence_train.models.devices import GPUS, Gpu
@@ -285,7 +284,7 @@ def main() -> int:
     ours = [row for name in OWN for row in own_rows(name)]
     fitted, theirs = published(pd.read_csv(given.published))
     by_stack = {stack: [row for row in theirs if row["stack"] == stack] for stack in ("llm-foundry", "other")}
-    result = provenance("benchmarks/studies/plan_published.py PUBLISHED.csv") | {
+    result = {
         "own_efficiency": vars(efficiency),
         "fitted": fitted,
         "held_out": {
@@ -299,7 +298,7 @@ def main() -> int:
         "own": ours,
         "published": theirs,
     }
-    write_json(TARGET, result)
+    write_result(TARGET, "python benchmarks/studies/plan_published.py PUBLISHED.csv", result)
     print(json.dumps({key: result[key] for key in ("own_efficiency", "fitted", "held_out", "as_planned")}, indent=1))
     return 0
 

@@ -13,7 +13,6 @@ first as the tables of the notebook, and trains nothing.
 
 import argparse
 import json
-import platform
 import sys
 from pathlib import Path
 
@@ -24,8 +23,7 @@ sys.path[:0] = [str(ROOT), str(HERE)]
 import held_out  # noqa: E402
 import pandas as pd  # noqa: E402
 import torch  # noqa: E402
-from commands import command  # noqa: E402
-from temporal_coverage import provenance  # noqa: E402
+from commands import command, write_result  # noqa: E402
 
 from emergence_train.analysis import temporal  # noqa: E402
 from emergence_train.analysis.emergence import analyze_emergence  # noqa: E402
@@ -34,7 +32,6 @@ from emergence_train.analysis.results import as_json  # noqa: E402
 from emergence_train.analysis.temporal.position_law import fit_matrix, fit_positions  # noqa: E402
 from emergence_train.config import load_run  # noqa: E402
 from emergence_train.evaluation.saved_model import load_model  # noqa: E402
-from emergence_train.recorder.environment import device_name  # noqa: E402
 from emergence_train.recorder.tables import EVALUATIONS, POSITIONS, mean_loss, read  # noqa: E402
 
 CONFIG = str(ROOT / "configs" / "quickstart.yaml")
@@ -158,9 +155,7 @@ def write(arguments: argparse.Namespace, rows: list[dict], controls: list[dict],
     numbers = {name: " ".join(map(str, getattr(arguments, name))) for name in ("chosen", "fresh", "branch", "control")}
     words = " ".join(f"--{name} {value}" for name, value in numbers.items() if value)
     result = {
-        **provenance(f"python benchmarks/studies/quickstart_seeds.py {words} --work DIR"),
         "trained_on": {key: environment[key] for key in ("device", "processes", "cpu_threads", "versions")},
-        "machine": platform.machine(),
         "beside": "other jobs on the same cores: CPU seconds count the waiting of shared caches and hyperthreads too",
         "missing_seeds": [
             seed for seed in (*arguments.chosen, *arguments.fresh) if seed not in {r["seed"] for r in rows}
@@ -168,7 +163,7 @@ def write(arguments: argparse.Namespace, rows: list[dict], controls: list[dict],
         "seeds": rows,
         "controls": controls,
     }
-    RESULT.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    write_result(RESULT, f"python benchmarks/studies/quickstart_seeds.py {words} --work DIR", result)
 
 
 def laws_with_more_sequences(work: Path, result: dict) -> list[dict]:
@@ -265,14 +260,7 @@ def main() -> None:
     if arguments.laws:
         torch.set_num_threads(1)
         rows = laws_with_more_sequences(arguments.work.resolve(), json.loads(RESULT.read_text()))
-        origin = provenance("python benchmarks/studies/quickstart_seeds.py --laws --work DIR")
-        LAWS.write_text(
-            json.dumps(
-                {**origin, "device": device_name(torch.device("cpu")), "torch": torch.__version__, "runs": rows},
-                indent=1,
-            )
-            + "\n"
-        )
+        write_result(LAWS, "python benchmarks/studies/quickstart_seeds.py --laws --work DIR", {"runs": rows})
         return
     if arguments.work is None:
         parser.error("--work: give a directory for data and runs")

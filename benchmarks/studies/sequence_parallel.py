@@ -9,7 +9,6 @@ without shared sequences too: what another order of sums does by itself.
 
 import argparse
 import datetime
-import json
 import os
 import subprocess
 import sys
@@ -19,12 +18,11 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(Path(__file__).parent)]
 
-import torch  # noqa: E402
+from commands import write_result  # noqa: E402
 
 from emergence_train.recorder import tables  # noqa: E402
-from emergence_train.recorder.environment import environment  # noqa: E402
 
 # processes, ranks a sequence, ZeRO stage
 LAYOUTS = ((8, 2, 3), (8, 4, 3), (8, 1, 3), (4, 2, 0), (4, 4, 1), (2, 2, 1), (2, 1, 1), (2, 2, 2))
@@ -101,13 +99,8 @@ def main() -> None:
             worst = {name: float(np.abs(run[name] / alone[name] - 1).max()) for name in alone}
             rows.append({"processes": processes, "sequence_parallel": ranks, "zero_stage": stage, "largest": worst})
             print(processes, ranks, stage, {name: f"{value:.1e}" for name, value in worst.items()}, flush=True)
-    record = {
-        "date": datetime.date.today().isoformat(),
-        "command": "python benchmarks/studies/sequence_parallel.py",
-        "environment": environment(torch.device("cpu")),
-        "rows": rows,
-    }
-    arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    result = {"date": datetime.date.today().isoformat(), "rows": rows}
+    write_result(arguments.out, "python benchmarks/studies/sequence_parallel.py", result)
 
 
 if __name__ == "__main__":

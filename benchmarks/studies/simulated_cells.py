@@ -1,12 +1,11 @@
 """The command of a study that is a table of simulated cells: how many simulations each has, and the file that they make."""
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from temporal_coverage import provenance
+from commands import write_result
 
 
 def run(about: str, simulations: int, result: Path, cells: Callable[[int], Iterable[dict]]) -> None:
@@ -25,10 +24,5 @@ def run(about: str, simulations: int, result: Path, cells: Callable[[int], Itera
     for row in cells(count):
         rows.append(row)
         print(*row.values(), sep="  ", flush=True)
-    written = {
-        **provenance(f"python benchmarks/studies/{result.stem}.py --simulations {count}"),
-        "device": "CPU, one core",
-        "cells": rows,
-        "cpu_seconds": round(time.process_time() - begin, 1),
-    }
-    result.write_text(json.dumps(written, indent=1) + "\n")
+    written = {"cells": rows, "cpu_seconds": round(time.process_time() - begin, 1)}
+    write_result(result, f"python benchmarks/studies/{result.stem}.py --simulations {count}", written)

@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(HERE)]
 import pandas as pd  # noqa: E402
 import story_figures as figures  # noqa: E402
 import story_measures as measures  # noqa: E402
-from temporal_coverage import provenance  # noqa: E402
+from commands import write_result  # noqa: E402
 
 from emergence_train.analysis.emergence import analyze_emergence  # noqa: E402
 from emergence_train.analysis.results import as_json  # noqa: E402
@@ -147,8 +147,8 @@ def main() -> None:
     else:
         trained = json.loads((PLACE / "trained_on.json").read_text())
     frames = read_tables()
-    origin = provenance("python benchmarks/studies/story.py")
-    write_json(PLACE / "story.json", {**origin, "trained_on": trained, **numbers(**frames)})
+    result = {"trained_on": trained, **numbers(**frames)}
+    write_result(PLACE / "story.json", "python benchmarks/studies/story.py", result)
     figures.draw(*(frames[name] for name in ("losses", "laws", "evaluations")), IMAGES)
 
 

@@ -9,18 +9,17 @@ Writes benchmarks/results/temporal_coverage.json.
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
 import time
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parents[1])]
+sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
+
+from commands import write_result  # noqa: E402
 
 from emergence_train.analysis.position_matrix import observed_rows, position_matrices  # noqa: E402
 from emergence_train.analysis.temporal import mean_law, priors, simulate  # noqa: E402
@@ -95,33 +94,20 @@ def _forecast_coverage(simulations: int, prior: priors.Prior) -> dict:
     return {key: round(float(np.mean([row[key] for row in rows])), 4) for key in rows[0]}
 
 
-def provenance(command: str) -> dict:
-    """Device, versions and commit of a result."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
-    return {
-        "command": command,
-        "commit": commit,
-        "python": platform.python_version(),
-        "numpy": version("numpy"),
-        "scipy": version("scipy"),
-        "pandas": version("pandas"),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulations", type=int, default=500)
     count = parser.parse_args().simulations
     begin = time.time()
     result = {
-        **provenance(f"python benchmarks/studies/temporal_coverage.py --simulations {count}"),
         "simulations": count,
         "position_law": position_coverage(count),
         "forecast_without_allowances": forecast_coverage(count, misfit=False),
         "forecast_as_shipped": forecast_coverage(count, misfit=True),
     }
     result["seconds"] = round(time.time() - begin, 1)
-    (HERE.parent / "results" / "temporal_coverage.json").write_text(json.dumps(result, indent=2) + "\n")
+    command = f"python benchmarks/studies/temporal_coverage.py --simulations {count}"
+    write_result(HERE.parent / "results" / "temporal_coverage.json", command, result)
     print(json.dumps(result, indent=2))
 
 

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from commands import write_result
 from temporal_calibration import calibrated_ratio, conformal, held, oracle
-from temporal_coverage import provenance
 from temporal_prior import LABORATORY
 
 from emergence_train.analysis.planned_schedule import PlannedSchedule
@@ -32,7 +32,6 @@ from emergence_train.analysis.temporal import priors
 from emergence_train.analysis.temporal.forecast import Forecast, forecast
 from emergence_train.analysis.temporal.mean_law import CLASSICAL
 from emergence_train.errors import InputError
-from emergence_train.files import write_json
 
 FRACTIONS = (0.1, 0.2, 0.4)
 BLOCKS = 100  # the held-out part is compared in means over at most so many blocks of rows
@@ -354,7 +353,7 @@ def main() -> None:
     result = evaluate(logs, {name: priors.from_json(prior) for name, prior in fitted["without"].items()})
     earlier = f" --earlier EARLIER --every {arguments.every}" if arguments.earlier else ""
     command = f"python benchmarks/studies/temporal_laboratories.py CURVES{earlier}"
-    write_json(TARGET, {**provenance(command), **result})
+    write_result(TARGET, command, result)
     draw(result, Path(__file__).parents[2] / "docs" / "images" / "truth-forecasts.svg")
     show(result)
 

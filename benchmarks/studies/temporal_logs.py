@@ -15,13 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from temporal_coverage import provenance
+from commands import write_result
 from temporal_generator import KINDS, Run, draw
 
 from emergence_train.analysis.logs import LogOptions
 from emergence_train.analysis.temporal import analyze_temporal
 from emergence_train.errors import InputError
-from emergence_train.files import write_json
 
 FRACTIONS = (0.2, 0.4)
 OPTIMIZERS = ("sgd", "adam")
@@ -149,8 +148,6 @@ def main() -> None:
     rows = study(count)
     of_plain = rows[rows["log"] == "plain"]
     result = {
-        **provenance(f"python benchmarks/studies/temporal_logs.py --runs {count}"),
-        "device": "CPU, one core",
         "logs": {
             f"{name} at {fraction}": summary(part)
             for (name, fraction), part in rows.groupby(["log", "fraction"], sort=False)
@@ -158,7 +155,7 @@ def main() -> None:
         "plain by schedule": {kind: summary(part) for kind, part in of_plain.groupby("kind")},
         "plain by optimizer": {name: summary(part) for name, part in of_plain.groupby("optimizer")},
     }
-    write_json(TARGET, result)
+    write_result(TARGET, f"python benchmarks/studies/temporal_logs.py --runs {count}", result)
     for name in ("logs", "plain by schedule", "plain by optimizer"):
         print(pd.DataFrame(result[name]).T.round(3).to_string())
 

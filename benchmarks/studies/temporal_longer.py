@@ -14,11 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from temporal_coverage import provenance
+from commands import write_result
 
 from emergence_train.analysis.temporal import analyze_temporal
 from emergence_train.errors import InputError
-from emergence_train.files import write_json
 
 TARGET = Path(__file__).parents[1] / "results" / "temporal_longer.json"
 LONGER = 1.15  # times as long, at least
@@ -91,11 +90,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=TARGET)
     arguments = parser.parse_args()
     pairs = rows(pd.read_parquet(arguments.curves))
-    result = provenance("python benchmarks/studies/temporal_longer.py --curves curves.parquet")
     names = sorted({row[side] for row in pairs for side in ("run", "longer")})
     columns = [*pairs[0]]
     table = [[_short(row[column], names) for column in columns] for row in pairs]
-    write_json(arguments.out, result | {"summary": summary(pairs), "runs": names, "columns": columns, "pairs": table})
+    result = {"summary": summary(pairs), "runs": names, "columns": columns, "pairs": table}
+    write_result(arguments.out, "python benchmarks/studies/temporal_longer.py --curves curves.parquet", result)
     print(pd.DataFrame(summary(pairs)).round(4).to_string(index=False))
 
 

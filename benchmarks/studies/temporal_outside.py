@@ -20,7 +20,6 @@ exponents that no laboratory of the prior has (priors.OTHERS), to show its effec
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from temporal_coverage import provenance
+from commands import origin
 
 from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.temporal import priors
@@ -170,8 +169,7 @@ def main() -> None:
         priors.OTHERS = 0.0
     rows = study(arguments.cases)
     command = f"python benchmarks/studies/temporal_outside.py --cases {arguments.cases} --label {arguments.label}"
-    result = provenance(command) | {
-        "device": f"CPU, {platform.machine()}",
+    result = origin(command) | {
         "cases of a form and schedule": arguments.cases,
         "all": by(rows, "fraction"),
         "schedules": by(rows, "schedule", "fraction"),

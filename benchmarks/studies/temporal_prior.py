@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from commands import write_result
 
 from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.temporal import mean_law, priors
@@ -267,8 +268,9 @@ def main() -> None:
     groups, falls = fit_groups(table[~table["twin"]]), continued(windows)
     prior = prior_from(groups, falls, SOURCE, int(table["run"].nunique()))
     held_out = {name: as_json(other) for name, other in priors_without(groups, falls).items()}
-    write_json(
+    write_result(
         HERE.parent / "results" / "temporal_prior.json",
+        "python benchmarks/studies/temporal_prior.py CURVES_DIR earlier.parquet",
         as_json(prior)
         | {"exponents": exponents(windows), "without": held_out}
         | {"fits": groups.round(4).to_dict("list"), "falls": falls.round(4).to_dict("list")},

@@ -17,12 +17,11 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from temporal_coverage import provenance  # noqa: E402
+from commands import write_result  # noqa: E402
 
 from emergence_train.analysis.temporal.analyze import analyze_temporal  # noqa: E402
 from emergence_train.analysis.temporal.mean_law import CLASSICAL  # noqa: E402
 from emergence_train.errors import InputError  # noqa: E402
-from emergence_train.files import write_json  # noqa: E402
 
 
 def main() -> None:
@@ -79,8 +78,8 @@ def main() -> None:
     ]
     print(by.median().round(3).to_string())
     print(summary)
-    result = {**provenance("python benchmarks/studies/temporal_runs.py"), **summary, "rows": rows}
-    write_json(Path(__file__).parents[1] / "results" / f"temporal_runs_{arguments.name}.json", result)
+    target = Path(__file__).parents[1] / "results" / f"temporal_runs_{arguments.name}.json"
+    write_result(target, "python benchmarks/studies/temporal_runs.py", {**summary, "rows": rows})
 
 
 if __name__ == "__main__":

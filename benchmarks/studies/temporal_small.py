@@ -23,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE)]
 
-from temporal_coverage import provenance  # noqa: E402
+from commands import write_result  # noqa: E402
 
 from emergence_train.analysis.planned_schedule import PlannedSchedule  # noqa: E402
 from emergence_train.analysis.runs import load  # noqa: E402
@@ -148,10 +148,10 @@ def main() -> None:
     small = fitted(rows)
     write_json(SHIPPED, {"source": "benchmarks/studies/temporal_small.py", "small": asdict(small)})
     by_start = rows.groupby(["split", "start"])["change"].agg(["mean", "std"]).round(3).reset_index()
-    write_json(
+    write_result(
         RESULTS / "temporal_small.json",
-        provenance("python benchmarks/studies/temporal_small.py")
-        | {"runs": int(rows["run"].nunique()), "small": asdict(small), "windows": by_start.to_dict("records")}
+        "python benchmarks/studies/temporal_small.py",
+        {"runs": int(rows["run"].nunique()), "small": asdict(small), "windows": by_start.to_dict("records")}
         | {"before": scored(pd.concat([with_rates(story()), table]), BEFORE), "after": scored(table, small)},
     )
 

@@ -16,11 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from commands import write_result
 from scipy.stats import binom
-from temporal_coverage import provenance
 
 from emergence_train.analysis.emergence.families import families
-from emergence_train.files import write_json
 
 RESULTS = Path(__file__).parents[1] / "results"
 SOURCES = ("temporal_laboratories", "temporal_logs", "temporal_coverage", "emergence_thresholds")
@@ -260,7 +259,6 @@ def main() -> None:
     rows = score(held)
     commits = {name: part["commit"] for name, part in held.items()}
     result = {
-        **provenance("python benchmarks/studies/truth.py"),
         "commits of the studies": commits,
         "not scored here": "property 11, which pages state; checkpoints of abilities ahead of a run are levels of accuracy",
         "properties": {
@@ -273,7 +271,7 @@ def main() -> None:
             f"{row.number}: {row.property}, {row.group}: {row.measured:.3g}" for row in rows if row.outcome == MISSES
         ],
     }
-    write_json(RESULTS / "truth.json", result)
+    write_result(RESULTS / "truth.json", "python benchmarks/studies/truth.py", result)
     for row in rows:
         print(
             row.number, row.property, row.group, row.asked, f"{row.measured:.3f}", row.outcome, row.forecasts, sep=" | "

@@ -9,7 +9,6 @@ benchmarks/results/typology.json.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -19,11 +18,10 @@ sys.path[:0] = [str(ROOT), str(HERE)]
 
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
-import torch  # noqa: E402
+from commands import write_result  # noqa: E402
 
 from emergence_train.analysis.emergence import table as emergence_table  # noqa: E402
 from emergence_train.analysis.emergence.analyze import find  # noqa: E402
-from emergence_train.recorder.environment import environment  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "typology.json"
 # What mlfoundations/scaling says of its own tasks: the 17 whose errors it predicts (SUBSET of scaling/constants.py, at
@@ -89,12 +87,10 @@ def main() -> None:
     parser.add_argument("--public", type=Path, required=True, help="folder of the public tables")
     folder = parser.parse_args().public
     result = {
-        "command": "python benchmarks/studies/typology.py --public FOLDER",
-        "environment": environment(torch.device("cpu")),
         "sources": TABLES,
         "tasks": [row for name in TABLES for row in rows(folder / f"{name}_evaluations.csv", name)],
     }
-    RESULT.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    write_result(RESULT, "python benchmarks/studies/typology.py --public FOLDER", result)
 
 
 if __name__ == "__main__":

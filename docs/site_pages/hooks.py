@@ -13,6 +13,9 @@ sys.path[:0] = SOURCES  # for the import below; mkdocs removes it again
 from docs.site_pages import api, claims, measurements, notebook, notebooks, reference, typology  # noqa: E402
 
 PAGES = {
+    "tours/kernels.md": lambda: (
+        (ROOT / "kernels" / "README.md").read_text(encoding="utf-8").replace("](../docs/", "](../")
+    ),
     "claims.md": claims.page,
     "typology.md": typology.page,
     "reference/configuration.md": reference.configuration,

@@ -17,6 +17,7 @@ from emergence_train.optim.groups import parameter_groups
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic: singular values from 0.01 to 1 end between 0.68 and 1.14
 ITERATIONS = 5
+WINDOW = 16  # matrices that exist as wholes at a time
 MOMENTUM = "momentum_buffer"
 
 
@@ -31,9 +32,9 @@ class Fragment:
     offset: int
 
 
-def windows(matrices: list[Fragment], ranks: int, most: int = 16) -> Iterable[list[tuple[int, Fragment]]]:
+def windows(matrices: list[Fragment], ranks: int) -> Iterable[list[tuple[int, Fragment]]]:
     """Groups of matrices that exist as wholes at a time, each with the rank that orthogonalises it."""
-    size = min(ranks, most)
+    size = min(ranks, WINDOW)
     for begin in range(0, len(matrices), size):
         yield [((begin + k) % ranks, matrix) for k, matrix in enumerate(matrices[begin : begin + size])]
 

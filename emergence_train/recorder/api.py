@@ -48,9 +48,14 @@ T = TypeVar("T")
 
 
 def token_losses(logits_BTV: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of each token in float32, nats, and whether the target was the most likely one; both [B, T], no gradient.
+    """Cross-entropy of each token, and whether the target was the most likely one; one sequence's float32 logits at a time.
 
-    One sequence at a time, so that float32 logits of one are in memory. Targets below 0 (such as -100) have loss 0: mask them.
+    Args:
+        logits_BTV: of a batch's sequences, their positions and the vocabulary, in any floating-point type.
+        targets_BT: the token that each position predicts. Those below 0 (such as -100) have loss 0: mask them.
+
+    Returns:
+        (losses in nats, float32; correct, bool), both [B, T], without gradient.
     """
     with torch.no_grad():
         losses, correct = [], []
@@ -191,7 +196,17 @@ class Recorder:
     ) -> None:
         """Add a task's result, for the next checkpoint's evaluations table; on rank 0, other ranks' are not written.
 
-        Raises InputError for what the analyses would refuse with the whole table: leave such a result out.
+        Args:
+            task: its name. One row a task and metric at each checkpoint.
+            metric: what the value is of: acc, brier, ... Shares such as accuracy are from 0 to 1, not percent.
+            value: the mean over the task's items, in the metric's own unit.
+            stderr: standard error of `value` over items, in its unit.
+            items: how many items were scored.
+            chance: the value that guessing gives, in its unit. Without it the level of the plateau is estimated alone.
+            higher_is_better: False for a loss or a Brier score.
+
+        Raises:
+            InputError: what the analyses would refuse with the whole table; leave such a result out.
         """
         call = f"evaluation of {text('evaluation', 'task', task)}, {text('evaluation', 'metric', metric)}"
         if any(row["task"] == task and row["metric"] == metric for row in self._evaluations):

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
 
 from emergence_train.analysis.emergence.figures import main_metrics
 from emergence_train.analysis.emergence.result import VERDICT_ORDER
+from emergence_train.analysis.intervals import reach95
 from emergence_train.analysis.temporal.result import Final, RunResult
 from emergence_train.errors import listed
 from emergence_train.formatting import short
@@ -117,7 +117,7 @@ def _beside_seeds(runs: Sequence[Run], best: Run, following: Run) -> str:
     if known is None or len(seed_groups([best.directory, following.directory])) == 1:
         return ""
     deviation, freedom = known
-    reach = float(student.ppf(0.975, freedom)) * np.sqrt(2) * deviation
+    reach = reach95(2**0.5 * deviation, freedom)
     much = "more than" if _iid_loss(following) - _iid_loss(best) > reach else "no more than"
     return f" That is {much} seeds alone make: runs that differ by nothing else have an SD of {deviation:.3f}."
 

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
-from scipy.stats import ttest_ind
 
 from emergence_train.analysis.figures import Figure, Trace
+from emergence_train.analysis.intervals import mean_reach95, welch_p
 from emergence_train.analysis.temporal.figures import EVERY_STEP
 from emergence_train.formatting import short
 from emergence_train.report.collect import ReportData, Run
@@ -109,7 +108,7 @@ def _beside_next(name: str, losses: dict[str, np.ndarray]) -> str:
     # Copies: there is no spread to go by
     if max(float(np.ptp(losses[name])), float(np.ptp(losses[following]))) < ALIKE:
         return ""
-    p = float(ttest_ind(losses[name], losses[following], equal_var=False).pvalue)
+    p = welch_p(losses[name], losses[following])
     verdict = "apart by more than seeds explain" if p < 0.05 else "which of the two is lower is open"
     return (
         f"; the next, {html.escape(following)}, has {spread(losses[following])[0]}: {verdict} (Welch's t, p = {p:.2g})"
@@ -159,6 +158,5 @@ def spread(losses: np.ndarray) -> list[str]:
     mean = float(losses.mean())
     if len(losses) < 2:
         return [f"{mean:.3f}", "–"]
-    deviation = float(losses.std(ddof=1))
-    reach = float(student.ppf(0.975, len(losses) - 1)) * deviation / np.sqrt(len(losses))
-    return [f"{mean:.3f} [{mean - reach:.3f}, {mean + reach:.3f}]", f"{deviation:.4f}"]
+    reach = mean_reach95(losses)
+    return [f"{mean:.3f} [{mean - reach:.3f}, {mean + reach:.3f}]", f"{losses.std(ddof=1):.4f}"]

@@ -57,7 +57,7 @@ class Details:
     samples: list[dict[str, str]]  # prompt and text, at the last checkpoint that has some
 
 
-def details(run: Path, name: str | None = None) -> Details:
+def details(run: Path) -> Details:
     """All of it as it is now. Raises InputError where the run has not begun."""
     with LogFile(run) as log:
         end = read_end(run, log)
@@ -67,7 +67,7 @@ def details(run: Path, name: str | None = None) -> Details:
     forecasts = [forecast_of(row) for rows_at in past for row in rows_at if row.get("kind") == "forecast"]
     losses = end.checkpoint.get("validation", {}).get("loss") or {}
     return Details(
-        progress=progress_of(run, end, name),
+        progress=progress_of(run, end),
         losses={str(split): loss for split, loss in losses.items() if isinstance(loss, (int, float))},
         curve=_curve(rows),
         forecasts=[forecast for forecast in forecasts if forecast is not None],

@@ -42,6 +42,7 @@ def luminance(colour: str) -> float:
 def test_the_newest_stands_out_most():
     """On both backgrounds; and no shade is too faint for a graphical object, which WCAG wants at 3:1."""
     cards = re.findall(r"--card: *(#[0-9a-f]{6})", (Path(report.__file__).parent / "page.css").read_text())
+    assert len(cards) == 2
     for place, ground in enumerate(map(luminance, cards)):
         contrasts = []
         for shade in np.linspace(0, 1, 23):

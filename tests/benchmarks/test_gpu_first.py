@@ -18,6 +18,7 @@ import gpu_check  # noqa: E402
 import gpu_first  # noqa: E402
 
 from emergence_kernels.backends import library  # noqa: E402
+from support import until  # noqa: E402
 
 
 @pytest.fixture
@@ -43,13 +44,11 @@ def call(tmp_path, minutes: float, *more: str) -> int:
 
 
 def wait_for_the_end_of(pids: list[str]) -> None:
-    deadline = time.monotonic() + 10
-    for state in (Path(f"/proc/{pid}/stat") for pid in pids):
-        while (
-            state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z"
-        ):  # dead, of a parent that is dead
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+    def ended(state: Path) -> bool:  # or dead, of a parent that is dead
+        return not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+
+    for pid in pids:
+        until(lambda state=Path(f"/proc/{pid}/stat"): ended(state), 10)
 
 
 def test_stages_end_separately_and_the_next_call_continues(pretended, tmp_path, capsys):
@@ -107,10 +106,8 @@ def test_ending_the_call_ends_its_stage(tmp_path):
     )
     script = str(ROOT / "benchmarks" / "gpu_first.py")
     process = subprocess.Popen([sys.executable, "-c", code, str(sleeper), script, "--out", str(tmp_path)])
-    deadline = time.monotonic() + 60
-    while not pid.exists():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
+    until(lambda: pid.exists() or process.poll() is not None)
+    assert process.poll() is None
     process.terminate()
     assert process.wait(30) == 143
     wait_for_the_end_of([pid.read_text().strip()])

@@ -15,7 +15,7 @@ import yaml
 from cluster.slurm_here import Slurm, missing, slurm
 from emergence_train.recorder import tables
 from faults.comparing import compare
-from support import ROOT, metrics, small_config
+from support import ROOT, metrics, small_config, until
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"no Slurm here: {missing()}")
 
@@ -104,10 +104,7 @@ class Job:
         )
 
     def until(self, there, seconds: float = 90.0) -> None:
-        end = time.monotonic() + seconds
-        while not there():
-            assert time.monotonic() < end, self.output()
-            time.sleep(0.1)
+        until(there, seconds, self.output)
 
     def output(self) -> str:
         return self.log.read_text(errors="replace") if self.log.is_file() else "no log"
@@ -214,13 +211,13 @@ def test_an_array_trains_a_run_for_each_of_its_numbers(cluster: Slurm, config):
     )
     array = done.stdout.strip()
     logs = [config.parent / f"a-{number}.log" for number in (1, 2, 3)]
-    end = time.monotonic() + 120
-    while not (logs[2].is_file() and "step 20/" in logs[2].read_text()):
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    until(lambda: logs[2].is_file() and "step 20/" in logs[2].read_text(), 120)
     cluster("scancel", "--signal=USR1", f"{array}_3")
-    while cluster("squeue", "-h", "-j", array).stdout.strip():
-        assert time.monotonic() < end, [log.read_text() for log in logs]
-        time.sleep(0.5)
+    until(
+        lambda: not cluster("squeue", "-h", "-j", array).stdout.strip(),
+        120,
+        why=lambda: str([log.read_text() for log in logs]),
+        every=0.5,
+    )
     assert [log.read_text().count("requeued") for log in logs] == [0, 0, 1]
     assert [len(metrics(config.parent / f"seed-{number}")) for number in (1, 2, 3)] == [200] * 3

@@ -41,6 +41,12 @@ def test_the_pages_show_commands():
     }
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md", "docs/tours/train.md", "docs/tours/analyze.md"])
+def test_first_pages_say_where_the_command_is(page):
+    """make installs it into .venv, which is not on the path."""
+    assert ". .venv/bin/activate" in (ROOT / page).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(("page", "line"), ALL)
 def test_shown_command_parses(page, line):
     words = shlex.split(line)

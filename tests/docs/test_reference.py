@@ -1,5 +1,6 @@
 """The generated reference leaves nothing out, and the pages name only what exists."""
 
+import inspect
 import re
 import subprocess
 from dataclasses import dataclass, field
@@ -8,7 +9,8 @@ from typing import Annotated
 import pytest
 
 from docs.site_pages import api, markdown, reference
-from emergence_train import config
+from emergence_kernels import adamw_step
+from emergence_train import config, recorder
 from emergence_train.recorder.columns import DESCRIPTIONS
 from emergence_train.recorder.tables import TABLES
 from support import ROOT
@@ -105,6 +107,15 @@ def test_long_signatures_take_an_argument_a_line():
         "    fourth: int = 0,",
         ") -> None",
     ]
+
+
+@pytest.mark.parametrize(
+    "function", [recorder.token_losses, recorder.Recorder.add, recorder.Recorder.evaluation, adamw_step]
+)
+def test_what_loops_call_describes_its_arguments(function):
+    """Units and shapes are in no signature."""
+    words = set(re.findall(r"\w+", inspect.getdoc(function)))
+    assert set(inspect.signature(function).parameters) - {"self"} <= words
 
 
 def test_docstring_sections_become_lists():

@@ -35,6 +35,14 @@ def test_pages_load_nothing_from_elsewhere(site):
         assert not re.findall(r"(?:@import|url\()\s*[\"']?(?:https?:)?//", style.read_text(encoding="utf-8")), style
 
 
+def test_menu_has_every_page():
+    """The findings come into it by their topics, and notebooks by theirs."""
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    missing = {page for page in pages if not page.startswith(("notebook/2", "notebooks/")) and f" {page}\n" not in menu}
+    assert len(pages) > 30 and not missing
+
+
 def test_search_works_from_files(site):
     """A page opened from disk may read no JSON: the index is a script, and a shim replaces the worker."""
     assert "profile intervals" in (site / "search" / "search_index.js").read_text(encoding="utf-8")

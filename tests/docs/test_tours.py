@@ -24,13 +24,6 @@ def test_the_configuration_of_the_tour_loads(tmp_path):
     assert config.load(tmp_path / "mine.yaml").model.layers == 4
 
 
-def test_the_kernels_of_the_tour_run():
-    (code,) = blocks("kernels.md", "python")
-    names: dict = {}
-    exec(code, names)
-    assert names["result"].positions.count.tolist() == [2] * 128
-
-
 def test_the_positions_of_the_tour_are_a_table(tmp_path, monkeypatch):
     """Another trainer's losses, written as the tour says, are read back."""
     monkeypatch.chdir(tmp_path)

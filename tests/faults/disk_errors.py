@@ -132,11 +132,6 @@ def all_of(place: Path, kinds: list[str], every: int, first: int = 0) -> dict:
 # ------------------------------------------------------------------------------------------------- slow, hanging, clocks
 
 
-def number_of(runs: Disk, what: str, turn: int = 0) -> int:
-    """The number of an operation by its name and file."""
-    return [number for number, text in runs.operations.items() if what in text][turn]
-
-
 def hanging(place: Path, asynchronous: bool) -> dict:
     """One of rank 1's shards never reaches the disk: the watchdog says in which operation, and of which rank where the save does
     not run beside training."""

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +12,7 @@ import pytest
 from emergence_train.faults import signals
 from emergence_train.training import run
 from faults.launch import free_port
-from support import ROOT
+from support import ROOT, until
 
 ALONE = """
 import os, signal, sys, time
@@ -54,10 +53,8 @@ def early(config: Path, place: Path, world: int) -> list[subprocess.Popen]:
         for rank in range(world)
     ]
     for rank in ranks:
-        until = time.monotonic() + 60
-        while not caught(rank.pid) >> (signal.SIGUSR1 - 1) & 1:
-            assert rank.poll() is None and time.monotonic() < until
-            time.sleep(0.002)
+        until(lambda rank=rank: rank.poll() is not None or caught(rank.pid) >> (signal.SIGUSR1 - 1) & 1, every=0.002)
+        assert rank.poll() is None
     return ranks
 
 

@@ -5,13 +5,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
-from support import ROOT, command, metrics, small_config
+from support import ROOT, command, metrics, small_config, until
 
 
 def workers(launcher: int) -> list[int]:
@@ -22,13 +21,12 @@ def workers(launcher: int) -> list[int]:
 
 def state(run: Path, after: str = "") -> str:
     """The name of a checkpoint later than `after`, once there is one."""
-    until = time.monotonic() + 240
-    while time.monotonic() < until:
-        there = sorted(path.parent.name for path in run.glob("checkpoints/step-*/manifest.json"))
-        if there and there[-1] > after:
-            return there[-1]
-        time.sleep(0.02)
-    raise AssertionError(f"no checkpoint after {after or 'the start'}")
+
+    def newest() -> str:
+        there = max((path.parent.name for path in run.glob("checkpoints/step-*/manifest.json")), default="")
+        return there if there > after else ""
+
+    return until(newest, 240, lambda: f"no checkpoint after {after or 'the start'}", every=0.02)
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from emergence_train.ladder.file import read
 from emergence_train.ladder.local import Machine, Runner, program, this_machine
 from emergence_train.recorder.metrics import Metrics
 from ladder.test_file import DECAY, STABLE
-from support import ROOT, command
+from support import ROOT, command, until
 from watch import run_files
 
 STAND_IN = [sys.executable, str(Path(__file__).with_name("stand_in.py"))]
@@ -121,26 +120,26 @@ def test_a_variable_in_out_is_one_directory_for_all(ladder_file, behave, tmp_pat
     assert (tmp_path / "here" / "ladder.json").is_file() and not (tmp_path / "${PLACE}").exists()
 
 
-@pytest.mark.parametrize(
-    ("keys", "says"),
-    [
-        ({"tokens": [512]}, "training.tokens = 1024, not 512"),
-        ({"set": {"training.threads": 1, "training.schedule.lr": 0.5}}, "training.schedule.lr = 0.01, not 0.5"),
-        ({"set": {"training.threads": 1, "model.preset": "tiny-0.2m"}}, "model."),
-        ({"set": {"training.threads": 1, "data.ood": []}}, "data.ood of 1 entries, not 0"),
-        ({"set": {"training.threads": 2, "logging.console_seconds": 9}}, None),
-    ],
+OTHER_SETTINGS = (
+    ({"tokens": [512]}, "training.tokens = 1024, not 512"),
+    ({"set": {"training.threads": 1, "training.schedule.lr": 0.5}}, "training.schedule.lr = 0.01, not 0.5"),
+    ({"set": {"training.threads": 1, "model.preset": "tiny-0.2m"}}, "model."),
+    ({"set": {"training.threads": 1, "data.ood": []}}, "data.ood of 1 entries, not 0"),
+    ({"set": {"training.threads": 2, "logging.console_seconds": 9}}, None),
 )
-def test_a_done_run_of_other_settings_is_no_done_run(ladder_file, keys, says, capsys):
+
+
+def test_a_done_run_of_other_settings_is_no_done_run(ladder_file, capsys):
     """What may change in a run may change in a ladder; anything else is refused, as `train` does, by --status too."""
     assert cli.main(["ladder", str(ladder_file(set={"training.threads": 1, "training.schedule.lr": 0.01}))]) == 0
     capsys.readouterr()
-    for more in (["--status"], []):
-        assert cli.main(["ladder", str(ladder_file(**keys)), *more]) == (2 if says else 0)
-        printed = capsys.readouterr().err
-        assert says is None or (
-            f"rungs/a: is a run with {says}" in printed and "; give the ladder another out" in printed
-        )
+    for keys, says in OTHER_SETTINGS:
+        for more in (["--status"], []):
+            assert cli.main(["ladder", str(ladder_file(**keys)), *more]) == (2 if says else 0), keys
+            printed = capsys.readouterr().err
+            assert says is None or (
+                f"rungs/a: is a run with {says}" in printed and "; give the ladder another out" in printed
+            ), keys
 
 
 def test_a_done_run_of_a_preset_is_done(ladder_file, capsys):
@@ -198,13 +197,6 @@ def test_the_children_of_a_killed_ladder_save(ladder_file, behave, tmp_path):
     behave()
     run(path)
     assert states(path) == {"a": "done"}
-
-
-def until(condition, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_several_gpus_are_one_torchrun():

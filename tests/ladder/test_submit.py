@@ -6,7 +6,6 @@ import os
 import shlex
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from emergence_train.errors import InputError, RunError
 from emergence_train.ladder import local, progress, submit
 from emergence_train.ladder.file import read
 from ladder.test_file import DECAY, STABLE
-from support import ROOT
+from support import ROOT, until
 
 SCRIPT = {"script": str(ROOT / "configs" / "slurm.sbatch")}
 EACH = SCRIPT | {"arrays": False}
@@ -303,10 +302,14 @@ def test_a_ladder_under_slurm_survives_preemption(ladder_file, tmp_path, tmp_pat
         done = cluster(*command)
         assert done.returncode == 0, done.stderr
         stable = read(path).directory("a-stable")
-        until(lambda: (stable / "metrics.jsonl").is_file() and '"step": 8' in (stable / "metrics.jsonl").read_text())
+        until(
+            lambda: (stable / "metrics.jsonl").is_file() and '"step": 8' in (stable / "metrics.jsonl").read_text(),
+            120,
+            every=1,
+        )
         job = progress.read_notes(read(path))["a-stable"]["job"]
         assert cluster("scancel", "--signal=USR1", job).returncode == 0
-        until(lambda: all(row["state"] == "done" for row in rows(cluster, path)), 300)
+        until(lambda: all(row["state"] == "done" for row in rows(cluster, path)), 300, every=1)
     log = (read(path).out / "ladder-logs" / "a-stable.log").read_text()
     assert "requeued" in log and "resum" in log
 
@@ -326,7 +329,11 @@ def test_decays_under_slurm_are_done_after_a_failed_parent(ladder_file, tmp_path
         assert cluster(*command).returncode == 0
         first = progress.read_notes(read(path))
         stable, *decays = (first[row.run]["job"] for row in read(path).rows)
-        until(lambda: cluster("squeue", "--noheader", "--format", "%r").stdout.split() == ["DependencyNeverSatisfied"])
+        until(
+            lambda: cluster("squeue", "--noheader", "--format", "%r").stdout.split() == ["DependencyNeverSatisfied"],
+            120,
+            every=1,
+        )
         assert ["gone" in (row["note"] or "") for row in rows(cluster, path)] == [False, True, True]
         fails.unlink()
         again = cluster(*command)
@@ -334,7 +341,7 @@ def test_decays_under_slurm_are_done_after_a_failed_parent(ladder_file, tmp_path
             again.stderr
         )
         assert not set(decays) & {progress.read_notes(read(path))[row.run]["job"] for row in read(path).rows}
-        until(lambda: all(row["state"] == "done" for row in rows(cluster, path)), 300)
+        until(lambda: all(row["state"] == "done" for row in rows(cluster, path)), 300, every=1)
         assert not cluster("squeue", "--noheader").stdout.strip()
 
 
@@ -353,11 +360,11 @@ def test_runs_of_an_array_are_preempted_each_alone(ladder_file, tmp_path, tmp_pa
         assert len({note["job"].partition("_")[0] for note in notes.values()}) == 1
         for row in ladder.rows[:2]:
             metrics = ladder.directory(row.run) / "metrics.jsonl"
-            until(lambda metrics=metrics: metrics.is_file() and '"step": 8' in metrics.read_text())
+            until(lambda metrics=metrics: metrics.is_file() and '"step": 8' in metrics.read_text(), 120, every=1)
         assert "running" in {row["state"] for row in rows(cluster, path)}
         assert cluster("scancel", "--signal=USR1", notes["a-s1"]["job"]).returncode == 0
         os.kill(trainer(ladder.directory("a-s2")), signal.SIGKILL)
-        until(lambda: all(row["state"] == "done" for row in rows(cluster, path)), 400)
+        until(lambda: all(row["state"] == "done" for row in rows(cluster, path)), 400, every=1)
         again = cluster(*local.program(), "ladder", str(path), "--slurm")
         assert again.returncode == 0 and progress.read_notes(ladder) == notes, "nothing was left to submit"
     logs = [(ladder.out / "ladder-logs" / f"a-s{seed}.log").read_text() for seed in (1, 2, 3)]
@@ -381,10 +388,3 @@ def trainer(run: Path) -> int:
 
 def rows(cluster, path: Path) -> list[dict]:
     return json.loads(cluster(*local.program(), "ladder", str(path), "--status", "--json").stdout)["runs"]
-
-
-def until(condition, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(1)

@@ -46,7 +46,7 @@ def _of(*words: str) -> re.Pattern:
 
 _NOUN, _ADVERB = _of(RIGHT, SCORES, PROBABILITIES, WRONG, LOSSES, DISTANCES, HIGHER, UNBOUNDED), _of(RIGHTLY, WRONGLY)
 _RIGHT, _BOUNDED, _UNIT = _of(RIGHT, RIGHTLY), _of(RIGHT, RIGHTLY, SCORES, PROBABILITIES, WRONG, WRONGLY), _of(UNITS)
-_LOSS, _OPEN, _LOWER = _of(LOSSES), _of(LOSSES, DISTANCES), _of(WRONG, WRONGLY, LOSSES, DISTANCES)
+_OPEN, _LOWER = _of(LOSSES, DISTANCES), _of(WRONG, WRONGLY, LOSSES, DISTANCES)
 
 _CONTINUOUS = _of(PROBABILITIES, LOSSES, SMOOTH, UNBOUNDED)
 
@@ -95,8 +95,3 @@ def is_share(metric: str) -> bool | None:
         return False
     known = is_right(metric) or _BOUNDED.fullmatch(_noun(metric)) or _UNIT.search(_words(metric))
     return True if known else None
-
-
-def is_loss(metric: str) -> bool:
-    """Whether it is a loss, in either direction."""
-    return _LOSS.fullmatch(_noun(metric)) is not None

@@ -9,8 +9,8 @@ benchmarks/studies/explanation_shares.py has the coverage, and that of a bootstr
 from collections.abc import Callable
 
 import numpy as np
-from scipy.stats import t as t_distribution
 
+from emergence_train.analysis.intervals import jackknife_error, reach95
 from emergence_train.analysis.results import Interval
 
 LEAST_RUNS = 3
@@ -32,7 +32,6 @@ def over_runs(share: Callable[[np.ndarray], float | None], run: np.ndarray, leas
     if any(each is None for each in without):
         return Interval(whole, None, None)
     left = np.log(np.maximum(1 - np.array([whole, *without], float), LEAST_LEFT))
-    error = np.sqrt((len(names) - 1) / len(names) * ((left[1:] - left[0]) ** 2).sum())
-    reach = float(t_distribution.ppf(0.975, len(names) - 2)) * error
+    reach = reach95(jackknife_error(left[1:], left[0]), len(names) - 2)
     low, high = 1 - np.exp(np.minimum(left[0] + reach, 700.0)), 1 - np.exp(left[0] - reach)
     return Interval(whole, float(max(low, least)), float(high))

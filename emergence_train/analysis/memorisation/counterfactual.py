@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
+from emergence_train.analysis.intervals import jackknife_error, reach95
 from emergence_train.analysis.memorisation.items import OF_ANY_LENGTH, checked
 from emergence_train.analysis.memorisation.result import CounterfactualMemorisation
 from emergence_train.analysis.results import Interval
@@ -100,10 +100,10 @@ def over_models(trained: np.ndarray, value: np.ndarray, most: float = np.inf) ->
     left = np.array([_difference(np.delete(trained, k, 0), np.delete(value, k, 0)) for k in range(models)])
     if np.isnan(left).any():
         return Interval(whole, None, None)
-    error = np.sqrt((models - 1) / models * ((left - left.mean()) ** 2).sum())
+    error = jackknife_error(left, left.mean())
     if error < 1e-12:
         return Interval(whole, None, None)
-    reach = stats.t.ppf(0.975, models - 1) * error
+    reach = reach95(error, models - 1)
     return Interval(whole, float(max(whole - reach, -most)), float(min(whole + reach, most)))
 
 

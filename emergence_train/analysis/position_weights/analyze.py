@@ -14,6 +14,7 @@ import yaml
 from scipy import stats
 
 from emergence_train import run_differences
+from emergence_train.analysis.intervals import mean_reach95
 from emergence_train.analysis.position_weights.result import PositionWeightsResult, WeightsDifference
 from emergence_train.errors import InputError
 from emergence_train.input_files import read_text
@@ -122,10 +123,9 @@ def _difference(
     gap = loss - uniform
     low = high = p = None
     if len(gap) > 1:
-        stderr = gap.std(ddof=1) / np.sqrt(len(gap))
-        reach = stats.t.ppf(0.975, len(gap) - 1) * stderr
+        reach = mean_reach95(gap)
         low, high = float(gap.mean() - reach), float(gap.mean() + reach)
-        p = float(2 * stats.t.sf(abs(gap.mean()) / max(stderr, 1e-300), len(gap) - 1))
+        p = float(2 * stats.t.sf(abs(gap.mean()) / max(stats.sem(gap), 1e-300), len(gap) - 1))
     return WeightsDifference(
         variant=variant,
         split=split,

@@ -34,6 +34,7 @@ def adamw_step(
     Args:
         weights, gradient, first, second: w, g, m and v, (N,) float32, contiguous; changed in place.
         step: scalar float32 on the device, the updates so far; t afterwards.
+        lr, betas, eps, weight_decay: the rate, (b1, b2), and the two terms so named above.
         grad_scale: scalar float32 on the device, such as a clip factor.
         applied: scalar bool on the device. Where it is False weights, moments and step stay as they are, whatever the gradient
             holds; it is zeroed all the same.

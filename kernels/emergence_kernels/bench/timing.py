@@ -12,6 +12,7 @@ import torch
 FLUSH_BYTES = 256 << 20  # more than any L2 cache
 HOLD_CYCLES, HOLD_MS, MOST_HOLDS = 6_000_000, 3.0, 7  # of the GPU while Python launches: at least one, at most seven
 HOST_REPEATS = 5
+MOST_REPEATS = 100
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Stopwatch:
         self.flush = torch.ones(FLUSH_BYTES // 4, device=device) if device.type == "cuda" else None
         self.holds: dict[Callable[[], object], int] = {}
 
-    def warm(self, run: Callable[[], object], seconds: float, at_least: int, at_most: int = 100) -> int:
+    def warm(self, run: Callable[[], object], seconds: float, at_least: int) -> int:
         """Run three times; -> how often it fits into `seconds`. Its samples hold the GPU for twice what its Python takes."""
         for _ in range(2):
             run()
@@ -58,7 +59,7 @@ class Stopwatch:
         self._wait()
         self.holds[run] = min(MOST_HOLDS, max(1, math.ceil(2 * host_ms / HOLD_MS)))
         once = max(time.perf_counter() - begin, 1e-6)
-        return max(at_least, min(at_most, int(seconds / once)))
+        return max(at_least, min(MOST_REPEATS, int(seconds / once)))
 
     def sample(self, run: Callable[[], object], repeats: int) -> list[float]:
         if self.flush is None:

@@ -145,18 +145,30 @@ def test_a_shorter_size_is_not_an_early_end():
 
 @pytest.mark.parametrize("seed", range(12))
 def test_what_the_loss_decides_is_all_kept_or_unknown(seed):
-    """Each size is saved over a part of its way alone, and scores have no noise: a first row below the place stood for it."""
+    """Each size is saved over a part of its way alone, and scores have no noise: a first row below the place stood for it.
+
+    The place: the highest last loss that the largest size has come from above. A size is compared where its rows enclose it."""
     rng, whole = np.random.default_rng(seed), table(np.random.default_rng(1), 1)
     whole["value"], whole["items"] = ability(whole["loss"]), 100_000
     starts = dict(zip(SIZES, rng.integers(0, 23, len(SIZES))))
     result = kept(whole[whole["step"] > whole["params"].map(starts)])
-    for size in result.sizes if result else ():
+    begins, ends = (
+        {size: loss_of(size)[at] for size, at in where.items()} for where in (starts, dict.fromkeys(SIZES, -1))
+    )
+    place = max(end for end in ends.values() if end <= begins[SIZES[-1]])
+    assert [size.params for size in result.sizes] == [*SIZES[:-1]] and result.loss == pytest.approx(place)
+    for size in result.sizes:
         at_tokens, at_loss = size.at_equal_tokens, size.at_equal_loss
         expected = ability(loss_of(size.params))[-1] - CHANCE, ability(loss_of(SIZES[-1]))[-1] - CHANCE
         assert at_tokens.share.value == pytest.approx(expected[0] / expected[1], abs=1e-9)
-        overlap = loss_of(size.params)[-1] <= loss_of(SIZES[-1])[starts[SIZES[-1]]]
-        assert at_loss.share.value == pytest.approx(1, abs=0.02) if at_loss.share.value is not None else at_loss.reason
-        assert overlap or (at_loss.share.low95, at_loss.verdict) == (None, "open")
+        if begins[size.params] >= place >= ends[size.params]:
+            assert at_loss.share.value == pytest.approx(1, abs=0.02) and at_loss.verdict == "kept"
+        else:
+            assert (at_loss.share.value, at_loss.share.low95, at_loss.verdict) == (
+                None,
+                None,
+                "open",
+            ) and at_loss.reason
 
 
 def test_tables_of_last_checkpoints_have_nothing_at_equal_loss():

@@ -30,25 +30,24 @@ DISTANCES = "wer WER cer ter bleu_ter rmse mse mae brier brier_score ece calibra
 
 
 @pytest.mark.parametrize(
-    ("names", "lower", "right", "share", "loss"),
+    ("names", "lower", "right", "share"),
     [
-        (ACCURACIES, False, True, True, False),
-        (OTHERS, False, False, True, False),
-        (NOT_WRONG, False, False, True, False),
-        (UNKNOWN, False, False, None, False),
-        (NEGATED_LOSSES, False, False, False, True),
-        (NEGATED_DISTANCES, False, False, False, False),
-        (WRONG, True, False, True, False),
-        (LOSSES, True, False, False, True),
-        (DISTANCES, True, False, False, False),
+        (ACCURACIES, False, True, True),
+        (OTHERS, False, False, True),
+        (NOT_WRONG, False, False, True),
+        (UNKNOWN, False, False, None),
+        (NEGATED_LOSSES, False, False, False),
+        (NEGATED_DISTANCES, False, False, False),
+        (WRONG, True, False, True),
+        (LOSSES, True, False, False),
+        (DISTANCES, True, False, False),
     ],
 )
-def test_metrics_are_read_by_whole_words(names, lower, right, share, loss):
+def test_metrics_are_read_by_whole_words(names, lower, right, share):
     for name in names.split():
         assert metric_names.lower_is_better(name) is lower, name
         assert metric_names.is_right(name) is right, name
         assert metric_names.is_share(name) is share, name
-        assert metric_names.is_loss(name) is loss, name
 
 
 @pytest.mark.parametrize(

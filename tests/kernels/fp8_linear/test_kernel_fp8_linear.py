@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from kernel_checks import placed
 from torch import Tensor
 
 import emergence_kernels as ek
@@ -59,13 +60,6 @@ LAYOUTS = ["prime", "wide", "strided rows", "strided features", "expanded"]
 LAYOUTS += ["every value", "edges of a scale", "huge and tiny"]
 
 
-def keep(t: Tensor, device: torch.device) -> Tensor:
-    """In bfloat16, with its strides."""
-    if 0 in t.stride():
-        return t[:1].to(device=device, dtype=torch.bfloat16).expand_as(t)
-    return torch.empty_strided(t.shape, t.stride(), dtype=torch.bfloat16, device=device).copy_(t)
-
-
 def same(got: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> bool:
     """Equal, where a zero's sign does not matter."""
     return torch.equal(got[0].float(), wanted[0].float()) and torch.equal(got[1], wanted[1])
@@ -74,14 +68,14 @@ def same(got: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> bool:
 @pytest.mark.parametrize("chosen", BACKENDS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_rows_have_the_defined_values(layout, chosen, device):
-    x_NK = keep(make(layout), device)
+    x_NK = placed(make(layout), torch.bfloat16, device)
     assert same(of_backend(chosen).quantize_rows(x_NK), operands(x_NK))
 
 
 @pytest.mark.parametrize("chosen", BACKENDS)
 @pytest.mark.parametrize("N, K", [(48, 80), (16, 16), (144, 16), (208, 272)])
 def test_columns_are_the_rows_of_the_transpose(N, K, chosen, device):
-    w_NK = keep(torch.randn(N, K) * torch.logspace(-6, 6, K), device)
+    w_NK = placed(torch.randn(N, K) * torch.logspace(-6, 6, K), torch.bfloat16, device)
     assert same(of_backend(chosen).quantize_columns(w_NK), operands(w_NK.t()))
 
 

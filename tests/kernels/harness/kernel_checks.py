@@ -48,6 +48,13 @@ def assert_as_good(
         assert error <= limit, f"{name}, {what}: error {error:.3g}, PyTorch's {yardstick:.3g}, size {size:.3g}"
 
 
+def placed(t: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """In this dtype on the device, with its strides."""
+    if 0 in t.stride() and t.numel():  # expanded
+        return t[:1].to(device=device, dtype=dtype).expand_as(t)
+    return torch.empty_strided(t.shape, t.stride(), dtype=dtype, device=device).copy_(t)
+
+
 def leaves(*tensors: Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
     """Copies that require gradients, strides kept unless converted."""
     return [

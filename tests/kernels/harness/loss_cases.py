@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from compiled import COMPILED
+from kernel_checks import placed
 from torch import Tensor
 
 IGNORE = -100
@@ -19,14 +20,7 @@ class Inputs:
 
     def to(self, dtype: torch.dtype, device: torch.device) -> "Inputs":
         """Layout kept (strided, expanded and transposed tensors stay so)."""
-        return Inputs(_move(self.hidden, dtype, device), _move(self.weight, dtype, device), self.targets.to(device))
-
-
-def _move(t: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    if 0 in t.stride():  # expanded
-        return t[:1].to(device=device, dtype=dtype).expand_as(t)
-    moved = torch.empty_strided(t.shape, t.stride(), dtype=dtype, device=device)
-    return moved.copy_(t)
+        return Inputs(placed(self.hidden, dtype, device), placed(self.weight, dtype, device), self.targets.to(device))
 
 
 LENGTH = 19 if COMPILED else 9  # the interpreter takes 10 ms a row; two of its tiles of 16 rows either way

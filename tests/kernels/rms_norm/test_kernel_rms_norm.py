@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernel_checks import DTYPES, assert_as_good, leaves, narrow
+from kernel_checks import DTYPES, assert_as_good, leaves, narrow, placed
 
 import emergence_kernels as ek
 
@@ -39,17 +39,11 @@ def make(layout):
 LAYOUTS = ["prime", "flat", "strided rows", "strided features", "expanded", "huge and tiny", "no rows"]
 
 
-def keep(t, dtype, device):
-    if 0 in t.stride() and t.numel():
-        return t[:1].to(device=device, dtype=dtype).expand_as(t)
-    return torch.empty_strided(t.shape, t.stride(), dtype=dtype, device=device).copy_(t)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("with_residual", [False, True], ids=["plain", "residual"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_against_float64(layout, with_residual, dtype, backend, device):
-    x, residual = (keep(t, dtype, device) for t in make(layout))
+    x, residual = (placed(t, dtype, device) for t in make(layout))
     weight = (1 + 0.3 * torch.randn(x.shape[-1])).to(device, dtype)
     inputs = [x, weight, residual] if with_residual else [x, weight]
     upstream = [torch.randn(x.shape).to(device, dtype) for _ in range(2 if with_residual else 1)]
