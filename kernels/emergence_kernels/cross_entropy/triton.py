@@ -10,6 +10,8 @@ not ignored are packed to the front, and each chunk of R rows goes through
 There are no atomics and every sum has a fixed order. Tiles of ignored rows return immediately.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -238,7 +240,7 @@ def _sweep(inputs: LossInputs, options: RowOptions, *, entropy: bool) -> tuple[T
     """-> loss, top, log_total, correct, entropy of all rows; the last two empty unless `entropy`."""
     hidden_ND, weight_VD, targets_N, _ = inputs
     chunks = _PackedChunks(inputs, options)
-    new = dict(dtype=torch.float32, device=hidden_ND.device)
+    new: dict[str, Any] = dict(dtype=torch.float32, device=hidden_ND.device)
     N, R = chunks.N, chunks.rows
     loss_N, top_N, log_total_N = (torch.empty(N, **new) for _ in range(3))
     entropy_N = torch.empty(N if entropy else 0, **new)

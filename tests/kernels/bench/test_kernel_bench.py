@@ -14,6 +14,7 @@ import torch
 from emergence_kernels.backends import library
 from emergence_kernels.bench import attention, draw, losses, main
 from emergence_kernels.bench.attention import _pairs
+from emergence_kernels.bench.candidate import candidates, errors_of
 from emergence_kernels.bench.processes import CUT
 from emergence_kernels.bench.results import Results
 from emergence_kernels.bench.step import Model, flops_per_token
@@ -141,6 +142,27 @@ def test_times_are_written_before_all_are_measured(tmp_path, monkeypatch):
     assert main([*TINY, "--op", "swiglu", "--rounds", "2", "--out", str(tmp_path)]) == 0
     names = len(json.loads(next(tmp_path.rglob("*.json")).read_text())["rows"])
     assert seen[: names + 2] == [*((0, n + 1, 0) for n in range(names)), (1, names, 0), (2, names, 0)]
+
+
+def test_errors_are_relative_and_by_name():
+    """Results that are off by known shares, of one output and of two, whose gradients add up."""
+    x, w, upstream = (torch.rand(5, 3, dtype=torch.float64) + 0.5 for _ in range(3))
+    results = (1.25 * x * w, 0.5 * upstream * w, upstream * x)
+    errors = errors_of(torch.mul, ("y", "dx", "dw"), (x, w), upstream, results)
+    assert errors == pytest.approx({"y": 0.25, "dx": 0.5, "dw": 0}, abs=1e-12)
+    results = (x * x, 1.5 * x, 2 * upstream * (2 * x + 1))
+    errors = errors_of(lambda x: (x * x, x), ("y", "z", "dx"), (x,), upstream, results)
+    assert errors == pytest.approx({"y": 0, "z": 0.5, "dx": 1}, abs=1e-12)
+
+
+def test_our_candidates_are_after_the_others():
+    """The CUDA kernels last; nothing is compiled in the tiny suite. An op gets the leaves and its backend."""
+    leaves, peers = (torch.ones(2),), [("peer", lambda: torch.zeros(2))]
+    made = candidates(lambda x, backend: x * len(backend), torch.neg, leaves, ["cuda", "torch"], "tiny", peers)
+    results = {each.name: each.forward()[0].item() for each in (make() for make in made)}
+    assert list(results.items()) == [("peer", 0), ("torch eager", -1), ("emergence torch", 5), ("emergence cuda", 4)]
+    names = [make().name for make in candidates(torch.add, torch.neg, leaves, [], "laptop")]
+    assert names == ["torch eager", "torch.compile"]
 
 
 def test_gradients_of_losses_and_attention_have_errors(tmp_path):
