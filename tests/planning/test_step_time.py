@@ -8,10 +8,10 @@ import torch
 from emergence_train.config import Training
 from emergence_train.data_config import Data
 from emergence_train.models.decoder_config import DecoderConfig
-from emergence_train.models.devices import GPUS
+from emergence_train.models.devices import AMPERE, GPUS, HOPPER
 from emergence_train.models.presets import PRESETS
 from emergence_train.planning.planner import plan_run
-from emergence_train.planning.step_time import AMPERE, HOPPER, LINK_SHARE, exposed_seconds, hidden_seconds, late_share
+from emergence_train.planning.step_time import LINK_SHARE, exposed_seconds, hidden_seconds, late_share
 from emergence_train.training.early_reduction import split
 from support import ROOT
 
