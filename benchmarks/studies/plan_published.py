@@ -102,7 +102,7 @@ def own_attention() -> float:
 
 def _share_of(row: dict, gpu: Gpu) -> list[float]:
     shape = row["shape"]
-    if row["contender"] != "emergence cuda" or shape.get("kind") != "causal":
+    if row["candidate"] != "emergence cuda" or shape.get("kind") != "causal":
         return []
     seconds = row["modes"]["both"]["median_ms"] / 1e3
     width, tokens = shape["heads"] * shape["head_dim"], shape["batch"] * shape["seq"]
@@ -120,8 +120,8 @@ def own_rows(name: str) -> list[dict]:
         record = json.loads(path.read_text())
         model = DecoderConfig(**PRESETS[record["size"]])
         for row in record["rows"]:
-            options = dict(re.findall(r"(\w+)=(\w+)", row["contestant"]))
-            if not row["contestant"].startswith("ours") or set(options) - {"linears", "activation_checkpointing"}:
+            options = dict(re.findall(r"(\w+)=(\w+)", row["candidate"]))
+            if not row["candidate"].startswith("ours") or set(options) - {"linears", "activation_checkpointing"}:
                 continue
             checkpointing, linears = options.get("activation_checkpointing", "none"), options.get("linears", "bf16")
             micro_batch = row.get("micro_batch", record["micro_batch"])

@@ -53,6 +53,14 @@ def finished(folder: Path, since: str, candidates: dict) -> list[tuple[str, dict
     return [(row["op"], row["shape"]) for run in alike for row in run.get("finished", [])]
 
 
+def of_this_version(data: dict) -> dict:
+    """A run's results as they are written now: earlier ones name a row's candidate `contender`."""
+    for row in (*data["rows"], *data["failures"]):
+        if "contender" in row:
+            row["candidate"] = row.pop("contender")
+    return data
+
+
 def timestamp() -> str:
     return time.strftime("%Y%m%d-%H%M%S", time.gmtime())
 
@@ -84,7 +92,7 @@ def spelled(shape: dict) -> str:
 
 def line_of(row: dict) -> str:
     shape = spelled(row["shape"])
-    parts = [f"{row['op']:<21} {row['contender']:<28} {shape}"]
+    parts = [f"{row['op']:<21} {row['candidate']:<28} {shape}"]
     for mode, values in row["modes"].items():
         rate = next(
             (f"{values[k]:.3g} {unit}" for k, unit in (("tflops", "TFLOP/s"), ("gbps", "GB/s")) if k in values), ""

@@ -162,7 +162,7 @@ def _row(case, candidate, modes, times, watch: Stopwatch, limits: dict[str, floa
         backward = difference(times["both"], times["forward"])
         if backward.median_ms > 0:  # else the machine was too unsteady to say
             timings["backward"] = backward
-    row: dict = {"op": case.op, "shape": case.shape, "contender": candidate.name, "formula": case.formula}
+    row: dict = {"op": case.op, "shape": case.shape, "candidate": candidate.name, "formula": case.formula}
     row["modes"] = {mode: asdict(timing) | _rates(case, mode, timing, limits) for mode, timing in timings.items()}
     row["host_ms"] = watch.host_ms(modes["both"])
     row["python_in_window"] = watch.python_in_window(modes["both"], row["host_ms"])
@@ -203,7 +203,7 @@ def step_rows(suite: str, device: torch.device, dtype: torch.dtype, limits: dict
         yield {
             "op": "step",
             "shape": each["shape"],
-            "contender": each["name"],
+            "candidate": each["name"],
             "note": "plain: PyTorch's own operations, no kernels of this package; otherwise the backend's name",
             "formula": "6N + 6 L d T per token (causal half, head included), of this run's matmul rate",
             "modes": {
@@ -284,7 +284,7 @@ def main(argv: list[str] | None = None) -> int:
         row = {
             "op": op,
             "shape": shape,
-            "contender": candidate,
+            "candidate": candidate,
             "error": f"{type(error).__name__}: {text[0] if text else ''}",
         }
         results.add(row, "failures")
@@ -293,7 +293,7 @@ def main(argv: list[str] | None = None) -> int:
             torch.cuda.empty_cache()
 
     def ours_failed() -> int:
-        return sum(row["contender"].startswith("emergence") for row in results.data["failures"])
+        return sum(row["candidate"].startswith("emergence") for row in results.data["failures"])
 
     for index, op in enumerate(ops):
         # Each operation gets an equal share of the time that is left, so that a short budget starves none.

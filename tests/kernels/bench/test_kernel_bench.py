@@ -45,17 +45,20 @@ def test_everything_once(tmp_path, capsys):
     for row in data["rows"]:
         both = row["modes"]["both"]
         assert 0 < both["low_ms"] <= both["median_ms"] <= both["high_ms"] and both["repeats"] >= 5
-        limit = 0.06 if (row["op"], row["contender"]) == ("fp8_linear", "emergence torch") else 1e-5
+        limit = 0.06 if (row["op"], row["candidate"]) == ("fp8_linear", "emergence torch") else 1e-5
         assert all(error < limit for error in row.get("errors", {}).values()), row
-    names = {row["contender"] for row in data["rows"] if row["op"] == "position_loss"}
+    names = {row["candidate"] for row in data["rows"] if row["op"] == "position_loss"}
     assert {"emergence torch", "torch eager"} <= names
     assert "position_loss" in capsys.readouterr().out
 
     pytest.importorskip("matplotlib")
     assert draw.main([str(tmp_path)]) == 0
     text = file.with_suffix(".md").read_text()
-    assert all(row["contender"] in text for row in data["rows"]) and "Not complete" not in text
+    assert all(row["candidate"] in text for row in data["rows"]) and "Not complete" not in text
     assert len(list((tmp_path / "cpu").glob("*.png"))) == 10
+
+    file.write_text(json.dumps(data).replace('"candidate":', '"contender":'))  # as earlier versions wrote it
+    assert draw.main([str(file), "--no-plots"]) == 0 and file.with_suffix(".md").read_text() == text
 
 
 @pytest.mark.parametrize("name", ["nosuch", "notes.md", "broken/cpu.json"])
@@ -100,7 +103,7 @@ def test_shapes_are_finished_for_the_same_candidates(tmp_path, monkeypatch):
 
     def measured(*more):
         assert main([*command, *more]) == 0
-        return {row["contender"] for row in json.loads(max((tmp_path / "cpu").glob("*.json")).read_text())["rows"]}
+        return {row["candidate"] for row in json.loads(max((tmp_path / "cpu").glob("*.json")).read_text())["rows"]}
 
     assert measured("--only", "torch eager") == {"torch eager"}
     with monkeypatch.context() as without:
@@ -158,8 +161,8 @@ def test_errors_are_relative_and_by_name():
 def test_our_candidates_are_after_the_others():
     """The CUDA kernels last; nothing is compiled in the tiny suite. An op gets the leaves and its backend."""
     leaves, peers = (torch.ones(2),), [("peer", lambda: torch.zeros(2))]
-    made = candidates(lambda x, backend: x * len(backend), torch.neg, leaves, ["cuda", "torch"], "tiny", peers)
-    results = {each.name: each.forward()[0].item() for each in (make() for make in made)}
+    ways = candidates(lambda x, backend: x * len(backend), torch.neg, leaves, ["cuda", "torch"], "tiny", peers)
+    results = {each.name: each.forward()[0].item() for each in (make() for make in ways)}
     assert list(results.items()) == [("peer", 0), ("torch eager", -1), ("emergence torch", 5), ("emergence cuda", 4)]
     names = [make().name for make in candidates(torch.add, torch.neg, leaves, [], "laptop")]
     assert names == ["torch eager", "torch.compile"]
@@ -252,7 +255,7 @@ def test_a_failing_peer_is_kept(tmp_path, monkeypatch):
     (file,) = (tmp_path / "cpu").glob("*.json")
     data = json.loads(file.read_text())
     failed = {
-        row["contender"]: row["error"] for row in data["failures"]
+        row["candidate"]: row["error"] for row in data["failures"]
     }  # Liger's too, where it is installed: it needs a GPU
     assert (
         failed.items() >= dict.fromkeys(("torch eager", "quack"), "RuntimeError: no such kernel").items()
