@@ -61,7 +61,7 @@ def pretended(monkeypatch, tmp_path):
     monkeypatch.setattr("emergence_train.parallel.ranks.start", lambda *_: SimpleNamespace(device=torch.device("cpu")))
     monkeypatch.setattr(sys, "argv", ["gpu_training.py"])
 
-    def run(names, limit, seconds):
+    def run(names, limit, seconds, profile="^$"):
         written = []
 
         def make(name, *_):
@@ -80,7 +80,7 @@ def pretended(monkeypatch, tmp_path):
 
         monkeypatch.setattr(gpu_training, "make", make)
         monkeypatch.setattr(gpu_training, "BEGAN", time.monotonic())
-        arguments = argparse.Namespace(set=[], steps=1, rounds=2, limit=limit, profile="^$")
+        arguments = argparse.Namespace(set=[], steps=1, rounds=2, limit=limit, profile=profile)
         return gpu_training.measure("468m", names, arguments, tmp_path), written
 
     return run
@@ -96,6 +96,17 @@ def test_candidates_beyond_the_limit_are_named(pretended, capsys):
     record, _ = pretended(["liger", "plain", "ours"], 0.2, 0.3)
     assert [row["candidate"] for row in record["rows"]] == ["liger"] and not record["complete"]
     assert record["not_reached"] == ["plain", "ours"] and "not reached: 468m ours" in capsys.readouterr().out
+
+
+def test_profiles_are_of_linears_but_no_other_variant(pretended, monkeypatch, capsys):
+    """Of the step after all turns, two warm-up steps and two rounds of one, and in the file."""
+    seen = {"gpu_ms": 7.0, "by_kind_ms": {"norm": 7.0}, "host_waits": {}}
+    monkeypatch.setattr(gpu_training, "profile", lambda step, number: seen | {"launches": number})
+    names = ["ours", "ours, linears=fp8", "ours, micro_batch=8", "liger"]
+    record, _ = pretended(names, 1000, 0, "ours")
+    assert [row.get("profile", {}).get("launches") for row in record["rows"]] == [4, 4, None, None]
+    (path,) = [Path(line) for line in capsys.readouterr().out.splitlines() if line.endswith(".json")]
+    assert json.loads(path.read_text()) == record
 
 
 def test_peers_are_first():

@@ -4,8 +4,14 @@ import importlib.metadata
 import json
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
+
+import torch
+
+from .candidate import Case
+from .timing import summary
 
 PEERS = (
     "torch",
@@ -84,6 +90,31 @@ class Results:
     def add(self, row: dict, to: str = "rows") -> None:
         self.data[to].append(row)
         self.write()
+
+    def unfinished(self, case: Case, rounds: int, times: dict[str, dict[str, list[float]]]) -> None:
+        """Keep the times so far, in milliseconds by candidate and mode, of the case that is being measured."""
+        medians = {who: {mode: summary(of).median_ms for mode, of in modes.items()} for who, modes in times.items()}
+        self.data["unfinished"] = {"op": case.op, "shape": case.shape, "rounds": rounds, "median_ms": medians}
+        self.write()
+
+    def report(self, row: dict, as_json: bool) -> None:
+        """Add and print a row."""
+        self.data["unfinished"] = {}
+        self.add(row)
+        print(json.dumps(row) if as_json else line_of(row), flush=True)
+
+    def failed(self, op: str, shape: dict, candidate: str, error: Exception) -> None:
+        """Keep and print an error: a peer that cannot run a shape is no reason to stop."""
+        text = str(error).splitlines()
+        reason = f"{type(error).__name__}: {text[0] if text else ''}"
+        self.add({"op": op, "shape": shape, "candidate": candidate, "error": reason}, "failures")
+        print(f"bench: {op} {candidate} failed: {reason}", file=sys.stderr, flush=True)
+        torch.cuda.empty_cache()
+
+    @property
+    def ours_failed(self) -> int:
+        """The number of failures of this package's own kernels."""
+        return sum(row["candidate"].startswith("emergence") for row in self.data["failures"])
 
 
 def spelled(shape: dict) -> str:
