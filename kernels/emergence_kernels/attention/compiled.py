@@ -44,11 +44,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, 
 
 
 def backward(
-    grad: Tensor,
-    saved: Saved,
-    options: Options,
-    into: Gradients | None = None,
-    angles: Angles | None = None,
+    grad: Tensor, saved: Saved, options: Options, into: Gradients | None = None, angles: Angles | None = None
 ) -> Gradients:
     """-> dq, dk, dv. into: where to write them (options.py). angles: by which dq and dk are rotated back, if rotates_back.
 

@@ -35,11 +35,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, 
 
 
 def backward(
-    grad: Tensor,
-    saved: Saved,
-    options: Options,
-    into: Gradients | None = None,
-    angles: Angles | None = None,
+    grad: Tensor, saved: Saved, options: Options, into: Gradients | None = None, angles: Angles | None = None
 ) -> Gradients:
     """-> dq, dk, dv, always deterministic. into: where to write them (options.py). angles: dq and dk are rotated back by them."""
     q, k, v, out, lse = saved

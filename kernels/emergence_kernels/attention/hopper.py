@@ -90,11 +90,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, 
 
 
 def backward(
-    do: Tensor,
-    saved: Saved,
-    options: Options,
-    into: Gradients | None = None,
-    angles: Angles | None = None,
+    do: Tensor, saved: Saved, options: Options, into: Gradients | None = None, angles: Angles | None = None
 ) -> Gradients:
     """As compiled.backward. angles: dq and dk are rotated back before they are rounded."""
     q, k, v, out, lse = saved

@@ -25,32 +25,14 @@ def _gate_and_up(x_ptr, stride_x, N, F, ROWS: tl.constexpr, BLOCK: tl.constexpr)
 
 
 @triton.jit
-def _swiglu_kernel(
-    x_ptr,
-    y_ptr,
-    stride_x,
-    N,
-    F,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+def _swiglu_kernel(x_ptr, y_ptr, stride_x, N, F, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     rows, columns, mask, gate, up = _gate_and_up(x_ptr, stride_x, N, F, ROWS, BLOCK)
     y = gate * tl.sigmoid(gate) * up
     tl.store(y_ptr + rows[:, None] * F + columns[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _swiglu_backward_kernel(
-    dy_ptr,
-    x_ptr,
-    dx_ptr,
-    stride_dy,
-    stride_x,
-    N,
-    F,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+def _swiglu_backward_kernel(dy_ptr, x_ptr, dx_ptr, stride_dy, stride_x, N, F, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     rows, columns, mask, gate, up = _gate_and_up(x_ptr, stride_x, N, F, ROWS, BLOCK)
     dy = tl.load(dy_ptr + rows[:, None] * stride_dy + columns[None, :], mask=mask, other=0.0).to(tl.float32)
     sigmoid = tl.sigmoid(gate)
