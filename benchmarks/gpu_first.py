@@ -48,7 +48,7 @@ def stages(out: Path, began: str = "") -> list[Stage]:
     def check(name: str, share: float, what: str) -> Stage:
         return Stage(name, share, (python, str(HERE / "gpu_check.py"), *results, "--stage", name, *limit), what)
 
-    def train(name: str, share: float, size: str, contestants: str, what: str, micro_batch: int = 16) -> Stage:
+    def train(name: str, share: float, size: str, candidates: str, what: str, micro_batch: int = 16) -> Stage:
         command = (
             python,
             str(HERE / "gpu_training.py"),
@@ -56,8 +56,8 @@ def stages(out: Path, began: str = "") -> list[Stage]:
             *limit,
             "--sizes",
             size,
-            "--contestants",
-            contestants,
+            "--candidates",
+            candidates,
         )
         return Stage(name, share, (*command, "--set", f"training.micro_batch={micro_batch}"), what)
 

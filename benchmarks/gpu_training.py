@@ -1,12 +1,12 @@
 """A whole training step on one GPU, against peers on DeepSpeed: tokens/s, MFU, memory, and a profile.
 
-    python benchmarks/gpu_training.py [--sizes 468m,1.2b] [--contestants NAME,...] [--limit SECONDS] [--out DIR]
+    python benchmarks/gpu_training.py [--sizes 468m,1.2b] [--candidates NAME,...] [--limit SECONDS] [--out DIR]
 
 `ours` is what `emergence-train train` runs between checkpoints (training.step.Stepper: samples, micro-batches, position sums,
 main gradients, clipping, the update): each micro-batch as a CUDA graph, eagerly, and with the blocks compiled. `plain` is the
 same decoder in PyTorch's own operations with F.cross_entropy, its blocks and its loss compiled; `liger` is transformers' Llama
 with Liger's kernels. All have the same shape, batch, optimizer and DeepSpeed configuration, and tokens drawn at random (speed
-does not depend on them; losses are not reported). Contestants take turns, a few steps each, so that a GPU whose clock drifts
+does not depend on them; losses are not reported). Candidates take turns, a few steps each, so that a GPU whose clock drifts
 affects all alike. `ours, KEY=VALUE` is a variant: micro_batch, activation_checkpointing, linears (fp8), logits (bfloat16) or
 attention or loss (a backend), swiglu or rotary (apart: not in the products beside them); `ours, KEY=VALUE, KEY=VALUE` is one of
 several. predicted_gib of a row is what the model of memory says.
@@ -40,7 +40,7 @@ from torch import nn  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
-CONTESTANTS = ("liger", "plain, compiled", "plain", "ours", "ours, eager", "ours, compiled")
+CANDIDATES = ("liger", "plain, compiled", "plain", "ours", "ours, eager", "ours, compiled")
 CUT = 75  # exit status where the limit came before all was measured
 SEQUENCE = 1024
 
@@ -87,7 +87,7 @@ def put_back() -> None:
 
 
 def variant(config, way: str) -> tuple:
-    """The configuration of a contestant `ours, WAY`, and the keys that are none of it."""
+    """The configuration of a candidate `ours, WAY`, and the keys that are none of it."""
     chosen: dict = {"compile": way == "compiled", "cuda_graphs": way not in ("eager", "compiled")}
     keys = dict(part.split("=") for part in way.split(", ") if "=" in part)
     if "micro_batch" in keys:
@@ -98,7 +98,7 @@ def variant(config, way: str) -> tuple:
 
 
 def predicted_gib(config, name: str) -> float | None:
-    """By models.memory, of a contestant `ours` on one GPU."""
+    """By models.memory, of a candidate `ours` on one GPU."""
     from emergence_train.models.memory import GIB, step_memory
 
     who, _, way = name.partition(", ")
@@ -292,15 +292,15 @@ def profile(step, number: int) -> dict:
     }
 
 
-def speeds_of(contestants: dict[str, dict], flops: float, peak: float | None, config) -> list[dict]:
-    """A row of each contestant by its turns so far; before the first, by the one step after it was made, alone."""
+def speeds_of(candidates: dict[str, dict], flops: float, peak: float | None, config) -> list[dict]:
+    """A row of each candidate by its turns so far; before the first, by the one step after it was made, alone."""
     rows = []
-    for name, of in contestants.items():
+    for name, of in candidates.items():
         speeds = of["speeds"] or [of["alone"]]
         speed = statistics.median(speeds)
         rows.append(
             {
-                "contestant": name,
+                "candidate": name,
                 "turns": len(of["speeds"]),
                 "tokens_per_second": round(speed),
                 "least": round(min(speeds)),
@@ -313,55 +313,61 @@ def speeds_of(contestants: dict[str, dict], flops: float, peak: float | None, co
     return rows
 
 
-def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: Path) -> dict:
-    """All contestants of a size in one process; the file is written after each is made, and after each of their turns."""
-    from emergence_kernels.bench.results import commit, versions
-    from emergence_kernels.bench.timing import ceilings, clocks
-    from emergence_train.models.devices import peak_flops
-    from emergence_train.parallel import ranks as distributed
-    from emergence_train.recorder.environment import environment
+class Measurement:
+    """Of candidates of a size in one process; the file is written after each is made, and after each of their turns."""
 
-    mesh = distributed.start(None)
-    overrides, steps, deadline = arguments.set, arguments.steps, BEGAN + arguments.limit
-    config = configuration(size, overrides)
-    flops = config.model.flops_per_token(config.data.sequence)
-    peak = peak_flops(torch.cuda.get_device_name())
-    tokens = config.training.batch * config.data.sequence
-    record = {
-        "utc": datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S"),
-        "size": size,
-        "overrides": overrides,
-        "device": torch.cuda.get_device_name(),
-        "versions": versions(),
-        "commit": commit(),
-        "command": ["python", Path(sys.argv[0]).name, *sys.argv[1:]],
-        "environment": environment(mesh.device),
-        "ceilings": ceilings(mesh.device, torch.bfloat16),
-        "clocks_before": clocks(),
-        "flops_per_token": flops,
-        "peak_flops": peak,
-        "tokens_a_step": tokens,
-        "micro_batch": config.training.micro_batch,
-        "not_reached": list(names),
-        "rows": [],
-    }
-    path = folder / f"{record['utc']}-training-{size}.json"
-    contestants: dict[str, dict] = {}
-    failed: list[dict] = []
+    def __init__(self, size: str, names: list[str], arguments: argparse.Namespace, folder: Path) -> None:
+        from emergence_kernels.bench.results import commit, versions
+        from emergence_kernels.bench.timing import ceilings, clocks
+        from emergence_train.models.devices import peak_flops
+        from emergence_train.parallel import ranks as distributed
+        from emergence_train.recorder.environment import environment
 
-    def write() -> None:
-        record["rows"] = failed + speeds_of(contestants, flops, peak, config)
-        path.write_text(json.dumps(record, indent=1) + "\n")
+        self.mesh, self.arguments = distributed.start(None), arguments
+        self.config = config = configuration(size, arguments.set)
+        self.tokens = config.training.batch * config.data.sequence
+        self.candidates: dict[str, dict] = {}
+        self.failed: list[dict] = []
+        self.record = {
+            "utc": datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S"),
+            "size": size,
+            "overrides": arguments.set,
+            "device": torch.cuda.get_device_name(),
+            "versions": versions(),
+            "commit": commit(),
+            "command": ["python", Path(sys.argv[0]).name, *sys.argv[1:]],
+            "environment": environment(self.mesh.device),
+            "ceilings": ceilings(self.mesh.device, torch.bfloat16),
+            "clocks_before": clocks(),
+            "flops_per_token": config.model.flops_per_token(config.data.sequence),
+            "peak_flops": peak_flops(torch.cuda.get_device_name()),
+            "tokens_a_step": self.tokens,
+            "micro_batch": config.training.micro_batch,
+            "not_reached": list(names),
+            "rows": [],
+        }
+        self.path = folder / f"{self.record['utc']}-training-{size}.json"
 
-    for name in names:
-        if time.monotonic() > deadline:
-            break
-        began = time.monotonic()
+    @property
+    def late(self) -> bool:
+        return time.monotonic() > BEGAN + self.arguments.limit
+
+    def write(self) -> None:
+        self.path.write_text(json.dumps(self.record, indent=1) + "\n")
+
+    def write_speeds(self) -> None:
+        flops, peak = self.record["flops_per_token"], self.record["peak_flops"]
+        self.record["rows"] = self.failed + speeds_of(self.candidates, flops, peak, self.config)
+        self.write()
+
+    def add(self, name: str) -> None:
+        """Make a candidate, and time the second of its first two steps; one that fails has a row that says why."""
+        size, began = self.record["size"], time.monotonic()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        record["not_reached"].remove(name)
+        self.record["not_reached"].remove(name)
         try:
-            step = make(name, config, mesh)
+            step = make(name, self.config, self.mesh)
             for number in range(2):
                 torch.cuda.synchronize()
                 start = time.perf_counter()
@@ -371,64 +377,83 @@ def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: 
             put_back()
         except Exception as error:  # noqa: BLE001
             put_back()
-            failed.append({"contestant": name, "failed": f"{type(error).__name__}: {error}"[:400]})
-            print(f"{size} {name}: failed: {failed[-1]['failed']}", flush=True)
-            write()
+            self.failed.append({"candidate": name, "failed": f"{type(error).__name__}: {error}"[:400]})
+            print(f"{size} {name}: failed: {self.failed[-1]['failed']}", flush=True)
+            self.write_speeds()
             gc.collect()
             torch.cuda.empty_cache()
-            continue
-        contestants[name] = {
+            return
+        self.candidates[name] = {
             "step": step,
             "speeds": [],
-            "alone": tokens / seconds,
+            "alone": self.tokens / seconds,
             "peak_gib": (torch.cuda.max_memory_allocated() - before) / 2**30,
         }
-        write()
+        self.write_speeds()
         print(f"{size} {name}: ready after {time.monotonic() - began:.1f} s", flush=True)
-    number = 2
-    for _ in range(arguments.rounds):
-        for of in contestants.values():
-            torch.cuda.synchronize()
-            began = time.perf_counter()
-            for k in range(steps):
-                of["step"](number + k)
-            torch.cuda.synchronize()
-            of["speeds"].append(steps * tokens / (time.perf_counter() - began))
-            write()
-        number += steps
-        if time.monotonic() > deadline:
-            break
-    record["clocks_after"] = clocks()
-    record["complete"] = not record["not_reached"]
-    write()
-    for row in record["rows"]:
-        if "failed" in row:
-            continue
-        shown = ""
-        variant = "=" in row["contestant"] and "linears=" not in row["contestant"]
-        profiled = not variant and re.search(arguments.profile, row["contestant"])
-        if profiled and time.monotonic() < deadline:
-            profile_row = row["profile"] = profile(contestants[row["contestant"]]["step"], number)
-            path.write_text(json.dumps(record, indent=1) + "\n")
-            shown = f"GPU {profile_row['gpu_ms']:.0f} ms a step: " + ", ".join(
-                f"{k} {v:.0f}" for k, v in profile_row["by_kind_ms"].items()
+
+    def take_turns(self) -> int:
+        """-> the number of the step that follows."""
+        number, steps = 2, self.arguments.steps
+        for _ in range(self.arguments.rounds):
+            for of in self.candidates.values():
+                torch.cuda.synchronize()
+                began = time.perf_counter()
+                for k in range(steps):
+                    of["step"](number + k)
+                torch.cuda.synchronize()
+                of["speeds"].append(steps * self.tokens / (time.perf_counter() - began))
+                self.write_speeds()
+            number += steps
+            if self.late:
+                break
+        return number
+
+    def report(self, number: int) -> None:
+        """Print a line of each row, with a profile of step `number` of those to profile."""
+        for row in self.record["rows"]:
+            if "failed" in row:
+                continue
+            shown = ""
+            variant = "=" in row["candidate"] and "linears=" not in row["candidate"]
+            if not (variant or self.late) and re.search(self.arguments.profile, row["candidate"]):
+                profile_row = row["profile"] = profile(self.candidates[row["candidate"]]["step"], number)
+                self.write()
+                shown = f"GPU {profile_row['gpu_ms']:.0f} ms a step: " + ", ".join(
+                    f"{k} {v:.0f}" for k, v in profile_row["by_kind_ms"].items()
+                )
+                shown += f"; waits {profile_row['host_waits']}"
+            print(
+                f"{self.record['size']} {row['candidate']:24s} {row['tokens_per_second']:10,} tokens/s  "
+                f"MFU {row['mfu'] or 0:.1%}  {row['peak_gib']} GiB ({row['predicted_gib']} predicted)  {shown}",
+                flush=True,
             )
-            shown += f"; waits {profile_row['host_waits']}"
-        print(
-            f"{size} {row['contestant']:24s} {row['tokens_per_second']:10,} tokens/s  MFU {row['mfu'] or 0:.1%}  "
-            f"{row['peak_gib']} GiB ({row['predicted_gib']} predicted)  {shown}",
-            flush=True,
-        )
-    for name in record["not_reached"]:
-        print(f"not reached: {size} {name}", flush=True)
-    print(path)
+        for name in self.record["not_reached"]:
+            print(f"not reached: {self.record['size']} {name}", flush=True)
+        print(self.path)
+
+
+def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: Path) -> dict:
+    """All candidates of a size -> the record that was written."""
+    from emergence_kernels.bench.timing import clocks
+
+    measurement = Measurement(size, names, arguments, folder)
+    for name in names:
+        if measurement.late:
+            break
+        measurement.add(name)
+    number = measurement.take_turns()
+    record = measurement.record
+    record |= {"clocks_after": clocks(), "complete": not record["not_reached"]}
+    measurement.write_speeds()
+    measurement.report(number)
     return record
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", default="468m,1.2b")
-    parser.add_argument("--contestants", default=";".join(CONTESTANTS), help="separated by ;")
+    parser.add_argument("--candidates", default=";".join(CANDIDATES), help="separated by ;")
     parser.add_argument("--set", action="append", default=[], help="a.b=value of the configuration")
     parser.add_argument("--steps", type=int, default=3, help="a turn")
     parser.add_argument("--rounds", type=int, default=3)
@@ -437,7 +462,7 @@ def main() -> int:
         "--profile",
         default="ours|plain|liger",
         metavar="REGEX",
-        help="contestants to profile; of variants linears alone",
+        help="candidates to profile; of variants linears alone",
     )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--here", help=argparse.SUPPRESS)  # a size: measured in this process
@@ -452,8 +477,8 @@ def main() -> int:
     if arguments.here:
         folder = arguments.out / device_name(torch.device("cuda"))
         folder.mkdir(parents=True, exist_ok=True)
-        record = measure(arguments.here, arguments.contestants.split(";"), arguments, folder)
-        failed = any(row.get("failed") and row["contestant"].startswith("ours") for row in record["rows"])
+        record = measure(arguments.here, arguments.candidates.split(";"), arguments, folder)
+        failed = any(row.get("failed") and row["candidate"].startswith("ours") for row in record["rows"])
         return 1 if failed else CUT if record["not_reached"] else 0
     statuses, began = [0], BEGAN
     for size in arguments.sizes.split(","):  # a process each, so that memory left on the GPU does not affect the next

@@ -32,7 +32,7 @@ def training_table(files: list[Path]) -> str:
         "",
     ]
     lines += [
-        "| measured (UTC) | commit | size | micro-batch | contestant | tokens/s | MFU | GiB | predicted | GPU ms | "
+        "| measured (UTC) | commit | size | micro-batch | candidate | tokens/s | MFU | GiB | predicted | GPU ms | "
         + " | ".join(KINDS)
         + " | other | launches | waits |"
     ]
@@ -44,7 +44,7 @@ def training_table(files: list[Path]) -> str:
                 record["commit"][:10],
                 record["size"],
                 str(record["micro_batch"]),
-                row["contestant"],
+                row["candidate"],
             ]
             if "failed" in row:
                 cells += [f"failed: {row['failed'].split(chr(10))[0][:60]}", *[""] * (7 + len(KINDS))]

@@ -35,6 +35,10 @@ NAMES = {  # as a variable, an argument, a function or a class of Python
     "what_takes": "dtype_limits",
     "referee": "race_detector",
     "Contender": "Candidate",
+    "contender": "candidate",
+    "contenders": "candidates",
+    "contestant": "candidate",
+    "contestants": "candidates",
     "_apart": "_forward_blocks",
     "_third": "_zero3_parts",
 }
@@ -49,6 +53,7 @@ PHRASES = {  # in comments, docstrings, messages and pages
     r"what breaks in": "the error's name",
     r"vouches": "is written last",
     r"what .{1,40} leaves behind": "the output of",
+    r"contestants?": "candidate",
 }
 KINDS = ("*.py", "*.cu", "*.cuh", "*.cpp", "*.h", "*.md", "*.yaml", "*.sbatch", "Makefile")
 DATED = "docs/notebook/"  # entries keep the words of their day
@@ -124,6 +129,7 @@ def test_the_search_sees_every_kind_of_name():
         "stands twice",
         "a processor",
         "vouches",
+        "two contestants",
     ],
 )
 def test_the_search_sees_every_phrase(text):

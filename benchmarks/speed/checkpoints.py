@@ -3,7 +3,7 @@
     python benchmarks/speed/checkpoints.py [--width 384] [--stage 2] [--rounds 7] [--out FILE]
     torchrun --nproc-per-node 2 benchmarks/speed/checkpoints.py ...
 
-The contestants take turns with the same engine and directory. `deepspeed` is engine.save_checkpoint and load_checkpoint
+The candidates take turns with the same engine and directory. `deepspeed` is engine.save_checkpoint and load_checkpoint
 unmodified; `deepspeed, fsynced` adds an fsync of every file, without which a power cut may lose the checkpoint. Ours writes,
 hashes and fsyncs, synchronises the ranks, writes the manifest and renames; loading hashes every file again before it reads
 one. `held up` is the time that an asynchronous save blocks the loop.

@@ -2,7 +2,7 @@
 
     python benchmarks/speed/cpu_training.py [--config FILE] [--sizes shallow-0.1m,...] [--threads 2] [--rounds 61] [--out FILE]
 
-The contestants take turns, a few steps each and another one first each round, so that drift of the machine's speed
+The candidates take turns, a few steps each and another one first each round, so that drift of the machine's speed
 affects all alike; a round during which other processes took more than 5% of one core is discarded and repeated (both are
 counted); the figure is the median over rounds, with the least and the greatest, and ratios are
 medians over the rounds' pairs with a 95% interval. All run eagerly in fp32 with the same AdamW (fused) and clipping. `ours`
@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the command line does, for every contestant
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the command line does, for every candidate
 
 import torch
 import torch.nn.functional as F
@@ -169,7 +169,7 @@ def measure(config, dataset: Dataset, mesh, rounds: int) -> list[dict]:
     shape, batch = config.model, config.training.batch
     plain_loss = PlainLoss(engines.build(config.model, config.training, config.seed, mesh))
     by_position = PositionAccumulator(dataset.sequence, mesh.device)
-    contestants = {
+    candidates = {
         "ours": our_loop(
             config, dataset, mesh, engines.build(config.model, config.training, config.seed, mesh), by_position
         ),
@@ -177,13 +177,13 @@ def measure(config, dataset: Dataset, mesh, rounds: int) -> list[dict]:
         "plain PyTorch": plain_loop(PlainModel(shape), lambda m, t: m(t), dataset, batch),
         "transformers Llama": plain_loop(llama(shape), lambda m, t: m(input_ids=t).logits, dataset, batch),
     }
-    speeds: dict[str, list[float]] = {name: [] for name in contestants}
+    speeds: dict[str, list[float]] = {name: [] for name in candidates}
     number = contested = 0
     while len(speeds["ours"]) <= rounds:  # the first is warm-up
         round_, others, began_round = {}, others_seconds(), time.perf_counter()
-        first = len(speeds["ours"]) % len(contestants)
-        for name in (*list(contestants)[first:], *list(contestants)[:first]):
-            step = contestants[name]
+        first = len(speeds["ours"]) % len(candidates)
+        for name in (*list(candidates)[first:], *list(candidates)[:first]):
+            step = candidates[name]
             began = time.perf_counter()
             for k in range(STEPS_A_TURN):
                 step(number + k)
@@ -200,7 +200,7 @@ def measure(config, dataset: Dataset, mesh, rounds: int) -> list[dict]:
     print(f"{contested} rounds thrown away")
     rows = [
         {
-            "contestant": name,
+            "candidate": name,
             "tokens_per_second": statistics.median(values),
             "least": min(values),
             "greatest": max(values),
@@ -240,7 +240,7 @@ def main() -> None:
         for row in results[size]:
             peer = row["over_faster_peer"]
             print(
-                f"  {row['contestant']:20s} {row['tokens_per_second']:10,.0f} tokens/s  "
+                f"  {row['candidate']:20s} {row['tokens_per_second']:10,.0f} tokens/s  "
                 f"[{row['least']:,.0f}, {row['greatest']:,.0f}]  "
                 f"{peer['median']:.3f} [{peer['low95']:.3f}, {peer['high95']:.3f}] of the faster peer"
             )

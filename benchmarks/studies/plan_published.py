@@ -20,6 +20,7 @@ import argparse
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +32,12 @@ from emergence_train.config import Training
 from emergence_train.data_config import Data
 from emergence_train.models.config import Work
 from emergence_train.models.decoder_config import DecoderConfig
-from emergence_train.models.devices import GPUS, Gpu
+from emergence_train.models.devices import GPUS, Efficiency, Gpu
 from emergence_train.models.memory import GIB, PRODUCTS, step_memory
 from emergence_train.models.presets import PRESETS
 from emergence_train.planning import step_time
 from emergence_train.planning.communication import bytes_per_step
 from emergence_train.planning.planner import plan_run
-from emergence_train.planning.step_time import EFFICIENCY, Efficiency
 
 RESULTS = Path(__file__).parents[1] / "results"
 H100 = RESULTS / "nvidia-h100-80gb-hbm3"
@@ -68,15 +68,13 @@ ARCHITECTURES = {"h100": ("h100-80gb", "h200-141gb"), "a100": ("a100-40gb", "a10
 # ------------------------------------------------------------------------------------------------------- own steps
 
 
-def own_seconds(
-    name: str, model: DecoderConfig, micro_batch: int, checkpointing: str, linears: str, efficiency: Efficiency
-):
-    """The parts of a step of benchmarks/gpu_training.py on the GPU `name`."""
-    gpu, tokens = GPUS[name], BATCH * SEQUENCE
+def own_seconds(gpu: Gpu, model: DecoderConfig, micro_batch: int, checkpointing: str, linears: str):
+    """The parts of a step of benchmarks/gpu_training.py."""
+    tokens = BATCH * SEQUENCE
     work = model.work(SEQUENCE, checkpointing, 2, linears)
-    passes = step_time.device_seconds(work, tokens, gpu.bf16, gpu, efficiency, linears == "fp8")
+    passes = step_time.device_seconds(work, tokens, gpu.bf16, gpu, linears == "fp8")
     rounds = BATCH // micro_batch
-    update = step_time.optimizer_seconds(model.parameters(), 2, 2, 1, 1, rounds, gpu, efficiency)
+    update = step_time.optimizer_seconds(model.parameters(), 2, 2, 1, 1, rounds, gpu)
     return passes, update
 
 
@@ -84,8 +82,8 @@ def own_efficiency(attention: float) -> Efficiency:
     """Products: as profiled. Bandwidth: of what is left of the step's time. Attention: of its own benchmark."""
     record = json.loads((H100 / CALIBRATES).read_text())
     row = record["rows"][0]
-    model, ideal = DecoderConfig(**PRESETS["468m"]), Efficiency(1, 1, 1)
-    passes, update = own_seconds("h100-80gb", model, record["micro_batch"], "none", "bf16", ideal)
+    model, ideal = DecoderConfig(**PRESETS["468m"]), replace(GPUS["h100-80gb"], efficiency=Efficiency(1, 1, 1))
+    passes, update = own_seconds(ideal, model, record["micro_batch"], "none", "bf16")
     products = passes.products / (row["profile"]["by_kind_ms"]["matrix products"] / 1e3)
     left = BATCH * SEQUENCE / row["tokens_per_second"] - passes.products / products - passes.attention / attention
     return Efficiency(products, attention, (passes.traffic + update) / left)
@@ -103,7 +101,7 @@ def own_attention() -> float:
 
 def _share_of(row: dict, gpu: Gpu) -> list[float]:
     shape = row["shape"]
-    if row["contender"] != "emergence cuda" or shape.get("kind") != "causal":
+    if row["candidate"] != "emergence cuda" or shape.get("kind") != "causal":
         return []
     seconds = row["modes"]["both"]["median_ms"] / 1e3
     width, tokens = shape["heads"] * shape["head_dim"], shape["batch"] * shape["seq"]
@@ -121,14 +119,14 @@ def own_rows(name: str) -> list[dict]:
         record = json.loads(path.read_text())
         model = DecoderConfig(**PRESETS[record["size"]])
         for row in record["rows"]:
-            options = dict(re.findall(r"(\w+)=(\w+)", row["contestant"]))
-            if not row["contestant"].startswith("ours") or set(options) - {"linears", "activation_checkpointing"}:
+            options = dict(re.findall(r"(\w+)=(\w+)", row["candidate"]))
+            if not row["candidate"].startswith("ours") or set(options) - {"linears", "activation_checkpointing"}:
                 continue
             checkpointing, linears = options.get("activation_checkpointing", "none"), options.get("linears", "bf16")
             micro_batch = row.get("micro_batch", record["micro_batch"])
             if "tokens_per_second" not in row:
                 continue
-            passes, update = own_seconds(name, model, micro_batch, checkpointing, linears, EFFICIENCY[name])
+            passes, update = own_seconds(GPUS[name], model, micro_batch, checkpointing, linears)
             memory = step_memory(model, SEQUENCE, micro_batch, checkpointing=checkpointing, linears=linears)
             rows.append(
                 {
@@ -151,7 +149,8 @@ def gpu_of(row) -> Gpu:
 
 def published_seconds(row, products: float, attention: float, bytes_of_block: float) -> float:
     """Of a token on each GPU. FSDP's communication as ZeRO-3's: hidden where computing takes as long."""
-    gpu, full = gpu_of(row), row.activation_checkpointing.startswith("full")
+    gpu = replace(gpu_of(row), efficiency=Efficiency(products, attention, 1))
+    full = row.activation_checkpointing.startswith("full")
     again = 4 / 3 if full else 1
     work = Work(
         blocks=again * 6 * (row.matmul_params - row.vocab * row.width),
@@ -160,7 +159,7 @@ def published_seconds(row, products: float, attention: float, bytes_of_block: fl
         traffic=again * bytes_of_block * row.layers * row.width,
     )
     tokens = row.micro_batch * row.grad_accum * row.sequence
-    passes = step_time.device_seconds(work, tokens, gpu.bf16, gpu, Efficiency(products, attention, 1))
+    passes = step_time.device_seconds(work, tokens, gpu.bf16, gpu)
     sent = bytes_per_step(row.params, 2, 3, row.gpus, row.grad_accum) if row.gpus > 1 else 0.0
     return (passes.total + step_time.exposed_seconds(sent, row.gpus, gpu, 3, passes.total)) / tokens
 

@@ -68,21 +68,21 @@ def cpu_training() -> str:
     """Tokens/s of the training loop against its peers."""
     result = load_result("cpu/training.json")
     rows = []
-    for size, contestants in result["sizes"].items():
-        for contestant in contestants:
-            ratio, cost = contestant["over_faster_peer"], contestant.get("position_logging")
+    for size, candidates in result["sizes"].items():
+        for candidate in candidates:
+            ratio, cost = candidate["over_faster_peer"], candidate.get("position_logging")
             rows.append(
                 [
                     size,
-                    contestant["contestant"],
-                    f"{contestant['tokens_per_second']:,.0f} [{contestant['least']:,.0f}, {contestant['greatest']:,.0f}]",
+                    candidate["candidate"],
+                    f"{candidate['tokens_per_second']:,.0f} [{candidate['least']:,.0f}, {candidate['greatest']:,.0f}]",
                     f"{ratio['median']:.2f} [{ratio['low95']:.2f}, {ratio['high95']:.2f}]",
                     f"{cost['median']:+.1%} [{cost['low95']:+.1%}, {cost['high95']:+.1%}]" if cost else "",
                 ]
             )
     head = [
         "size",
-        "contestant",
+        "candidate",
         "tokens/s, median [least, greatest]",
         "over the faster peer, 95%",
         "cost of position logging",

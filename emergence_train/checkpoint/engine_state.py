@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emergence_train.checkpoint.format import WEIGHTS, Shards
+from emergence_train.checkpoint.format import WEIGHTS
+from emergence_train.checkpoint.shards import Shards
 from emergence_train.checkpoint.swapped import forget_moments, in_memory, mapped, swapped
 from emergence_train.parallel.mesh import Mesh
 

@@ -29,6 +29,7 @@ from emergence_train.checkpoint.engine_state import EngineState
 from emergence_train.checkpoint.format import POINTER, STATE, complete, step_name, step_of
 from emergence_train.checkpoint.local_copies import LocalCopies
 from emergence_train.checkpoint.pieces import Held
+from emergence_train.checkpoint.shards import Shards
 from emergence_train.config import Checkpoints
 from emergence_train.errors import InputError, RunError
 from emergence_train.parallel.mesh import Mesh
@@ -262,7 +263,7 @@ def _wrong(path: Path, mesh: Mesh, without: str | None) -> list[str]:
 def _held(path: Path, own: Path, state: EngineState) -> bool:
     """Whether the shard `own` has all that this rank needs; one that cannot be read has not."""
     try:
-        return state.held_by(checkpoints.Shards(path, own))
+        return state.held_by(Shards(path, own))
     except InputError:
         return False
 
@@ -289,7 +290,7 @@ def _restore(path: Path, own: Path | None, state: EngineState) -> tuple[dict, to
     content, world = checkpoints.read_state(path), state.mesh.world
     if content["parameters"] != state.shapes:
         raise InputError(f"{path}: holds a model of another shape; choose another name for this run")
-    shards = checkpoints.Shards(path, own)
+    shards = Shards(path, own)
     state.load(shards, content["updates"])
     if own is None and content["world_size"] == world.size:
         sums = shards.each(POSITIONS, checkpoints.shard_name(world.rank, world.size))

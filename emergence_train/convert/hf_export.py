@@ -18,6 +18,7 @@ from emergence_train import config as configs
 from emergence_train import files
 from emergence_train.checkpoint import format as checkpoints
 from emergence_train.checkpoint.format import step_name
+from emergence_train.checkpoint.shards import read_weights
 from emergence_train.convert.hf_names import WRAPPED, hf_config, hf_weights
 from emergence_train.convert.logits import LogitsCompared, compare, in_words
 from emergence_train.convert.model_card import model_card
@@ -71,7 +72,7 @@ def export(
     chosen = checkpoints.newest(run, step)
     step = checkpoints.step_of(chosen)
     tokenizer = identity.tokenizer_of(run, Path(config.data.path))
-    weights = checkpoints.read_weights(chosen)
+    weights = read_weights(chosen)
     architecture = (settings.get("architectures") or [settings["model_type"]])[0]
     with _unfinished(out) as folder:
         ends = export_tokenizer(*tokenizer, folder, settings["max_position_embeddings"])

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from emergence_train.checkpoint import format as checkpoints
+from emergence_train.checkpoint.shards import read_weights
 from emergence_train.errors import InputError
 from emergence_train.models.begin_token import WithBeginToken
 from emergence_train.models.config import ModelConfig
@@ -14,7 +14,7 @@ from emergence_train.models.registry import build_model
 def load_model(config: ModelConfig, checkpoint: Path, imported: Imported | None = None) -> LanguageModel:
     """Load the model with a verified checkpoint's weights in float32, saved at any ZeRO stage and world size; an imported one
     with the token before its sequences."""
-    model, weights = build_model(config), checkpoints.read_weights(checkpoint)
+    model, weights = build_model(config), read_weights(checkpoint)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     if {name: weight.shape for name, weight in weights.items()} != shapes:
         raise InputError(f"{checkpoint}: holds a model of another shape; restore the config.yaml of its run")

@@ -16,32 +16,13 @@ sheets', the shares of them conventions, and nothing is taken to overlap, so tha
 
 from dataclasses import dataclass
 
+from emergence_train.models.devices import Host
 from emergence_train.models.memory import NVME_BUFFERS, NVME_GROUP
 from emergence_train.planning.communication import gathered
 from emergence_train.planning.step_time import LINK_SHARE
 
 DRIVE = 7.9e9  # bytes/s in a direction: one drive a GPU, on four lanes of PCIe 4.0
 HOST_SHARE = 0.5  # of the host memory's bandwidth, by an update in one pass: a convention, not measured
-
-
-@dataclass(frozen=True)
-class Host:
-    """A GPU's share of its node's host, from the vendor's data sheets of the node (docs/how-to/plan.md)."""
-
-    memory: float  # bytes
-    bandwidth: float  # of its memory, bytes/s
-    pcie: float  # to and from the GPU, a direction, bytes/s
-
-
-# DGX A100: 8 GPUs, 1 or 2 TB, two CPUs with eight channels of DDR4-3200, PCIe 4.0 x16. DGX H100 and H200: 2 TB, two CPUs with
-# eight channels of DDR5-4800, PCIe 5.0 x16.
-_DDR4, _DDR5 = 2 * 8 * 25.6e9 / 8, 2 * 8 * 38.4e9 / 8
-HOSTS = {
-    "a100-40gb": Host(1e12 / 8, _DDR4, 32e9),
-    "a100-80gb": Host(2e12 / 8, _DDR4, 32e9),
-    "h100-80gb": Host(2e12 / 8, _DDR5, 64e9),
-    "h200-141gb": Host(2e12 / 8, _DDR5, 64e9),
-}
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from emergence_train.planning.communication import (
     gathered_inside,
 )
 from emergence_train.planning.fit import SHARE, divisors, memory_of, needed_bytes
-from emergence_train.planning.offload import HOSTS, Offload, offload_cost
-from emergence_train.planning.step_time import EFFICIENCY, NODE, StepTime
+from emergence_train.planning.offload import Offload, offload_cost
+from emergence_train.planning.step_time import NODE, StepTime
 
 SHORT = 0.1  # seconds a step below which they are printed in milliseconds
 LEAST_HOURS = 1.0  # GPU hours below which a run's time is printed in minutes or seconds
@@ -57,7 +57,7 @@ class RunPlan:
     @property
     def host_limit(self) -> float:
         """Bytes of the host's memory that a GPU's share may take."""
-        return SHARE * HOSTS[self.gpu].memory
+        return SHARE * GPUS[self.gpu].host.memory
 
     @property
     def tokens_per_second(self) -> float:
@@ -153,13 +153,13 @@ def _plan_run(training: Training, model: ModelConfig, data: Data, gpus: int, gpu
 
 def _estimate(training: Training, model: ModelConfig, sequence: int, gpus: int, gpu: str) -> RunPlan:
     """The plan of a configuration whose micro-batch is a number."""
-    kind, efficiency, stage = GPUS[gpu], EFFICIENCY[gpu], training.zero_stage
+    kind, stage = GPUS[gpu], training.zero_stage
     micro_batch, parameters = training.micro_batch_size, model.parameters()
     size, peak = (2, kind.bf16) if training.precision == "bf16" else (4, kind.fp32)
     rounds, ranks = _rounds(training, gpus), training.sequence_parallel
     work = model.work(sequence, training.activation_checkpointing, size, training.linears)
     tokens = rounds * micro_batch * sequence / ranks
-    passes = step_time.device_seconds(work, tokens, peak, kind, efficiency, training.linears == "fp8")
+    passes = step_time.device_seconds(work, tokens, peak, kind, training.linears == "fp8")
     hpz, moments = training.zero.hpz_partition_size, training.optimizer.moments
     quantized = training.zero.quantized_weights and gpus > 1
     gathered_size = QUANTIZED if quantized else size
@@ -167,7 +167,7 @@ def _estimate(training: Training, model: ModelConfig, sequence: int, gpus: int, 
     sent, exchanged = bytes_per_step(parameters, size, stage, gpus, rounds, hpz, gathered_size, main), 0.0
     inside = gathered_inside(parameters, gathered_size, rounds, hpz) if hpz > 1 else 0.0
     if quantized:
-        seconds = step_time.quantizing_seconds(rounds * gathered(parameters), size, kind, efficiency)
+        seconds = step_time.quantizing_seconds(rounds * gathered(parameters), size, kind)
         passes = replace(passes, traffic=passes.traffic + seconds)
     if ranks > 1:
         elements = model.exchanged(ranks)
@@ -181,11 +181,11 @@ def _estimate(training: Training, model: ModelConfig, sequence: int, gpus: int, 
     exposed += step_time.exposed_seconds(exchanged, ranks, kind, 0, 0)  # attention waits for it
     host, optimizer = Offload(), 0.0
     if training.zero.offload_optimizer == "none":
-        optimizer = step_time.optimizer_seconds(parameters, size, moments, stage, gpus, rounds, kind, efficiency)
+        optimizer = step_time.optimizer_seconds(parameters, size, moments, stage, gpus, rounds, kind)
     else:
         on_host = training.zero.offload_param != "none"
         disk = training.zero.offload_optimizer == "nvme"
-        host = offload_cost(parameters, size, stage, gpus, rounds, moments, HOSTS[gpu], weights=on_host, disk=disk)
+        host = offload_cost(parameters, size, stage, gpus, rounds, moments, kind.host, weights=on_host, disk=disk)
     step_tokens = training.batch * sequence
     return RunPlan(
         gpu,

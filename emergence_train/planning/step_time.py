@@ -23,15 +23,6 @@ LINK_SHARE = 0.8
 
 
 @dataclass(frozen=True)
-class Efficiency:
-    """Shares that are reached: of the peak by matrix products and by attention, of the memory's bandwidth by all else."""
-
-    products: float
-    attention: float
-    bandwidth: float
-
-
-@dataclass(frozen=True)
 class StepTime:
     """Seconds of an optimizer step, by what takes them."""
 
@@ -47,25 +38,15 @@ class StepTime:
         return self.products + self.attention + self.traffic + self.optimizer + self.exposed + self.offload
 
 
-# Of plan_published.json. H100: products as profiled in the 468M step that calibrates, attention by its benchmark, bandwidth by
-# what is left of that step. A100: products of published steps, which are another program's; its other two are the H100's,
-# unmeasured there. So are the H200's, with which three measured steps agree within 1.4%.
-HOPPER = Efficiency(products=0.71, attention=0.47, bandwidth=0.76)
-AMPERE = Efficiency(products=0.75, attention=0.47, bandwidth=0.76)
-EFFICIENCY = {"a100-40gb": AMPERE, "a100-80gb": AMPERE, "h100-80gb": HOPPER, "h200-141gb": HOPPER}
-
-
-def device_seconds(
-    work: Work, tokens: float, peak: float, gpu: Gpu, efficiency: Efficiency, fp8: bool = False
-) -> StepTime:
+def device_seconds(work: Work, tokens: float, peak: float, gpu: Gpu, fp8: bool = False) -> StepTime:
     """Of forward and backward passes over `tokens` tokens on a GPU; `fp8`: two of three products of the blocks run in it."""
     products = work.blocks / peak
     if fp8 and gpu.fp8:
         products = products / 3 + 2 / 3 * work.blocks / gpu.fp8
     return StepTime(
-        tokens * (products + work.head / peak) / efficiency.products,
-        tokens * work.attention / (peak * efficiency.attention),
-        tokens * work.traffic / (gpu.bandwidth * efficiency.bandwidth),
+        tokens * (products + work.head / peak) / gpu.efficiency.products,
+        tokens * work.attention / (peak * gpu.efficiency.attention),
+        tokens * work.traffic / (gpu.bandwidth * gpu.efficiency.bandwidth),
         optimizer=0,
         exposed=0,
     )
@@ -79,19 +60,18 @@ def optimizer_seconds(
     ranks: int,
     micro_batches: int,
     gpu: Gpu,
-    efficiency: Efficiency,
 ) -> float:
     """The update reads and writes float32 weights and moments, reads gradients and writes weights of `size` bytes, on the rank's
     share; every micro-batch adds to float32 gradients, and the step zeroes them."""
     share = 1 / ranks if stage else 1
     update = parameters * share * (12 + 8 * moments + (size if stage else 0))
     gradients = parameters * (share if stage > 1 else 1) * (8 * micro_batches + 4)
-    return (update + gradients) / (gpu.bandwidth * efficiency.bandwidth)
+    return (update + gradients) / (gpu.bandwidth * gpu.efficiency.bandwidth)
 
 
-def quantizing_seconds(elements: float, size: int, gpu: Gpu, efficiency: Efficiency) -> float:
+def quantizing_seconds(elements: float, size: int, gpu: Gpu) -> float:
     """Of gathering `elements` as int8: each is read as such, written and read as float16, and written with `size` bytes."""
-    return elements * (1 + 2 + 2 + size) / (gpu.bandwidth * efficiency.bandwidth)
+    return elements * (1 + 2 + 2 + size) / (gpu.bandwidth * gpu.efficiency.bandwidth)
 
 
 def link_seconds(sent: float, ranks: int, gpu: Gpu) -> float:

@@ -16,7 +16,8 @@ from emergence_train import config as configs
 from emergence_train import files
 from emergence_train.checkpoint import format as checkpoints
 from emergence_train.checkpoint import saver
-from emergence_train.checkpoint.format import STATE, WEIGHTS, Shards, complete, step_name
+from emergence_train.checkpoint.format import STATE, WEIGHTS, complete, step_name
+from emergence_train.checkpoint.shards import Shards
 from emergence_train.config import Training
 from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset

@@ -50,7 +50,7 @@ def test_keys_of_a_variant_add_up():
 
 @pytest.fixture
 def pretended(monkeypatch, tmp_path):
-    """Contestants that are stand-ins; a function that measures some with a limit -> (the record, the files at each step)."""
+    """Candidates that are stand-ins; a function that measures some with a limit -> (the record, the files at each step)."""
     for name in ("synchronize", "reset_peak_memory_stats", "empty_cache"):
         monkeypatch.setattr(torch.cuda, name, lambda *_: None)
     for name in ("memory_allocated", "max_memory_allocated"):
@@ -61,15 +61,15 @@ def pretended(monkeypatch, tmp_path):
     monkeypatch.setattr("emergence_train.parallel.ranks.start", lambda *_: SimpleNamespace(device=torch.device("cpu")))
     monkeypatch.setattr(sys, "argv", ["gpu_training.py"])
 
-    def run(names, limit, seconds):
+    def run(names, limit, seconds, profile="^$"):
         written = []
 
         def make(name, *_):
             if name == "plain":
                 raise RuntimeError("no memory")
-            time.sleep(seconds)
+            monkeypatch.setattr(gpu_training, "BEGAN", gpu_training.BEGAN - seconds)  # as if it had taken them
             files = list(tmp_path.glob("*.json"))
-            written.append([row["contestant"] for row in json.loads(files[0].read_text())["rows"]] if files else [])
+            written.append([row["candidate"] for row in json.loads(files[0].read_text())["rows"]] if files else [])
 
             def step(number):
                 if number >= 2:
@@ -80,7 +80,7 @@ def pretended(monkeypatch, tmp_path):
 
         monkeypatch.setattr(gpu_training, "make", make)
         monkeypatch.setattr(gpu_training, "BEGAN", time.monotonic())
-        arguments = argparse.Namespace(set=[], steps=1, rounds=2, limit=limit, profile="^$")
+        arguments = argparse.Namespace(set=[], steps=1, rounds=2, limit=limit, profile=profile)
         return gpu_training.measure("468m", names, arguments, tmp_path), written
 
     return run
@@ -92,15 +92,26 @@ def test_rows_are_written_after_every_turn(pretended):
     assert [row.get("turns") for row in record["rows"]] == [None, 2, 2] and record["complete"]
 
 
-def test_contestants_beyond_the_limit_are_named(pretended, capsys):
-    record, _ = pretended(["liger", "plain", "ours"], 0.2, 0.3)
-    assert [row["contestant"] for row in record["rows"]] == ["liger"] and not record["complete"]
+def test_candidates_beyond_the_limit_are_named(pretended, capsys):
+    record, _ = pretended(["liger", "plain", "ours"], 1000, 1001)
+    assert [row["candidate"] for row in record["rows"]] == ["liger"] and not record["complete"]
     assert record["not_reached"] == ["plain", "ours"] and "not reached: 468m ours" in capsys.readouterr().out
 
 
+def test_profiles_are_of_linears_but_no_other_variant(pretended, monkeypatch, capsys):
+    """Of the step after all turns, two warm-up steps and two rounds of one, and in the file."""
+    seen = {"gpu_ms": 7.0, "by_kind_ms": {"norm": 7.0}, "host_waits": {}}
+    monkeypatch.setattr(gpu_training, "profile", lambda step, number: seen | {"launches": number})
+    names = ["ours", "ours, linears=fp8", "ours, micro_batch=8", "liger"]
+    record, _ = pretended(names, 1000, 0, "ours")
+    assert [row.get("profile", {}).get("launches") for row in record["rows"]] == [4, 4, None, None]
+    (path,) = [Path(line) for line in capsys.readouterr().out.splitlines() if line.endswith(".json")]
+    assert json.loads(path.read_text()) == record
+
+
 def test_peers_are_first():
-    ours = [name.startswith("ours") for name in gpu_training.CONTESTANTS]
-    assert ours == sorted(ours) and "plain" in gpu_training.CONTESTANTS
+    ours = [name.startswith("ours") for name in gpu_training.CANDIDATES]
+    assert ours == sorted(ours) and "plain" in gpu_training.CANDIDATES
 
 
 def test_the_page_has_the_errors_of_stored_predictions():
@@ -109,7 +120,7 @@ def test_the_page_has_the_errors_of_stored_predictions():
     for file in (ROOT / "benchmarks" / "results").glob("nvidia-*/*-training-*.json"):
         for row in json.loads(file.read_text())["rows"]:
             if row.get("predicted_gib") and row.get("peak_gib"):
-                kind = row["contestant"].partition(", ")[2].partition("=")[0]
+                kind = row["candidate"].partition(", ")[2].partition("=")[0]
                 errors.setdefault(kind, []).append(100 * (row["predicted_gib"] / row["peak_gib"] - 1))
     page = " ".join((ROOT / "docs" / "concepts" / "training.md").read_text(encoding="utf-8").split())
     assert errors.keys() == {"", "activation_checkpointing", "swiglu"} and min(map(min, errors.values())) > -0.05

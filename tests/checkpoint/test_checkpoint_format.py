@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from emergence_train.checkpoint import format as checkpoints
-from emergence_train.checkpoint.format import MANIFEST, STATE, Shards, complete, newest, problems, step_name
+from emergence_train.checkpoint.format import MANIFEST, STATE, complete, newest, problems, step_name
+from emergence_train.checkpoint.shards import Shards, read_weights
 from emergence_train.errors import InputError, RunError
 
 
@@ -80,7 +81,7 @@ def test_any_slice_is_read_whatever_the_layout(tmp_path, world):
 
 
 def test_all_weights_as_a_state_dict(tmp_path):
-    weights = checkpoints.read_weights(make(tmp_path, world=3))
+    weights = read_weights(make(tmp_path, world=3))
     assert weights["w"].tolist() == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
 
 
@@ -160,7 +161,7 @@ def removed(path: Path) -> None:
     "use",
     [
         checkpoints.read_state,
-        checkpoints.read_weights,
+        read_weights,
         checkpoints.entries,
         lambda path: Shards(path).read("weights", "w", 0, 10),
     ],
@@ -346,7 +347,7 @@ def test_a_state_of_no_format_is_refused(tmp_path, number):
 def test_a_shape_that_the_pieces_do_not_fill_allocates_nothing(tmp_path, shape):
     path = hostile(tmp_path, {"step": 4, "parameters": {"w": shape}})
     with pytest.raises(InputError, match="holds 10 of"):
-        checkpoints.read_weights(path)
+        read_weights(path)
 
 
 def test_a_state_or_manifest_without_end_is_not_read(tmp_path, monkeypatch):

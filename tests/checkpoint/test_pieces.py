@@ -5,12 +5,14 @@ import shutil
 
 import pytest
 import torch
+from safetensors import safe_open
 from test_checkpoint_format import make
 
 from emergence_train import files
 from emergence_train.checkpoint import format as checkpoints
-from emergence_train.checkpoint.format import STATE, Shards, problems, write_tensors
+from emergence_train.checkpoint.format import STATE, problems, write_tensors
 from emergence_train.checkpoint.pieces import COLUMNS, INDEX
+from emergence_train.checkpoint.shards import Shards
 from emergence_train.errors import InputError
 from faults.comparing import compare
 from support import command
@@ -46,8 +48,9 @@ def test_elements_are_those_by_the_headers(tmp_path, world):
 def test_a_reader_opens_what_it_needs(tmp_path, monkeypatch):
     """Of 40 shards with 5 elements each, saved by as many ranks: what one of 39 ranks needs lies in at most 3."""
     path, _ = indexed(tmp_path, 40, 200)
-    opened, plain = [], checkpoints.safe_open
-    monkeypatch.setattr(checkpoints, "safe_open", lambda place, kind: opened.append(place.name) or plain(place, kind))
+    opened = []
+    spy = "emergence_train.checkpoint.shards.safe_open"
+    monkeypatch.setattr(spy, lambda place, kind: opened.append(place.name) or safe_open(place, kind))
     each = -(-200 // 39)
     for rank in range(34):  # the later ones have none
         opened.clear()

@@ -11,6 +11,7 @@ from emergence_train import files
 from emergence_train.checkpoint import format as checkpoints
 from emergence_train.checkpoint import saver
 from emergence_train.checkpoint.format import complete, problems, shard_name, step_name
+from emergence_train.checkpoint.shards import Shards, read_weights
 from emergence_train.parallel.mesh import data_parallel
 
 
@@ -25,7 +26,7 @@ def test_commit_makes_a_whole_checkpoint_and_replaces_another(tmp_path):
     commit(tmp_path / "checkpoints")
     commit(tmp_path / "checkpoints", value=2.0)
     (path,) = complete(tmp_path / "checkpoints")
-    assert problems(path) == [] and checkpoints.read_weights(path)["w"].tolist() == [2.0] * 3
+    assert problems(path) == [] and read_weights(path)["w"].tolist() == [2.0] * 3
     assert sorted(p.name for p in path.parent.iterdir()) == ["latest", path.name]
 
 
@@ -90,8 +91,8 @@ def test_what_its_own_shard_lacks_is_read_from_all(tmp_path, monkeypatch):
     monkeypatch.setattr(saver, "broadcast_from_rank0", lambda make: make())
     monkeypatch.setattr(saver.checkpoints, "shard_name", lambda rank, size: shard_name(rank, 2))
     mesh, opened = data_parallel(0, 1, 0, torch.device("cpu")), []
-    plain = checkpoints.Shards._held
-    monkeypatch.setattr(checkpoints.Shards, "_held", lambda self, name: opened.append(name) or plain(self, name))
+    plain = Shards._held
+    monkeypatch.setattr(Shards, "_held", lambda self, name: opened.append(name) or plain(self, name))
     for part, shards, expected in (((0, 2), [0, 0], [0, 1]), ((1, 2), [0, 0, 1], [1, 2])):
         opened.clear()
         saver.load_newest(SimpleNamespace(part=part), tmp_path, mesh, print)

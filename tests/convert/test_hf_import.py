@@ -18,6 +18,7 @@ from emergence_train import files
 from emergence_train.analysis.emergence import investigate as investigate_emergence
 from emergence_train.analysis.temporal import investigate
 from emergence_train.checkpoint import format as checkpoints
+from emergence_train.checkpoint.shards import read_weights
 from emergence_train.convert import hf_import, hf_source
 from emergence_train.convert.hf_export import export
 from emergence_train.convert.hf_import import ImportOptions, import_hf
@@ -290,7 +291,7 @@ def test_text_of_ones_own_and_the_precision_of_the_file(tmp_path, data_path):
     assert config.data.sequence == 64 and set(tables.read(tables.POSITIONS, run)["split"]) == {"iid"}
     shard = next((run / "checkpoints" / "step-0000000001").glob("*.safetensors"))
     assert shard.stat().st_size < 2.2 * config.model.parameters()
-    weights = checkpoints.read_weights(checkpoints.newest(run))
+    weights = read_weights(checkpoints.newest(run))
     assert torch.equal(weights["embedding.weight"], theirs.get_input_embeddings().weight.float())
 
 

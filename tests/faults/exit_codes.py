@@ -136,7 +136,7 @@ CASES: dict[str, Patch] = {
     "log": raising("training.recording:RunLog", PermissionError(13, "Permission denied", "metrics.jsonl")),
     "W&B": raising("training.tracker_views:Mirror", UNPICKLED),
     "verifying again": raising("checkpoint.format:problems", BROKEN),
-    "loading again": raising("checkpoint.format:Shards.read", WRONG),
+    "loading again": raising("checkpoint.shards:Shards.read", WRONG),
     "log again": replaced("training.run:start", lambda plain: plain),
     "samples": at_step(LOST),
     "wrong input in the loop": at_step(WRONG),

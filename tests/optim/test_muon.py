@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from emergence_train import config as configs
-from emergence_train.checkpoint.format import Shards, newest
+from emergence_train.checkpoint.format import newest
+from emergence_train.checkpoint.shards import Shards
 from emergence_train.optim.muon import Muon
 from emergence_train.optim.muon_step import Fragment, muon_groups, orthogonalised, windows
 from emergence_train.training.run import train

@@ -5,12 +5,13 @@ import json
 import pytest
 
 from emergence_train import cli
-from emergence_train.planning.offload import HOSTS, offload_cost
+from emergence_train.models.devices import GPUS
+from emergence_train.planning.offload import offload_cost
 from support import ROOT, run_python
 
 WORKER = ROOT / "tests" / "planning" / "offload_worker.py"
 CONFIG = str(ROOT / "configs" / "loss-paper-300m.yaml")
-HOST = HOSTS["h100-80gb"]
+HOST = GPUS["h100-80gb"].host
 
 
 def plan(capsys, *arguments: str) -> dict:

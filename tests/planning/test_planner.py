@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -35,6 +36,19 @@ def test_parts_of_the_plan_add_up(capsys):
     assert result["fits"] and result["suggestion"] is None
     # 16 blocks of 4 x 2048^2 x (1 + 1/4) / 2 and 3 x 2048 x 6912, two matrices of 65,024 x 2048, norms
     assert result["parameters"] == 16 * (2 * 2048**2 + 2 * 2048 * 512 + 3 * 2048 * 6912) + 2 * 65_024 * 2048 + 33 * 2048
+
+
+def test_another_kind_of_gpu_is_one_entry(monkeypatch, capsys):
+    """Of one with twice all rates, its host's too, every step with the optimizer on the host takes half the time."""
+    known = GPUS["a100-80gb"]
+    host = replace(known.host, bandwidth=2 * known.host.bandwidth, pcie=2 * known.host.pcie)
+    rates = {name: 2 * getattr(known, name) for name in ("bf16", "fp32", "bandwidth", "nvlink", "network")}
+    monkeypatch.setitem(GPUS, "other", replace(known, host=host, **rates))
+    over = ("--gpus", "16", "training.micro_batch=9", "training.zero_stage=2", "training.zero.offload_optimizer=cpu")
+    usual, other = (plan(capsys, "--gpu", gpu, *over) for gpu in ("a100-80gb", "other"))
+    for part, seconds in usual["step_seconds_by"].items():
+        assert other["step_seconds_by"][part] == pytest.approx(seconds / 2), part
+    assert usual["step_seconds_by"]["offload"] > 0 and other["memory_per_gpu"] == usual["memory_per_gpu"]
 
 
 @pytest.mark.parametrize("gpu", GPUS)

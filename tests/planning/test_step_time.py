@@ -8,17 +8,17 @@ import torch
 from emergence_train.config import Training
 from emergence_train.data_config import Data
 from emergence_train.models.decoder_config import DecoderConfig
-from emergence_train.models.devices import GPUS
+from emergence_train.models.devices import AMPERE, GPUS, HOPPER
 from emergence_train.models.presets import PRESETS
 from emergence_train.planning.planner import plan_run
-from emergence_train.planning.step_time import AMPERE, HOPPER, LINK_SHARE, exposed_seconds, hidden_seconds, late_share
+from emergence_train.planning.step_time import LINK_SHARE, exposed_seconds, hidden_seconds, late_share
 from emergence_train.training.early_reduction import split
 from support import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
 H100 = RESULTS / "nvidia-h100-80gb-hbm3"
 STEP = 64 * 1024  # tokens
-STEPS = [  # file, contestant, size, micro-batch, checkpointing, linears
+STEPS = [  # file, candidate, size, micro-batch, checkpointing, linears
     ("150303-training-468m", "ours", "468m", 16, "none", "bf16"),
     ("034723-training-468m", "ours", "468m", 64, "none", "bf16"),
     ("034601-training-1.2b", "ours", "1.2b", 16, "none", "bf16"),
@@ -48,7 +48,7 @@ def planned(size: str, micro_batch: int, checkpointing: str, linears: str):
 def test_step_is_near_that_measured_on_an_h100(step):
     """The first one calibrates; misses of the others are 5% at most."""
     record = json.loads((H100 / f"20261126-{step[0]}.json").read_text())
-    measured = next(row["tokens_per_second"] for row in record["rows"] if row["contestant"] == step[1])
+    measured = next(row["tokens_per_second"] for row in record["rows"] if row["candidate"] == step[1])
     plan = planned(*step[2:])
     assert plan.tokens_per_second == pytest.approx(measured, rel=0.07)
     assert plan.mfu == pytest.approx(record["flops_per_token"] * measured / 989e12, rel=0.07)

@@ -7,7 +7,8 @@ import torch
 from deepspeed.ops.op_builder import AsyncIOBuilder
 
 from emergence_train import cli, config
-from emergence_train.checkpoint.format import Shards, read_state
+from emergence_train.checkpoint.format import read_state
+from emergence_train.checkpoint.shards import Shards
 from emergence_train.errors import InputError
 from emergence_train.parallel.mesh import data_parallel
 from emergence_train.run_differences import VOLATILE

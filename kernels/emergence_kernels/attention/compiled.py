@@ -7,7 +7,7 @@ from torch import Tensor
 from . import hopper as attention_hopper
 from . import mma as attention_mma
 from .document_ranges import Blocks
-from .options import Angles, Gradients, Options
+from .options import Angles, Gradients, Options, Saved
 
 LEADING = 4096  # positions
 KERNELS = {"sm_80": attention_mma, "sm_90": attention_hopper}
@@ -44,17 +44,12 @@ def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, 
 
 
 def backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    options: Options,
-    into: Gradients | None = None,
-    angles: Angles | None = None,
+    grad: Tensor, saved: Saved, options: Options, into: Gradients | None = None, angles: Angles | None = None
 ) -> Gradients:
-    """-> dq, dk, dv. into: where to write them (options.py). angles: by which dq and dk are rotated back, if rotates_back."""
+    """-> dq, dk, dv. into: where to write them (options.py). angles: by which dq and dk are rotated back, if rotates_back.
+
+    `deterministic`: every sum has a fixed order, at the cost of two more matrix products (seven instead of five); otherwise
+    blocks of keys add to dq by atomics, in a float32 buffer of dq's size."""
     if angles is None:
-        return _kernels(q).backward(grad, q, k, v, out, lse, options, into)
-    return attention_hopper.backward(grad, q, k, v, out, lse, options, into, angles)
+        return _kernels(saved.q).backward(grad, saved, options, into)
+    return attention_hopper.backward(grad, saved, options, into, angles)

@@ -6,7 +6,7 @@ from torch import Tensor
 from ..backends.library import operations
 from .document_ranges import Blocks
 from .inputs import adjacent_features, numbered
-from .options import Angles, Gradients, Options, empty_gradients
+from .options import Angles, Gradients, Options, Saved, empty_gradients
 
 
 def document_blocks(q: Tensor, options: Options, backward: bool) -> list[Blocks]:
@@ -35,17 +35,10 @@ def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, 
 
 
 def backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    options: Options,
-    into: Gradients | None = None,
-    angles: Angles | None = None,
+    grad: Tensor, saved: Saved, options: Options, into: Gradients | None = None, angles: Angles | None = None
 ) -> Gradients:
     """-> dq, dk, dv, always deterministic. into: where to write them (options.py). angles: dq and dk are rotated back by them."""
+    q, k, v, out, lse = saved
     gradients = into or empty_gradients(q, k, v)
     ids, rest = _masks(q, options)
     cos, sin = (None, None) if angles is None else (angle.float().contiguous() for angle in angles)

@@ -6,7 +6,7 @@ from torch import Tensor
 from ..backends.library import is_hopper, operations
 from .document_ranges import Blocks
 from .inputs import aligned, numbered, positive
-from .options import Angles, Gradients, Options, empty_gradients
+from .options import Angles, Gradients, Options, Saved, empty_gradients
 
 HEAD_DIMS = (64, 128)
 DTYPES = (torch.bfloat16, torch.float16)
@@ -90,19 +90,10 @@ def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, 
 
 
 def backward(
-    do: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    options: Options,
-    into: Gradients | None = None,
-    angles: Angles | None = None,
+    do: Tensor, saved: Saved, options: Options, into: Gradients | None = None, angles: Angles | None = None
 ) -> Gradients:
-    """-> dq, dk, dv. into: where to write them (options.py). angles: dq and dk are rotated back before they are rounded.
-    `deterministic`: every sum has a fixed order, at the cost of two more matrix products (seven instead of five); otherwise
-    blocks of keys add to dq by atomics, in a float32 buffer of dq's size."""
+    """As compiled.backward. angles: dq and dk are rotated back before they are rounded."""
+    q, k, v, out, lse = saved
     causal, scale, window, deterministic = options.causal, options.scale, options.window, options.deterministic
     B, T, H, D = q.shape
     q, scale, sign = positive(q, scale)

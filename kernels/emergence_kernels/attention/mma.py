@@ -6,7 +6,7 @@ from torch import Tensor
 from ..backends.library import operations
 from .document_ranges import Blocks
 from .inputs import aligned, numbered, positive
-from .options import Gradients, Options, empty_gradients
+from .options import Gradients, Options, Saved, empty_gradients
 
 MAX_HEAD_DIM = 128
 RANGES = (64, 64, 4)  # rows and columns as in csrc/cuda/attention/mma.h
@@ -43,20 +43,9 @@ def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, 
     return out, lse
 
 
-def backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    options: Options,
-    into: Gradients | None = None,
-) -> Gradients:
-    """-> dq, dk, dv. into: where to write them (options.py).
-
-    `deterministic`: every sum has a fixed order, at the cost of two more matrix products (seven instead of five); otherwise
-    blocks of keys add to dq by atomics, in a float32 buffer of dq's size."""
+def backward(grad: Tensor, saved: Saved, options: Options, into: Gradients | None = None) -> Gradients:
+    """As compiled.backward, without angles."""
+    q, k, v, out, lse = saved
     dq, dk, dv = into or empty_gradients(q, k, v)
     documents, reach = _masks(options)
     q, scale, factor = positive(q, options.scale)

@@ -17,7 +17,7 @@ from . import compiled as compiled_attention
 from . import cpu as cpu_attention
 from . import flash as flash_backend
 from .document_ranges import DocumentPlan, planned, starts_of_documents
-from .options import SCHEMA, SINKS, Options
+from .options import SCHEMA, SINKS, Options, Saved
 from .reference import attention as attention_torch
 
 OWN = ("triton", "cuda", "cpu")  # backends whose kernels are called from here; the others have their own autograd
@@ -270,7 +270,7 @@ def _gradients(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *rest
 ) -> tuple[Tensor, Tensor, Tensor]:
     options, backend = Options.parse(rest)
-    return kernels_of(backend).backward(grad, q, k, v, out, lse, options)
+    return kernels_of(backend).backward(grad, Saved(q, k, v, out, lse), options)
 
 
 def _sinks_gradient(grad: Tensor, out: Tensor, lse: Tensor, sinks: Tensor, backend: str) -> Tensor:

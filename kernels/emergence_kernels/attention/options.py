@@ -15,6 +15,16 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 Angles = tuple[Tensor, Tensor]
 
 
+class Saved(NamedTuple):
+    """What backward reads of the forward pass."""
+
+    q: Tensor  # (B, T, H, D)
+    k: Tensor  # (B, T, G, D)
+    v: Tensor
+    out: Tensor  # (B, T, H, D)
+    lse: Tensor  # (B, H, T) float32, in the base of the kernels that computed it
+
+
 def empty_gradients(q: Tensor, k: Tensor, v: Tensor) -> Gradients:
     dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
     return dq, dk, dv

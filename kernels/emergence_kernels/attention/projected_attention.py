@@ -22,7 +22,7 @@ from ..rotary.op import check_angles
 from . import hopper
 from .document_ranges import DocumentPlan
 from .op import as_plan, checked, kernels_of
-from .options import Options
+from .options import Options, Saved
 from .rotary_attention import attention_of_qkv, gradient_of_qkv
 
 
@@ -147,7 +147,7 @@ class _Projected(torch.autograd.Function):
         heads, kv_heads, main_grad, options, backend = ctx.rest
         options = options.with_tensors(tensors)
         q, k, v = qkv.split([heads, kv_heads, kv_heads], 2)
-        d_qkv = gradient_of_qkv(grad, (q, k, v, out, lse, cos, sin), "cuda", options, backend)
+        d_qkv = gradient_of_qkv(grad, Saved(q, k, v, out, lse), (cos, sin), "cuda", options, backend)
         d_NE = d_qkv.view(len(x_NK), -1)
         dw = accumulating.weight_gradient(main_grad, d_NE, x_NK, weight) if ctx.needs_input_grad[1] else None
         dx = (d_NE @ weight).view(*d_qkv.shape[:2], -1) if ctx.needs_input_grad[0] else None

@@ -24,7 +24,7 @@ from ..backends.tracing import profiled
 from ..rotary.op import check_angles, rotary, rotate
 from .document_ranges import DocumentPlan
 from .op import OWN, as_plan, by_others, checked, kernels_of, sinks_gradient
-from .options import SCHEMA, SINKS, Options
+from .options import SCHEMA, SINKS, Angles, Options, Saved
 
 
 @profiled
@@ -228,7 +228,8 @@ class _Fused(torch.autograd.Function):
         q, k, v, out, lse, cos, sin, *tensors = ctx.saved_tensors
         rotation, options, backend = ctx.rest
         options = options.with_tensors(tensors)
-        d_qkv = gradient_of_qkv(grad, (q, k, v, out, lse, cos, sin), rotation, options, backend, direct)
+        saved = Saved(q, k, v, out, lse)
+        d_qkv = gradient_of_qkv(grad, saved, (cos, sin), rotation, options, backend, direct)
         d_sinks = None
         if grad is not None and ctx.needs_input_grad[7 + SINKS]:
             d_sinks = kernels_of(backend).sinks_gradient(grad, out, lse, options.sinks)
@@ -237,24 +238,25 @@ class _Fused(torch.autograd.Function):
 
 def gradient_of_qkv(
     grad: Tensor | None,
-    saved: tuple[Tensor, ...],
+    saved: Saved,
+    angles: Angles,
     rotation: str,
     options: Options,
     backend: str,
     direct: Tensor | None = None,
 ) -> Tensor:
-    """The gradient of qkv. saved: q, k, v, out, lse, cos, sin. direct: that of the overwritten qkv, added to it."""
-    q, k, v, out, lse, cos, sin = saved
-    heads, kv_heads = q.shape[2], k.shape[2]
+    """The gradient of qkv. direct: that of the overwritten qkv, added to it."""
+    q, (cos, sin) = saved.q, angles
+    heads, kv_heads = q.shape[2], saved.k.shape[2]
     d_qkv = torch.empty(*q.shape[:2], heads + 2 * kv_heads, q.shape[3], dtype=q.dtype, device=q.device)
     into = tuple(d_qkv.split([heads, kv_heads, kv_heads], 2))
     if grad is None:
         d_qkv.zero_()
     elif direct is None and backend != "triton" and kernels_of(backend).rotates_back(q, cos):
-        kernels_of(backend).backward(grad, q, k, v, out, lse, options, into, (cos, sin))
+        kernels_of(backend).backward(grad, saved, options, into, angles)
         return d_qkv.flatten(2)
     else:
-        kernels_of(backend).backward(grad, q, k, v, out, lse, options, into)
+        kernels_of(backend).backward(grad, saved, options, into)
     if direct is not None:
         d_qkv += _heads(direct, heads, kv_heads)
     turned = d_qkv[:, :, : heads + kv_heads]
@@ -295,7 +297,7 @@ def _gradient_in_graph(
     options, backend = Options.parse(rest)
     q, k = turned.split([heads, kv_heads], 2)
     v = _parts(qkv, heads, kv_heads)[2]
-    return gradient_of_qkv(grad, (q, k, v, out, lse, cos, sin), rotation, options, backend)
+    return gradient_of_qkv(grad, Saved(q, k, v, out, lse), (cos, sin), rotation, options, backend)
 
 
 def _save(ctx: Any, inputs: tuple, outputs: tuple) -> None:

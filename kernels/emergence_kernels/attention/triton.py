@@ -26,7 +26,7 @@ from torch import Tensor
 from ..backends import triton_configs as configs
 from ..backends.triton_common import dot_precision, on_device
 from .document_ranges import Blocks
-from .options import Gradients, Options, empty_gradients
+from .options import Gradients, Options, Saved, empty_gradients
 from .triton_backward import _delta_kernel, _dkdv_kernel, _dq_kernel
 from .triton_forward import _forward_kernel
 from .triton_scores import BIASES
@@ -145,17 +145,9 @@ def sinks_gradient(do: Tensor, out: Tensor, lse: Tensor, sinks: Tensor) -> Tenso
     return -(p * _delta(_unit_rows(do), out)).sum((0, 2)).to(sinks.dtype)
 
 
-def backward(
-    do: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    options: Options,
-    into: Gradients | None = None,
-) -> Gradients:
+def backward(do: Tensor, saved: Saved, options: Options, into: Gradients | None = None) -> Gradients:
     """-> dq, dk, dv, always deterministic. into: where to write them (options.py)."""
+    q, k, v, out, lse = saved
     a = _Launch(q, k, v, options)
     do = _unit_rows(do)
     dq, dk, dv = into or empty_gradients(q, k, v)

@@ -89,8 +89,8 @@ def from_results(runs: list[dict]) -> dict:
             continue
         times: dict = defaultdict(lambda: defaultdict(dict))
         for row in run["rows"]:
-            backend = row["contender"].removeprefix(PREFIX)  # the candidate's name, under this key in every stored run
-            if row["op"] not in WIDTHS or backend == row["contender"] or "," in backend:
+            backend = row["candidate"].removeprefix(PREFIX)
+            if row["op"] not in WIDTHS or backend == row["candidate"] or "," in backend:
                 continue
             widths = tuple(row["shape"][name] for name in WIDTHS[row["op"]])
             case = tuple(sorted(row["shape"].items()))

@@ -7,6 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from ..backends import ranking
+from .results import of_this_version
 
 
 def _shape(row: dict) -> str:
@@ -56,10 +57,10 @@ def table(data: dict) -> str:
             memory = row.get("peak_extra_bytes")
             errors = ", ".join(f"{k} {v:.1e}" for k, v in row.get("errors", {}).items())
             cells += ["" if memory is None else f"{memory / 2**20:.0f}", errors]
-            lines.append(f"| {row['contender']} | " + " | ".join(cells) + " |")
+            lines.append(f"| {row['candidate']} | " + " | ".join(cells) + " |")
     if data["failures"]:
         lines += ["", "## Failed", ""]
-        lines += [f"- {f['op']} {f['contender']} ({_shape(f)}): {f['error']}" for f in data["failures"]]
+        lines += [f"- {f['op']} {f['candidate']} ({_shape(f)}): {f['error']}" for f in data["failures"]]
     return "\n".join(lines) + "\n"
 
 
@@ -74,11 +75,11 @@ def plot(data: dict, folder: Path, stem: str) -> list[Path]:
     for op in dict.fromkeys(row["op"] for row in data["rows"]):
         rows = [row for row in data["rows"] if row["op"] == op]
         shapes = list(dict.fromkeys(_shape(row) for row in rows))
-        names = list(dict.fromkeys(row["contender"] for row in rows))
+        names = list(dict.fromkeys(row["candidate"] for row in rows))
         figure, axes = plt.subplots(figsize=(3 + 1.6 * len(shapes), 4.5))
         width = 0.8 / len(names)
         for i, name in enumerate(names):
-            mine = [(shapes.index(_shape(r)), r["modes"]["both"]) for r in rows if r["contender"] == name]
+            mine = [(shapes.index(_shape(r)), r["modes"]["both"]) for r in rows if r["candidate"] == name]
             at = [x + (i - (len(names) - 1) / 2) * width for x, _ in mine]
             axes.bar(at, [values["median_ms"] for _, values in mine], width, label=name)
         axes.set_xticks(range(len(shapes)), [s.replace(", ", "\n") for s in shapes], fontsize=7)
@@ -108,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"redraw: {file}: no JSON of a benchmark ({error})", file=sys.stderr)
             return 2
         if "suite" in data:  # not other benchmarks'
-            runs[file] = data
+            runs[file] = of_this_version(data)
     if args.ranking:
         ranking.write(ranking.from_results(list(runs.values())))
         print(ranking.FILE)

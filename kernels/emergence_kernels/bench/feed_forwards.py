@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..feed_forward.op import feed_forward
-from .candidate import Candidate, Case, Forward, constant, peers_first, relative
+from .candidate import Case, Forward, candidates, constant, errors_of
 
 SHAPES = {  # tokens, features, hidden features: of decoders of 468M, 1.2B and wider ones
     "full": [(16384, 1024, 3584), (32768, 1024, 3584), (32768, 2048, 5504), (16384, 4096, 11008)],
@@ -33,14 +33,6 @@ def _liger(x: Tensor, gate_up_weight: Tensor, down_weight: Tensor) -> Iterator[t
     yield "liger-kernel", lambda: F.linear(LigerSiLUMulFunction.apply(F.linear(x, gate), F.linear(x, up)), down_weight)
 
 
-def _errors(leaves: tuple[Tensor, ...], upstream: Tensor, results: tuple[Tensor, ...]) -> dict[str, float]:
-    """Against float32 of what was given: float64 would take seconds. Hidden values in 16 bits are in them."""
-    wide = [t.detach().float().requires_grad_() for t in leaves]
-    exact = _plain(*wide)
-    wanted = (exact.detach(), *torch.autograd.grad(exact, wide, upstream.float()))
-    return {name: relative(got, want) for name, got, want in zip(("y", "dx", "d_gate_up", "d_down"), results, wanted)}
-
-
 def cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[str]) -> Iterator[Case]:
     for N, K, hidden in SHAPES[suite]:
         torch.manual_seed(0)
@@ -48,20 +40,14 @@ def cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[s
         w = (torch.randn(2 * hidden, K, device=device) / K**0.5).to(dtype)
         down = (torch.randn(K, hidden, device=device) / hidden**0.5).to(dtype)
         leaves = tuple(t.requires_grad_() for t in (x, w, down))
-        runs: list[tuple[str, Forward]] = [
-            (f"emergence {b}", partial(feed_forward, *leaves, backend=b)) for b in backends
-        ]
-        runs.append(("torch eager", partial(_plain, *leaves)))
-        if suite != "tiny":
-            runs.append(("torch.compile", partial(torch.compile(_plain, dynamic=False), *leaves)))
-        runs += list(_liger(*leaves))
         products = 6.0 * N * K * hidden
         yield Case(
             op="feed_forward",
             shape={"rows": N, "features": K, "hidden": hidden},
-            candidates=[partial(Candidate, name, run, leaves) for name, run in sorted(runs, key=peers_first)],
+            candidates=candidates(feed_forward, _plain, leaves, backends, suite, _liger(*leaves)),
             flops={"eval": products, "forward": products, "backward": 2 * products, "both": 3 * products},
             formula="6 rows x features x hidden forward, twice that backward",
             upstream=constant(upstream),
-            errors=partial(_errors, leaves, upstream),
+            # Against float32: float64 would take seconds. Hidden values in 16 bits are in the errors.
+            errors=partial(errors_of, _plain, ("y", "dx", "d_gate_up", "d_down"), leaves, upstream, wide=torch.float32),
         )

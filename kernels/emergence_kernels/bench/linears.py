@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..fp8_linear.op import Fp8Weight, fp8_linear, quantize_weight
-from .candidate import Candidate, Case, Forward, constant, peers_first, relative
+from .candidate import Candidate, Case, Forward, constant, errors_of, peers_first
 
 SHAPES = {  # tokens, K, N: the four layers of a decoder of 1.2B, and of wider ones
     "full": [
@@ -20,14 +20,6 @@ SHAPES = {  # tokens, K, N: the four layers of a decoder of 1.2B, and of wider o
     "laptop": [(2048, 256, 1024)],
     "tiny": [(32, 48, 64)],
 }
-
-
-def _errors(x: Tensor, weight: Tensor, upstream: Tensor, results: tuple[Tensor, ...]) -> dict[str, float]:
-    """Against float64 of what was given: what rounding to e4m3 costs is in them."""
-    leaves = [t.detach().double().requires_grad_() for t in (x, weight)]
-    exact = F.linear(*leaves)
-    wanted = (exact.detach(), *torch.autograd.grad(exact, leaves, upstream.double()))
-    return {name: relative(got, want) for name, got, want in zip(("y", "dx", "dweight"), results, wanted)}
 
 
 def _promoted(x: Tensor, weight: Tensor, quantized: Fp8Weight | None, promoted: bool) -> Tensor:
@@ -66,5 +58,6 @@ def cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[s
             flops={"eval": product, "forward": product, "backward": 2 * product, "both": 3 * product},
             formula="2 rows x in x out for y, dx and dW each; dW is not in fp8",
             upstream=constant(upstream),
-            errors=partial(_errors, x, weight, upstream),
+            # What rounding to e4m3 costs is in them.
+            errors=partial(errors_of, F.linear, ("y", "dx", "dweight"), (x, weight), upstream),
         )

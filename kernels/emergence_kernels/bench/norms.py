@@ -11,7 +11,7 @@ from ..rms_norm.op import rms_norm
 from ..rotary.op import rotary
 from ..rotary.reference import rotary as rotary_torch
 from ..swiglu.op import swiglu
-from .candidate import Candidate, Case, Forward, constant, peers_first, relative
+from .candidate import Candidate, Case, Forward, candidates, constant, errors_of, peers_first, relative
 
 NORM_SHAPES = {
     "full": [(n, d) for n in (8192, 32768) for d in (1024, 2048, 4096, 8192)],
@@ -62,13 +62,8 @@ def _norm_peers(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> It
         pass
 
 
-def _norm_errors(leaves: tuple[Tensor, ...], upstream: Tensor, results: tuple[Tensor, ...]) -> dict[str, float]:
-    copies = [t.detach().double().requires_grad_() for t in leaves]
-    out = _plain_norm(*copies)
-    exact = out if isinstance(out, tuple) else (out,)
-    wanted = (*exact, *torch.autograd.grad(exact, copies, (upstream.double(),) * len(exact)))
-    names = [*("y", "total")[: len(exact)], *("dx", "dweight", "dresidual")[: len(copies)]]
-    return {name: relative(got, want.detach()) for name, got, want in zip(names, results, wanted)}
+def _norm(x: Tensor, weight: Tensor, residual: Tensor | None = None, *, backend: str) -> Tensor | tuple[Tensor, Tensor]:
+    return rms_norm(x, weight, residual=residual, backend=backend)
 
 
 def norm_cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[str]) -> Iterator[Case]:
@@ -81,18 +76,13 @@ def norm_cases(suite: str, device: torch.device, dtype: torch.dtype, backends: l
             )
             leaves = (x, weight, residual) if with_residual else (x, weight)
             upstream = torch.randn(N, D, device=device).to(dtype)
-            runs: list[tuple[str, Forward]] = list(_norm_peers(*leaves))
-            runs.append(("torch eager", partial(_plain_norm, *leaves)))
-            if suite != "tiny":
-                runs.append(("torch.compile", partial(torch.compile(_plain_norm, dynamic=False), *leaves)))
-            added = residual if with_residual else None
-            runs += [(f"emergence {b}", partial(rms_norm, x, weight, residual=added, backend=b)) for b in backends]
+            names = ("y", "total", "dx", "dweight", "dresidual") if with_residual else ("y", "dx", "dweight")
             size = x.element_size() * N * D
             forward, backward = (4, 4) if with_residual else (2, 3)
             yield Case(
                 op="rms_norm",
                 shape={"rows": N, "features": D, "residual": with_residual},
-                candidates=[partial(Candidate, name, run, leaves) for name, run in sorted(runs, key=peers_first)],
+                candidates=candidates(_norm, _plain_norm, leaves, backends, suite, _norm_peers(*leaves)),
                 bytes={
                     "eval": forward * size,
                     "forward": forward * size,
@@ -102,7 +92,7 @@ def norm_cases(suite: str, device: torch.device, dtype: torch.dtype, backends: l
                 formula="forward reads x (and the residual), writes y (and the sum); backward reads the sum, dy (and the "
                 "residual's gradient), writes dx",
                 upstream=constant(upstream),
-                errors=partial(_norm_errors, leaves, upstream),
+                errors=partial(errors_of, _plain_norm, names, leaves, upstream),
             )
 
 
@@ -150,30 +140,18 @@ def _swiglu_peers(x: Tensor) -> Iterator[tuple[str, Forward]]:
         pass
 
 
-def _swiglu_errors(x: Tensor, upstream: Tensor, results: tuple[Tensor, ...]) -> dict[str, float]:
-    wide = x.detach().double().requires_grad_()
-    exact = _swiglu_plain(wide)
-    wanted = (exact.detach(), *torch.autograd.grad(exact, wide, upstream.double()))
-    return {name: relative(got, want) for name, got, want in zip(("y", "dx"), results, wanted)}
-
-
 def swiglu_cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[str]) -> Iterator[Case]:
     for N, width in SWIGLU_SHAPES[suite]:
         torch.manual_seed(0)
         x = torch.randn(N, 2 * width, device=device).to(dtype).requires_grad_()
         upstream = torch.randn(N, width, device=device).to(dtype)
-        runs: list[tuple[str, Forward]] = [(f"emergence {b}", partial(swiglu, x, backend=b)) for b in backends]
-        runs.append(("torch eager", partial(_swiglu_plain, x)))
-        if suite != "tiny":
-            runs.append(("torch.compile", partial(torch.compile(_swiglu_plain, dynamic=False), x)))
-        runs += list(_swiglu_peers(x))
         size = x.element_size() * N * width
         yield Case(
             op="swiglu",
             shape={"rows": N, "features": width},
-            candidates=[partial(Candidate, name, run, (x,)) for name, run in sorted(runs, key=peers_first)],
+            candidates=candidates(swiglu, _swiglu_plain, (x,), backends, suite, _swiglu_peers(x)),
             bytes={"eval": 3 * size, "forward": 3 * size, "backward": 5 * size, "both": 8 * size},
             formula="forward reads gate and up, writes y; backward reads gate, up and dy, writes both gradients",
             upstream=constant(upstream),
-            errors=partial(_swiglu_errors, x, upstream),
+            errors=partial(errors_of, _swiglu_plain, ("y", "dx"), (x,), upstream),
         )

@@ -4,8 +4,14 @@ import importlib.metadata
 import json
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
+
+import torch
+
+from .candidate import Case
+from .timing import summary
 
 PEERS = (
     "torch",
@@ -53,6 +59,14 @@ def finished(folder: Path, since: str, candidates: dict) -> list[tuple[str, dict
     return [(row["op"], row["shape"]) for run in alike for row in run.get("finished", [])]
 
 
+def of_this_version(data: dict) -> dict:
+    """A run's results as they are written now: earlier ones name a row's candidate `contender`."""
+    for row in (*data["rows"], *data["failures"]):
+        if "contender" in row:
+            row["candidate"] = row.pop("contender")
+    return data
+
+
 def timestamp() -> str:
     return time.strftime("%Y%m%d-%H%M%S", time.gmtime())
 
@@ -77,6 +91,31 @@ class Results:
         self.data[to].append(row)
         self.write()
 
+    def unfinished(self, case: Case, rounds: int, times: dict[str, dict[str, list[float]]]) -> None:
+        """Keep the times so far, in milliseconds by candidate and mode, of the case that is being measured."""
+        medians = {who: {mode: summary(of).median_ms for mode, of in modes.items()} for who, modes in times.items()}
+        self.data["unfinished"] = {"op": case.op, "shape": case.shape, "rounds": rounds, "median_ms": medians}
+        self.write()
+
+    def report(self, row: dict, as_json: bool) -> None:
+        """Add and print a row."""
+        self.data["unfinished"] = {}
+        self.add(row)
+        print(json.dumps(row) if as_json else line_of(row), flush=True)
+
+    def failed(self, op: str, shape: dict, candidate: str, error: Exception) -> None:
+        """Keep and print an error: a peer that cannot run a shape is no reason to stop."""
+        text = str(error).splitlines()
+        reason = f"{type(error).__name__}: {text[0] if text else ''}"
+        self.add({"op": op, "shape": shape, "candidate": candidate, "error": reason}, "failures")
+        print(f"bench: {op} {candidate} failed: {reason}", file=sys.stderr, flush=True)
+        torch.cuda.empty_cache()
+
+    @property
+    def ours_failed(self) -> int:
+        """The number of failures of this package's own kernels."""
+        return sum(row["candidate"].startswith("emergence") for row in self.data["failures"])
+
 
 def spelled(shape: dict) -> str:
     return " ".join(f"{name}={value}" for name, value in shape.items())
@@ -84,7 +123,7 @@ def spelled(shape: dict) -> str:
 
 def line_of(row: dict) -> str:
     shape = spelled(row["shape"])
-    parts = [f"{row['op']:<21} {row['contender']:<28} {shape}"]
+    parts = [f"{row['op']:<21} {row['candidate']:<28} {shape}"]
     for mode, values in row["modes"].items():
         rate = next(
             (f"{values[k]:.3g} {unit}" for k, unit in (("tflops", "TFLOP/s"), ("gbps", "GB/s")) if k in values), ""

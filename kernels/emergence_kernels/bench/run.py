@@ -1,14 +1,13 @@
 """The benchmark's command line: runs cases until the budget is spent, and writes each row as soon as it is known."""
 
 import argparse
-import json
 import os
 import platform
 import random
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from ..backends.ranking import device_name
 from . import attention, feed_forwards, linears, losses, norms, step, updates
 from .candidate import Candidate, Case
 from .processes import CUT, apart
-from .results import Results, commit, finished, line_of, spelled, timestamp, versions
+from .results import Results, commit, finished, spelled, timestamp, versions
 from .timing import Stopwatch, Timing, ceilings, clocks, difference, measure, peak_extra_bytes, summary
 
 OPS = (
@@ -112,11 +111,11 @@ def _modes(case: Case, candidate: Candidate, upstream: torch.Tensor | None) -> d
 
 
 def measure_case(
-    case: Case, device: torch.device, limits: dict[str, float], failed, args: argparse.Namespace, keep
+    case: Case, device: torch.device, limits: dict[str, float], results: Results, args: argparse.Namespace
 ) -> Iterator[dict]:
     """A row of every candidate that runs. They take turns, in another order each round, so that a clock that drifts is as unkind
-    to one as to the other; the first of a round is none's privilege. keep: gets the times so far, after each candidate is made
-    (one sample, alone: it does not count later) and after each round."""
+    to one as to the other; the first of a round is none's privilege. The results get the times so far, after each candidate is
+    made (one sample, alone: it does not count later) and after each round."""
     watch, upstream = Stopwatch(device), case.upstream()
     rounds = args.rounds
     seconds = (args.seconds or (0.3 if device.type == "cuda" else 0.05)) / rounds
@@ -131,10 +130,10 @@ def measure_case(
             repeats = {mode: watch.warm(run, seconds, -(-5 // rounds)) for mode, run in modes.items()}
             alone[candidate.name] = {mode: watch.sample(run, 1) for mode, run in modes.items()}
         except Exception as error:  # noqa: BLE001
-            failed(case.op, case.shape, candidate.name, error)
+            results.failed(case.op, case.shape, candidate.name, error)
         else:
             ready[candidate.name] = candidate, modes, repeats, {mode: [] for mode in modes}
-            keep(case, 0, alone)
+            results.unfinished(case, 0, alone)
     order = list(ready)
     for number in range(rounds):
         random.shuffle(order)
@@ -144,15 +143,15 @@ def measure_case(
                 for mode, run in modes.items():
                     times[mode] += watch.sample(run, repeats[mode])
             except Exception as error:  # noqa: BLE001
-                failed(case.op, case.shape, name, error)
+                results.failed(case.op, case.shape, name, error)
                 order.remove(name)
                 del ready[name]
-        keep(case, number + 1, {name: times for name, (*_, times) in ready.items()})
+        results.unfinished(case, number + 1, {name: times for name, (*_, times) in ready.items()})
     for candidate, modes, _, times in ready.values():
         try:
             yield _row(case, candidate, modes, times, watch, limits, upstream)
         except Exception as error:  # noqa: BLE001
-            failed(case.op, case.shape, candidate.name, error)
+            results.failed(case.op, case.shape, candidate.name, error)
 
 
 def _row(case, candidate, modes, times, watch: Stopwatch, limits: dict[str, float], upstream) -> dict:
@@ -162,7 +161,7 @@ def _row(case, candidate, modes, times, watch: Stopwatch, limits: dict[str, floa
         backward = difference(times["both"], times["forward"])
         if backward.median_ms > 0:  # else the machine was too unsteady to say
             timings["backward"] = backward
-    row: dict = {"op": case.op, "shape": case.shape, "contender": candidate.name, "formula": case.formula}
+    row: dict = {"op": case.op, "shape": case.shape, "candidate": candidate.name, "formula": case.formula}
     row["modes"] = {mode: asdict(timing) | _rates(case, mode, timing, limits) for mode, timing in timings.items()}
     row["host_ms"] = watch.host_ms(modes["both"])
     row["python_in_window"] = watch.python_in_window(modes["both"], row["host_ms"])
@@ -203,7 +202,7 @@ def step_rows(suite: str, device: torch.device, dtype: torch.dtype, limits: dict
         yield {
             "op": "step",
             "shape": each["shape"],
-            "contender": each["name"],
+            "candidate": each["name"],
             "note": "plain: PyTorch's own operations, no kernels of this package; otherwise the backend's name",
             "formula": "6N + 6 L d T per token (causal half, head included), of this run's matmul rate",
             "modes": {
@@ -219,15 +218,69 @@ def step_rows(suite: str, device: torch.device, dtype: torch.dtype, limits: dict
 
 
 def _shapes(
-    op: str, suite: str, device: torch.device, dtype: torch.dtype, limits: dict[str, float], failed, args, keep
-):
+    op: str, device: torch.device, limits: dict[str, float], results: Results, args: argparse.Namespace
+) -> Iterator[tuple[dict, Iterable[dict]]]:
     """(shape, its rows, which are measured together as they are asked for) of one operation."""
+    dtype = DTYPES[args.dtype]
     if op == "step":
-        yield {}, step_rows(suite, device, dtype, limits)
+        yield {}, step_rows(args.suite, device, dtype, limits)
         return
-    for case in all_cases(op, suite, device, dtype):
+    for case in all_cases(op, args.suite, device, dtype):
         if re.search(args.where, spelled(case.shape)):
-            yield case.shape, measure_case(case, device, limits, failed, args, keep)
+            yield case.shape, measure_case(case, device, limits, results, args)
+
+
+def _open(
+    args: argparse.Namespace, device: torch.device, limits: dict[str, float], argv: list[str]
+) -> tuple[Results, list]:
+    """The file of this run, and (operation, shape) that earlier ones of the same candidates have finished (--since)."""
+    what = f"{args.op[0]}-{args.suite}" if len(args.op) == 1 else args.suite
+    folder = args.out / device_name(device)
+    candidates = {"dtype": args.dtype, "suite": args.suite, "only": args.only}
+    candidates |= {"versions": versions(), "compiled": {name: library.describe(name) for name in library.VARIABLES}}
+    measured = finished(folder, args.since, candidates) if args.since else []
+    while (path := folder / f"{(stamp := timestamp())}-{what}-{args.dtype}.json").exists():
+        time.sleep(0.1)  # another run began in this second
+    header = {"device": device_name(device), **candidates, "utc": stamp}
+    header |= {"commit": commit(), "command": " ".join(["bench", *argv])}
+    header |= {"architecture": _architecture(device), "python": platform.python_version()}
+    header |= {"threads": torch.get_num_threads(), "load_average": os.getloadavg()[0], "rounds": args.rounds}
+    if device.type == "cuda":
+        header["clocks_before"] = clocks()
+    if interpreting():
+        header["warning"] = "Triton ran in its interpreter: its times say nothing"
+    return Results(path, header | {"ceilings": limits}), measured
+
+
+def _measure_all(
+    args: argparse.Namespace,
+    device: torch.device,
+    limits: dict[str, float],
+    results: Results,
+    measured: list,
+    stop: float | None,
+) -> list[dict]:
+    """Write the rows of all shapes but those `measured`, until `stop` (time.monotonic) -> those that were not reached."""
+    not_reached = []
+    for index, op in enumerate(args.op):
+        # Each operation gets an equal share of the time that is left, so that a short budget starves none.
+        now, begun = time.monotonic(), False
+        deadline = float("inf") if stop is None else now + (stop - now) / (len(args.op) - index)
+        try:
+            for shape, rows in _shapes(op, device, limits, results, args):
+                if (op, shape) in measured:
+                    continue
+                if begun and time.monotonic() > deadline:  # a first shape is measured whatever the budget
+                    not_reached.append({"op": op, "shape": shape})
+                    continue
+                begun, before = True, results.ours_failed
+                for row in rows:
+                    results.report(row, args.json)
+                if results.ours_failed == before:
+                    results.add({"op": op, "shape": shape}, "finished")
+        except Exception as error:  # noqa: BLE001
+            results.failed(op, {}, "emergence", error)
+    return not_reached
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -237,89 +290,31 @@ def main(argv: list[str] | None = None) -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         print("bench: --device cuda, but PyTorch sees no CUDA device here", file=sys.stderr)
         return 2
-    name = args.dtype or ("bfloat16" if device.type == "cuda" else "float32")
-    suite = args.suite or ("full" if device.type == "cuda" else "laptop")
-    dtype = DTYPES[name]
-    ops = args.op or list(OPS)
-    if device.type == "cuda" and len(ops) > 1:
-        return apart(args, ops, suite, name)
+    args.dtype = args.dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    args.suite = args.suite or ("full" if device.type == "cuda" else "laptop")
+    args.op = args.op or list(OPS)
+    if device.type == "cuda" and len(args.op) > 1:
+        return apart(args, args.op, args.suite, args.dtype)
     # A compiled candidate that is compiled anew for many shapes would fall back to eager, silently.
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1000
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     begin = time.monotonic()
-    limits = ceilings(device, dtype)
-    what, folder = f"{ops[0]}-{suite}" if len(ops) == 1 else suite, args.out / device_name(device)
-    candidates = {"dtype": name, "suite": suite, "only": args.only}
-    candidates |= {"versions": versions(), "compiled": {name: library.describe(name) for name in library.VARIABLES}}
-    measured = finished(folder, args.since, candidates) if args.since else []
-    while (path := folder / f"{(stamp := timestamp())}-{what}-{name}.json").exists():
-        time.sleep(0.1)  # another run began in this second
-    header = {"device": device_name(device), **candidates, "utc": stamp}
-    header |= {"commit": commit(), "command": " ".join(["bench", *(sys.argv[1:] if argv is None else argv)])}
-    header |= {"architecture": _architecture(device), "python": platform.python_version()}
-    header |= {"threads": torch.get_num_threads(), "load_average": os.getloadavg()[0], "rounds": args.rounds}
-    if device.type == "cuda":
-        header["clocks_before"] = clocks()
-    if interpreting():
-        header["warning"] = "Triton ran in its interpreter: its times say nothing"
-    results = Results(path, header | {"ceilings": limits})
-    cut: list[str] = []
-    not_reached: list[dict] = []
-    print(f"bench: {', '.join(ops)} with {suite} shapes on {device_name(device)}, {name}", file=sys.stderr, flush=True)
+    limits = ceilings(device, DTYPES[args.dtype])
+    results, measured = _open(args, device, limits, sys.argv[1:] if argv is None else argv)
+    print(
+        f"bench: {', '.join(args.op)} with {args.suite} shapes on {device_name(device)}, {args.dtype}",
+        file=sys.stderr,
+        flush=True,
+    )
     stop = begin + args.budget if args.budget is not None else None
-
-    def keep(case: Case, rounds: int, times: dict[str, dict[str, list[float]]]) -> None:
-        medians = {who: {mode: summary(of).median_ms for mode, of in modes.items()} for who, modes in times.items()}
-        results.data["unfinished"] = {"op": case.op, "shape": case.shape, "rounds": rounds, "median_ms": medians}
-        results.write()
-
-    def report(row: dict) -> None:
-        results.data["unfinished"] = {}
-        results.add(row)
-        print(json.dumps(row) if args.json else line_of(row), flush=True)
-
-    def failed(op: str, shape: dict, candidate: str, error: Exception) -> None:
-        """A peer that cannot run a shape is a fact to keep, not a reason to stop."""
-        text = str(error).splitlines()
-        row = {
-            "op": op,
-            "shape": shape,
-            "contender": candidate,
-            "error": f"{type(error).__name__}: {text[0] if text else ''}",
-        }
-        results.add(row, "failures")
-        print(f"bench: {op} {candidate} failed: {row['error']}", file=sys.stderr, flush=True)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def ours_failed() -> int:
-        return sum(row["contender"].startswith("emergence") for row in results.data["failures"])
-
-    for index, op in enumerate(ops):
-        # Each operation gets an equal share of the time that is left, so that a short budget starves none.
-        now, begun = time.monotonic(), False
-        deadline = float("inf") if stop is None else now + (stop - now) / (len(ops) - index)
-        try:
-            for shape, rows in _shapes(op, suite, device, dtype, limits, failed, args, keep):
-                if (op, shape) in measured:
-                    continue
-                if begun and time.monotonic() > deadline:  # a first shape is measured whatever the budget
-                    cut.append(op)
-                    not_reached.append({"op": op, "shape": shape})
-                    continue
-                begun, before = True, ours_failed()
-                for row in rows:
-                    report(row)
-                if ours_failed() == before:
-                    results.add({"op": op, "shape": shape}, "finished")
-        except Exception as error:  # noqa: BLE001
-            failed(op, {}, "emergence", error)
-    results.data |= {"cut_short": list(dict.fromkeys(cut)), "not_reached": not_reached}
+    not_reached = _measure_all(args, device, limits, results, measured, stop)
+    cut = list(dict.fromkeys(each["op"] for each in not_reached))
+    results.data |= {"cut_short": cut, "not_reached": not_reached}
     if device.type == "cuda":
         results.data["clocks_after"] = clocks()
     results.data["complete"] = not cut
     results.data["seconds"] = round(time.monotonic() - begin, 1)
     results.write()
     note = "".join(f"not reached: {each['op']} {spelled(each['shape'])}\n" for each in not_reached)
-    print(f"{note}{len(results.data['rows'])} rows in {path}", file=sys.stderr)
-    return 1 if ours_failed() else CUT if cut else 0
+    print(f"{note}{len(results.data['rows'])} rows in {results.path}", file=sys.stderr)
+    return 1 if results.ours_failed else CUT if cut else 0

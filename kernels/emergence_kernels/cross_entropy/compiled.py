@@ -14,7 +14,7 @@ from torch import Tensor
 from ..backends import triton_configs as configs
 from ..backends.library import is_hopper, operations
 from .chunks import Gradients, LogitChunks, chunks_on_gpu, part
-from .options import RowOptions
+from .options import LossInputs, RowOptions
 from .reference import RowStatistics, chunk_rows, unpack
 
 _Rows = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]  # loss, top, log_total, correct, entropy; (N,) each
@@ -37,15 +37,10 @@ def rows_stay(device: torch.device, V: int) -> bool:
 
 
 def fused_rows(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    targets_N: Tensor,
-    valid_N: Tensor,
-    scale_N: Tensor,
-    options: RowOptions,
+    inputs: LossInputs, scale_N: Tensor, options: RowOptions
 ) -> tuple[RowStatistics, Tensor | None, Tensor | None]:
     """As reference.fused_rows."""
-    rows, gradients, packed = _sweep(hidden_ND, weight_VD, targets_N, valid_N, scale_N, options, statistics=True)
+    rows, gradients, packed = _sweep(inputs, scale_N, options, statistics=True)
     loss_N, top_N, log_total_N, correct_N, entropy_N = (packed.unpacked(row) for row in rows if row is not None)
     dx_ND, dw_VD = gradients.result()
     dx_ND = None if dx_ND is None else packed.unpacked(dx_ND)
@@ -53,18 +48,11 @@ def fused_rows(
 
 
 def _sweep(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    targets_N: Tensor,
-    valid_N: Tensor,
-    scale_N: Tensor | None,
-    options: RowOptions,
-    *,
-    statistics: bool,
+    inputs: LossInputs, scale_N: Tensor | None, options: RowOptions, *, statistics: bool
 ) -> tuple[_Rows, Gradients, "_Packed"]:
     """-> statistics of the packed rows (the last two are None without `statistics`), their gradients, and the packing."""
-    packed = _Packed(valid_N)
-    targets_N, hidden_ND = packed.rows(targets_N).long(), packed.rows(hidden_ND)
+    packed = _Packed(inputs.valid_N)
+    targets_N, hidden_ND = packed.rows(inputs.targets_N).long(), packed.rows(inputs.hidden_ND)
     wanted = scale_N is not None and options.need_gradients
     packed_scale_N = packed.rows(scale_N) if scale_N is not None and wanted else None
     N, device = hidden_ND.shape[0], hidden_ND.device
@@ -72,7 +60,7 @@ def _sweep(
     correct_N = torch.empty(N, dtype=torch.bool, device=device) if statistics else None
     entropy_N = torch.empty(N, dtype=torch.float32, device=device) if statistics else None
     rows = (loss_N, top_N, log_total_N, correct_N, entropy_N)
-    chunks = _chunks(hidden_ND, weight_VD, options.rows_per_chunk)
+    chunks = _chunks(hidden_ND, inputs.weight_VD, options.rows_per_chunk)
     gradients = Gradients(chunks, wanted and options.need_dx, wanted and options.need_dw)
     ops, at_once = operations(options.backend), wanted and statistics and options.softcap is None
     by_hopper = at_once and rows_stay(hidden_ND.device, chunks.V)
@@ -108,30 +96,21 @@ class _Packed:
         return row if self.keep is None else unpack(self.keep, self.all_N, row)
 
 
-def forward_rows(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, valid_N: Tensor, options: RowOptions
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward_rows(inputs: LossInputs, options: RowOptions) -> tuple[Tensor, Tensor, Tensor]:
     """As reference.forward_rows."""
-    rows, _, packed = _sweep(hidden_ND, weight_VD, targets_N, valid_N, None, options, statistics=False)
+    rows, _, packed = _sweep(inputs, None, options, statistics=False)
     loss_N, top_N, log_total_N, *_ = rows
     return packed.unpacked(loss_N), packed.unpacked(top_N), packed.unpacked(log_total_N)
 
 
 def backward_rows(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    targets_N: Tensor,
-    valid_N: Tensor,
-    top_N: Tensor,
-    log_total_N: Tensor,
-    grad_N: Tensor,
-    options: RowOptions,
+    inputs: LossInputs, top_N: Tensor, log_total_N: Tensor, grad_N: Tensor, options: RowOptions
 ) -> tuple[Tensor | None, Tensor | None]:
     """As reference.backward_rows."""
-    packed = _Packed(valid_N)
-    targets_N, top_N, log_total_N = packed.rows(targets_N).long(), packed.rows(top_N), packed.rows(log_total_N)
+    packed = _Packed(inputs.valid_N)
+    targets_N, top_N, log_total_N = packed.rows(inputs.targets_N).long(), packed.rows(top_N), packed.rows(log_total_N)
     grad_N = packed.rows(grad_N.float())
-    chunks = _chunks(packed.rows(hidden_ND), weight_VD, options.rows_per_chunk)
+    chunks = _chunks(packed.rows(inputs.hidden_ND), inputs.weight_VD, options.rows_per_chunk)
     gradients = Gradients(chunks, options.need_dx, options.need_dw)
     for here, logits_RS, gradient_RS in chunks:
         operations(options.backend).loss_rows_gradient.default(

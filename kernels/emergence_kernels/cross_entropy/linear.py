@@ -11,7 +11,7 @@ from ..backends.ranking import fastest
 from ..backends.register_op import Op, register_op
 from ..backends.tracing import profiled
 from . import reference
-from .options import RowOptions
+from .options import LossInputs, RowOptions
 from .rows import rows_of
 
 
@@ -72,10 +72,10 @@ def _forward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-> loss, and top and log_total, whose sum is the log-sum-exp (all 0 where ignored)."""
-    valid_N = targets_N != ignore_index
+    inputs = LossInputs(hidden_ND, weight_VD, targets_N, targets_N != ignore_index)
     with without_autocast(hidden_ND.device.type):
         options = RowOptions(softcap=softcap, backend=backend)
-        loss_N, top_N, log_total_N = rows_of(backend).forward_rows(hidden_ND, weight_VD, targets_N, valid_N, options)
+        loss_N, top_N, log_total_N = rows_of(backend).forward_rows(inputs, options)
     if z_loss:
         loss_N = loss_N + z_loss * (top_N + log_total_N).square()
     return loss_N, top_N, log_total_N
@@ -96,8 +96,8 @@ def _gradients(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """dX and dW; empty where not needed."""
-    valid_N = targets_N != ignore_index
-    grad_N = grad_N.masked_fill(~valid_N, 0)
+    inputs = LossInputs(hidden_ND, weight_VD, targets_N, targets_N != ignore_index)
+    grad_N = grad_N.masked_fill(~inputs.valid_N, 0)
     half = hidden_ND.dtype == torch.float16 and grad_N.numel() > 0
     # 1 / (number of tokens) times p underflows in float16: gradients are scaled so that the largest is about 1
     if half:
@@ -106,9 +106,7 @@ def _gradients(
         grad_N = grad_N / size
     with without_autocast(hidden_ND.device.type):
         options = RowOptions(z_loss, softcap, need_dx, need_dw, backend=backend)
-        dx_ND, dw_VD = rows_of(backend).backward_rows(
-            hidden_ND, weight_VD, targets_N, valid_N, top_N, log_total_N, grad_N, options
-        )
+        dx_ND, dw_VD = rows_of(backend).backward_rows(inputs, top_N, log_total_N, grad_N, options)
     if half:
         dx_ND = None if dx_ND is None else (dx_ND.float() * size).to(hidden_ND.dtype)
         dw_VD = None if dw_VD is None else dw_VD * size

@@ -1,6 +1,18 @@
-"""Options of a sweep over rows of logits, passed from the operations to the backends."""
+"""Inputs and options of a sweep over rows of logits, passed from the operations to the backends."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class LossInputs(NamedTuple):
+    """N rows of D features, the head of V logits, and the targets."""
+
+    hidden_ND: Tensor
+    weight_VD: Tensor
+    targets_N: Tensor
+    valid_N: Tensor  # bool; False: ignored
 
 
 @dataclass(frozen=True)

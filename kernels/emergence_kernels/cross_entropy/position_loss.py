@@ -12,7 +12,7 @@ from ..backends.register_op import Op, last_backward, register_op
 from ..backends.tracing import profiled
 from . import cpu, reference
 from .compiled import rows_stay
-from .options import RowOptions
+from .options import LossInputs, RowOptions
 from .rows import rows_of
 
 
@@ -151,8 +151,8 @@ def _forward(
         scale_N = (share_N * grad_scale).to(dtype)
     with without_autocast(hidden_ND.device.type):
         options = RowOptions(z_loss=z_loss, need_dx=need_dx, need_dw=need_dw, backend=backend)
-        sweep = rows_of(backend).fused_rows
-        rows, dx_ND, dw_VD = sweep(hidden_ND, weight_VD, targets_N, valid_N, scale_N, options)
+        inputs = LossInputs(hidden_ND, weight_VD, targets_N, valid_N)
+        rows, dx_ND, dw_VD = rows_of(backend).fused_rows(inputs, scale_N, options)
     penalised_N = rows.loss + z_loss * rows.lse.square() if z_loss else rows.loss
     loss = torch.dot(share_N, penalised_N.double()).to(dtype)
     empty = hidden_ND.new_empty(0)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..backends.products import add_to_dw, finish_dw, logits
 from .chunks import equal_rows
-from .options import RowOptions
+from .options import LossInputs, RowOptions
 
 # Logits of one chunk: on a CPU small enough for a core's cache, with enough rows for the matrix products; on a GPU large
 # enough to fill the device.
@@ -85,18 +85,14 @@ def _softcap(z_RV: Tensor, softcap: float | None) -> None:
 
 
 def fused_rows(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    targets_N: Tensor,
-    valid_N: Tensor,
-    scale_N: Tensor,
-    options: RowOptions,
+    inputs: LossInputs, scale_N: Tensor, options: RowOptions
 ) -> tuple[RowStatistics, Tensor | None, Tensor | None]:
     """Statistics of every row, and the gradients of sum_n scale_n * (loss_n + z_loss * lse_n^2), in one sweep.
 
     dX has the inputs' dtype, dW that of its sum: float32 over several chunks. Rows that are not valid have zeros
     everywhere.
     """
+    hidden_ND, weight_VD, targets_N, valid_N = inputs
     keep, (targets_N, hidden_ND, scale_N) = _pack(valid_N, targets_N, hidden_ND, scale_N)
     N, V = hidden_ND.shape[0], weight_VD.shape[0]
     dtype = compute_dtype(hidden_ND.dtype)
@@ -144,14 +140,9 @@ def fused_rows(
     return statistics, dx_ND, finish_dw(dw_VD, weight_VD) if options.need_dw else None
 
 
-def forward_rows(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    targets_N: Tensor,
-    valid_N: Tensor,
-    options: RowOptions,
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward_rows(inputs: LossInputs, options: RowOptions) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, top, log_total) of every row, [N] each, 0 where ignored."""
+    hidden_ND, weight_VD, targets_N, valid_N = inputs
     keep, (targets_N, hidden_ND) = _pack(valid_N, targets_N, hidden_ND)
     N, V = hidden_ND.shape[0], weight_VD.shape[0]
     dtype = compute_dtype(hidden_ND.dtype)
@@ -174,19 +165,13 @@ def forward_rows(
 
 
 def backward_rows(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    targets_N: Tensor,
-    valid_N: Tensor,
-    top_N: Tensor,
-    log_total_N: Tensor,
-    grad_N: Tensor,
-    options: RowOptions,
+    inputs: LossInputs, top_N: Tensor, log_total_N: Tensor, grad_N: Tensor, options: RowOptions
 ) -> tuple[Tensor | None, Tensor | None]:
     """dX and dW of sum_n grad_n * (loss_n + z_loss * lse_n^2), recomputing the logits.
 
     grad_N must be 0 where a row is not valid. dX has the inputs' dtype, dW that of its sum.
     """
+    hidden_ND, weight_VD, targets_N, valid_N = inputs
     keep, (targets_N, hidden_ND, top_N, log_total_N, grad_N) = _pack(
         valid_N, targets_N, hidden_ND, top_N, log_total_N, grad_N
     )

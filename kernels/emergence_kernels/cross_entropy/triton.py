@@ -10,6 +10,8 @@ not ignored are packed to the front, and each chunk of R rows goes through
 There are no atomics and every sum has a fixed order. Tiles of ignored rows return immediately.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -19,7 +21,7 @@ from ..backends import triton_configs as configs
 from ..backends.triton_common import LOG2E, LOW, WIDEN, dot_precision, on_device, tanh
 from . import triton_loss_rows as loss_rows
 from .chunks import equal_rows
-from .options import RowOptions
+from .options import LossInputs, RowOptions
 from .reference import RowStatistics
 from .triton_loss_rows import backward_rows
 
@@ -189,7 +191,8 @@ def _combine_kernel(
 class _PackedChunks:
     """Rows with those that are not ignored packed first, in chunks."""
 
-    def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, valid_N: Tensor, options: RowOptions):
+    def __init__(self, inputs: LossInputs, options: RowOptions):
+        hidden_ND, weight_VD, _, valid_N = inputs
         softcap = options.softcap
         self.N, self.D = hidden_ND.shape
         self.V = weight_VD.shape[0]
@@ -233,10 +236,11 @@ class _PackedChunks:
         return (triton.cdiv(R, self.config.block_m) * self.tiles_v,)
 
 
-def _sweep(hidden_ND, weight_VD, targets_N, valid_N, options: RowOptions, *, entropy: bool) -> tuple[Tensor, ...]:
+def _sweep(inputs: LossInputs, options: RowOptions, *, entropy: bool) -> tuple[Tensor, ...]:
     """-> loss, top, log_total, correct, entropy of all rows; the last two empty unless `entropy`."""
-    chunks = _PackedChunks(hidden_ND, weight_VD, valid_N, options)
-    new = dict(dtype=torch.float32, device=hidden_ND.device)
+    hidden_ND, weight_VD, targets_N, _ = inputs
+    chunks = _PackedChunks(inputs, options)
+    new: dict[str, Any] = dict(dtype=torch.float32, device=hidden_ND.device)
     N, R = chunks.N, chunks.rows
     loss_N, top_N, log_total_N = (torch.empty(N, **new) for _ in range(3))
     entropy_N = torch.empty(N if entropy else 0, **new)
@@ -263,21 +267,15 @@ def _sweep(hidden_ND, weight_VD, targets_N, valid_N, options: RowOptions, *, ent
 
 
 def fused_rows(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    targets_N: Tensor,
-    valid_N: Tensor,
-    scale_N: Tensor,
-    options: RowOptions,
+    inputs: LossInputs, scale_N: Tensor, options: RowOptions
 ) -> tuple[RowStatistics, Tensor | None, Tensor | None]:
     """As reference.fused_rows."""
     if options.need_gradients:
-        return loss_rows.fused_rows(hidden_ND, weight_VD, targets_N, valid_N, scale_N, options)
-    rows = _sweep(hidden_ND, weight_VD, targets_N, valid_N, options, entropy=True)
-    loss_N, top_N, log_total_N, correct_N, entropy_N = rows
+        return loss_rows.fused_rows(inputs, scale_N, options)
+    loss_N, top_N, log_total_N, correct_N, entropy_N = _sweep(inputs, options, entropy=True)
     return RowStatistics(loss_N, top_N + log_total_N, correct_N, entropy_N), None, None
 
 
-def forward_rows(hidden_ND, weight_VD, targets_N, valid_N, options: RowOptions) -> tuple[Tensor, ...]:
+def forward_rows(inputs: LossInputs, options: RowOptions) -> tuple[Tensor, ...]:
     """As reference.forward_rows."""
-    return _sweep(hidden_ND, weight_VD, targets_N, valid_N, options, entropy=False)[:3]
+    return _sweep(inputs, options, entropy=False)[:3]

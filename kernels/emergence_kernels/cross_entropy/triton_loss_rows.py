@@ -19,7 +19,7 @@ from torch import Tensor
 from ..backends import triton_configs as configs
 from ..backends.triton_common import LOG2E, LOW, on_device, tanh
 from .chunks import Gradients, chunks_on_gpu
-from .options import RowOptions
+from .options import LossInputs, RowOptions
 from .reference import RowStatistics
 
 
@@ -130,7 +130,8 @@ def _loss_rows_kernel(
 class _Sweep:
     """Chunks of logits, and the launch of the kernel over one."""
 
-    def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, options: RowOptions) -> None:
+    def __init__(self, inputs: LossInputs, options: RowOptions) -> None:
+        hidden_ND, weight_VD, *_ = inputs
         self.options = options
         arch = configs.architecture(hidden_ND.device)
         self.chunks = chunks_on_gpu(hidden_ND.contiguous(), weight_VD, options.rows_per_chunk, arch, gradient_last=True)
@@ -150,15 +151,11 @@ class _Sweep:
 
 
 def fused_rows(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    targets_N: Tensor,
-    valid_N: Tensor,
-    scale_N: Tensor,
-    options: RowOptions,
+    inputs: LossInputs, scale_N: Tensor, options: RowOptions
 ) -> tuple[RowStatistics, Tensor | None, Tensor | None]:
     """As reference.fused_rows."""
-    sweep = _Sweep(hidden_ND, weight_VD, options)
+    hidden_ND, _, targets_N, valid_N = inputs
+    sweep = _Sweep(inputs, options)
     N, device = len(hidden_ND), hidden_ND.device
     loss_N, lse_N, entropy_N = (torch.empty(N, dtype=torch.float32, device=device) for _ in range(3))
     correct_N = torch.empty(N, dtype=torch.bool, device=device)
@@ -174,19 +171,13 @@ def fused_rows(
 
 
 def backward_rows(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    targets_N: Tensor,
-    valid_N: Tensor,
-    top_N: Tensor,
-    log_total_N: Tensor,
-    grad_N: Tensor,
-    options: RowOptions,
+    inputs: LossInputs, top_N: Tensor, log_total_N: Tensor, grad_N: Tensor, options: RowOptions
 ) -> tuple[Tensor | None, Tensor | None]:
     """As reference.backward_rows. top and log_total are computed again: the forward pass has summed its logits in
     another order, and where p is nearly 1 the last bits of both decide on p - 1.
     """
-    sweep = _Sweep(hidden_ND, weight_VD, options)
+    hidden_ND, _, targets_N, valid_N = inputs
+    sweep = _Sweep(inputs, options)
     targets_N, valid_N, grad_N = (row.contiguous() for row in (targets_N, valid_N, grad_N.float()))
     gradients = Gradients(sweep.chunks, options.need_dx, options.need_dw)
     with on_device(hidden_ND):

@@ -13,43 +13,27 @@ from ..backends.triton_common import on_device
 
 
 @triton.jit
-def _swiglu_kernel(
-    x_ptr,
-    y_ptr,
-    stride_x,
-    N,
-    F,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+def _gate_and_up(x_ptr, stride_x, N, F, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """The program's rows, columns and mask, and both values there in float32."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = (rows < N)[:, None] & (columns < F)[None, :]
     at = x_ptr + rows[:, None] * stride_x + columns[None, :]
     gate = tl.load(at, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(at + F, mask=mask, other=0.0).to(tl.float32)
+    return rows, columns, mask, gate, up
+
+
+@triton.jit
+def _swiglu_kernel(x_ptr, y_ptr, stride_x, N, F, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    rows, columns, mask, gate, up = _gate_and_up(x_ptr, stride_x, N, F, ROWS, BLOCK)
     y = gate * tl.sigmoid(gate) * up
     tl.store(y_ptr + rows[:, None] * F + columns[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _swiglu_backward_kernel(
-    dy_ptr,
-    x_ptr,
-    dx_ptr,
-    stride_dy,
-    stride_x,
-    N,
-    F,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    mask = (rows < N)[:, None] & (columns < F)[None, :]
-    at = x_ptr + rows[:, None] * stride_x + columns[None, :]
-    gate = tl.load(at, mask=mask, other=0.0).to(tl.float32)
-    up = tl.load(at + F, mask=mask, other=0.0).to(tl.float32)
+def _swiglu_backward_kernel(dy_ptr, x_ptr, dx_ptr, stride_dy, stride_x, N, F, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    rows, columns, mask, gate, up = _gate_and_up(x_ptr, stride_x, N, F, ROWS, BLOCK)
     dy = tl.load(dy_ptr + rows[:, None] * stride_dy + columns[None, :], mask=mask, other=0.0).to(tl.float32)
     sigmoid = tl.sigmoid(gate)
     d_gate = dy * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))

@@ -16,7 +16,7 @@ from kernel_checks import assert_as_good, leaves
 
 from emergence_kernels.attention import hopper as attention_hopper
 from emergence_kernels.attention.document_ranges import overlapping_and_equal_blocks
-from emergence_kernels.attention.options import Options
+from emergence_kernels.attention.options import Options, Saved
 from emergence_kernels.backends import build
 
 CUDA = torch.cuda.is_available()
@@ -159,7 +159,9 @@ def test_backward_against_float64(case, dtype, deterministic, device):
     tensors, options = tried(case, dtype, device)
     upstream = torch.randn(tensors[0].shape, device=device).to(dtype)
     out, lse = attention_hopper.forward(*tensors, Options(**options))
-    got = attention_hopper.backward(upstream, *tensors, out, lse, Options(**options, deterministic=deterministic))
+    got = attention_hopper.backward(
+        upstream, Saved(*tensors, out, lse), Options(**options, deterministic=deterministic)
+    )
     results = []
     for kept in (torch.float64, dtype):
         copies = leaves(*tensors, dtype=kept)
@@ -194,7 +196,9 @@ def test_scales_that_are_not_positive(scale, deterministic, device):
     exact = plain(*(t.double() for t in tensors), scale=scale)
     assert_as_good("out", out, exact, plain(*tensors, scale=scale))
     upstream = torch.randn_like(out)
-    got = attention_hopper.backward(upstream, *tensors, out, lse, Options(scale=scale, deterministic=deterministic))
+    got = attention_hopper.backward(
+        upstream, Saved(*tensors, out, lse), Options(scale=scale, deterministic=deterministic)
+    )
     results = []
     for kept in (torch.float64, torch.bfloat16):
         copies = leaves(*tensors, dtype=kept)
@@ -240,7 +244,7 @@ def run_backward() -> Iterator[torch.Tensor]:
             tensors = make((1, T, 2, 2, D), "plain", torch.bfloat16, "cpu")
             upstream, result, lse = torch.randn(1, T, 2, D).bfloat16(), tensors[0] * 0.3, torch.full((1, 2, T), 8.5)
             options = Options(False, None, ids, None, deterministic)
-            yield from attention_hopper.backward(upstream, *tensors, result, lse, options)
+            yield from attention_hopper.backward(upstream, Saved(*tensors, result, lse), options)
 
 
 def run_products() -> Iterator[torch.Tensor]:

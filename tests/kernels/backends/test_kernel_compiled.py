@@ -18,7 +18,7 @@ from kernel_checks import assert_as_good
 
 import emergence_kernels as ek
 from emergence_kernels.attention import compiled as attention
-from emergence_kernels.attention.options import Options
+from emergence_kernels.attention.options import Options, Saved
 from emergence_kernels.backends import build, library
 from emergence_kernels.backends.dispatch import resolve_backend
 from emergence_kernels.backends.library import operations
@@ -222,8 +222,8 @@ def every_kernel() -> list[torch.Tensor]:
         q, k, v = (torch.randn(1, T, h, D).bfloat16() for h in (2, 1, 1))
         options = Options(window=window, deterministic=True)
         result, lse = attention.forward(q, k, v, options)
-        out += [result, lse, *attention.backward(q, q, k, v, result, lse, options)]
-        _, *of_keys = attention.backward(q, q, k, v, result, lse, options._replace(deterministic=False))
+        out += [result, lse, *attention.backward(q, Saved(q, k, v, result, lse), options)]
+        _, *of_keys = attention.backward(q, Saved(q, k, v, result, lse), options._replace(deterministic=False))
         out += of_keys  # dq's sums have no order
     return out
 

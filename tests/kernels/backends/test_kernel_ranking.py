@@ -23,7 +23,7 @@ GPU = torch.device("cuda")
 
 def row(candidate: str, ms: float, tokens: int = 8192, features: int = 1024, op: str = "rms_norm", **more) -> dict:
     shape = {"tokens": tokens, "features": features} | more
-    return {"op": op, "contender": candidate, "shape": shape, "modes": {"both": {"median_ms": ms}}}
+    return {"op": op, "candidate": candidate, "shape": shape, "modes": {"both": {"median_ms": ms}}}
 
 
 def run(

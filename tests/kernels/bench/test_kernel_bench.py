@@ -14,6 +14,7 @@ import torch
 from emergence_kernels.backends import library
 from emergence_kernels.bench import attention, draw, losses, main
 from emergence_kernels.bench.attention import _pairs
+from emergence_kernels.bench.candidate import candidates, errors_of
 from emergence_kernels.bench.processes import CUT
 from emergence_kernels.bench.results import Results
 from emergence_kernels.bench.step import Model, flops_per_token
@@ -44,17 +45,20 @@ def test_everything_once(tmp_path, capsys):
     for row in data["rows"]:
         both = row["modes"]["both"]
         assert 0 < both["low_ms"] <= both["median_ms"] <= both["high_ms"] and both["repeats"] >= 5
-        limit = 0.06 if (row["op"], row["contender"]) == ("fp8_linear", "emergence torch") else 1e-5
+        limit = 0.06 if (row["op"], row["candidate"]) == ("fp8_linear", "emergence torch") else 1e-5
         assert all(error < limit for error in row.get("errors", {}).values()), row
-    names = {row["contender"] for row in data["rows"] if row["op"] == "position_loss"}
+    names = {row["candidate"] for row in data["rows"] if row["op"] == "position_loss"}
     assert {"emergence torch", "torch eager"} <= names
     assert "position_loss" in capsys.readouterr().out
 
     pytest.importorskip("matplotlib")
     assert draw.main([str(tmp_path)]) == 0
     text = file.with_suffix(".md").read_text()
-    assert all(row["contender"] in text for row in data["rows"]) and "Not complete" not in text
+    assert all(row["candidate"] in text for row in data["rows"]) and "Not complete" not in text
     assert len(list((tmp_path / "cpu").glob("*.png"))) == 10
+
+    file.write_text(json.dumps(data).replace('"candidate":', '"contender":'))  # as earlier versions wrote it
+    assert draw.main([str(file), "--no-plots"]) == 0 and file.with_suffix(".md").read_text() == text
 
 
 @pytest.mark.parametrize("name", ["nosuch", "notes.md", "broken/cpu.json"])
@@ -99,7 +103,7 @@ def test_shapes_are_finished_for_the_same_candidates(tmp_path, monkeypatch):
 
     def measured(*more):
         assert main([*command, *more]) == 0
-        return {row["contender"] for row in json.loads(max((tmp_path / "cpu").glob("*.json")).read_text())["rows"]}
+        return {row["candidate"] for row in json.loads(max((tmp_path / "cpu").glob("*.json")).read_text())["rows"]}
 
     assert measured("--only", "torch eager") == {"torch eager"}
     with monkeypatch.context() as without:
@@ -141,6 +145,27 @@ def test_times_are_written_before_all_are_measured(tmp_path, monkeypatch):
     assert main([*TINY, "--op", "swiglu", "--rounds", "2", "--out", str(tmp_path)]) == 0
     names = len(json.loads(next(tmp_path.rglob("*.json")).read_text())["rows"])
     assert seen[: names + 2] == [*((0, n + 1, 0) for n in range(names)), (1, names, 0), (2, names, 0)]
+
+
+def test_errors_are_relative_and_by_name():
+    """Results that are off by known shares, of one output and of two, whose gradients add up."""
+    x, w, upstream = (torch.rand(5, 3, dtype=torch.float64) + 0.5 for _ in range(3))
+    results = (1.25 * x * w, 0.5 * upstream * w, upstream * x)
+    errors = errors_of(torch.mul, ("y", "dx", "dw"), (x, w), upstream, results)
+    assert errors == pytest.approx({"y": 0.25, "dx": 0.5, "dw": 0}, abs=1e-12)
+    results = (x * x, 1.5 * x, 2 * upstream * (2 * x + 1))
+    errors = errors_of(lambda x: (x * x, x), ("y", "z", "dx"), (x,), upstream, results)
+    assert errors == pytest.approx({"y": 0, "z": 0.5, "dx": 1}, abs=1e-12)
+
+
+def test_our_candidates_are_after_the_others():
+    """The CUDA kernels last; nothing is compiled in the tiny suite. An op gets the leaves and its backend."""
+    leaves, peers = (torch.ones(2),), [("peer", lambda: torch.zeros(2))]
+    ways = candidates(lambda x, backend: x * len(backend), torch.neg, leaves, ["cuda", "torch"], "tiny", peers)
+    results = {each.name: each.forward()[0].item() for each in (make() for make in ways)}
+    assert list(results.items()) == [("peer", 0), ("torch eager", -1), ("emergence torch", 5), ("emergence cuda", 4)]
+    names = [make().name for make in candidates(torch.add, torch.neg, leaves, [], "laptop")]
+    assert names == ["torch eager", "torch.compile"]
 
 
 def test_gradients_of_losses_and_attention_have_errors(tmp_path):
@@ -230,7 +255,7 @@ def test_a_failing_peer_is_kept(tmp_path, monkeypatch):
     (file,) = (tmp_path / "cpu").glob("*.json")
     data = json.loads(file.read_text())
     failed = {
-        row["contender"]: row["error"] for row in data["failures"]
+        row["candidate"]: row["error"] for row in data["failures"]
     }  # Liger's too, where it is installed: it needs a GPU
     assert (
         failed.items() >= dict.fromkeys(("torch eager", "quack"), "RuntimeError: no such kernel").items()

@@ -8,7 +8,7 @@ from loss_cases import CASES, IGNORE, ordinary, token_losses
 
 import emergence_kernels as ek
 from emergence_kernels.cross_entropy import reference
-from emergence_kernels.cross_entropy.options import RowOptions
+from emergence_kernels.cross_entropy.options import LossInputs, RowOptions
 
 
 def plain_loss(hidden, weight, targets, z_loss, softcap):
@@ -93,8 +93,9 @@ def test_chunks_do_not_matter(dtype, backend, device):
     results = []
     for rows in (None, 16, 7):
         options = RowOptions(need_dx=True, need_dw=True, rows_per_chunk=rows)
-        forward = module.forward_rows(hidden, inputs.weight, targets, valid, options)
-        backward = module.backward_rows(hidden, inputs.weight, targets, valid, *forward[1:], upstream, options)
+        given = LossInputs(hidden, inputs.weight, targets, valid)
+        forward = module.forward_rows(given, options)
+        backward = module.backward_rows(given, *forward[1:], upstream, options)
         results.append((*forward, *backward))
     first, *others = results
     eps = torch.finfo(dtype).eps

@@ -8,7 +8,7 @@ from loss_cases import CASES, IGNORE, LENGTH, ordinary, token_losses
 import emergence_kernels as ek
 from emergence_kernels.backends.library import unsupported_reason
 from emergence_kernels.cross_entropy import reference
-from emergence_kernels.cross_entropy.options import RowOptions
+from emergence_kernels.cross_entropy.options import LossInputs, RowOptions
 
 Z_LOSS = 1e-3
 
@@ -92,13 +92,10 @@ def test_chunks_do_not_matter(dtype, backend, device):
     else:
         fused_rows = reference.fused_rows
     hidden, targets = inputs.hidden.flatten(0, 1), inputs.targets.flatten()
-    valid = targets != IGNORE
+    given = LossInputs(hidden, inputs.weight, targets, targets != IGNORE)
     scale = torch.rand(len(targets), device=device)
     results = [
-        fused_rows(
-            hidden, inputs.weight, targets, valid, scale, RowOptions(need_dx=True, need_dw=True, rows_per_chunk=rows)
-        )
-        for rows in (None, 16, 7)
+        fused_rows(given, scale, RowOptions(need_dx=True, need_dw=True, rows_per_chunk=rows)) for rows in (None, 16, 7)
     ]
     (rows, dx, dw), *others = results
     eps = torch.finfo(dtype).eps
@@ -143,11 +140,11 @@ def test_many_chunks_add_up_in_float32(backend, device):
     hidden = (1 + 0.1 * torch.randn(N, D, device=device)).bfloat16()
     weight = (torch.randn(V, D, device=device) * 0.1).bfloat16()
     targets = torch.zeros(N, dtype=torch.int64, device=device)
-    valid, scale = targets == 0, torch.full((N,), 1 / N, device=device)
+    inputs, scale = LossInputs(hidden, weight, targets, targets == 0), torch.full((N,), 1 / N, device=device)
     options = RowOptions(need_dw=True, rows_per_chunk=1)
-    _, _, fused = module.fused_rows(hidden, weight, targets, valid, scale, options)
-    kept = module.forward_rows(hidden, weight, targets, valid, RowOptions())[1:]
-    _, recomputed = module.backward_rows(hidden, weight, targets, valid, *kept, scale, options)
+    _, _, fused = module.fused_rows(inputs, scale, options)
+    kept = module.forward_rows(inputs, RowOptions())[1:]
+    _, recomputed = module.backward_rows(inputs, *kept, scale, options)
     (w,) = leaves(weight, dtype=torch.float64)
     token_losses(hidden.double(), w, targets)[0].mean().backward()
     for dw in (fused, recomputed):

@@ -41,7 +41,7 @@ def nvcc(arch: str, case: str) -> Iterator[tuple[object, Callable]]:
 
     from emergence_kernels.attention import hopper as attention_hopper
     from emergence_kernels.attention import mma as attention_mma
-    from emergence_kernels.attention.options import Options
+    from emergence_kernels.attention.options import Options, Saved
     from emergence_kernels.backends import build, library
 
     path = build.SOURCES.parent / "build" / "csrc" / "emulated.so"
@@ -55,7 +55,7 @@ def nvcc(arch: str, case: str) -> Iterator[tuple[object, Callable]]:
 
     def backward() -> None:
         for deterministic in (False, True):
-            module.backward(do, q, k, v, out, lse, Options(deterministic=deterministic))
+            module.backward(do, Saved(q, k, v, out, lse), Options(deterministic=deterministic))
 
     backward()
     for name, program in elsewhere.used.items():
