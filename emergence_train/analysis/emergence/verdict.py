@@ -112,8 +112,8 @@ def judge(
             return Verdict("not-identified", 1 - risen, probabilities, None, None, change, drawn, reason)
     if top == "at-chance" and (able := _able_runs(rows, chance, best, majority, smallest)):
         reason = (
-            f"{len(able)} of {len(np.unique(rows.run))} runs are far above chance and above the lowest run, by what the loss "
-            "does not say"
+            f"{len(able)} of {len(np.unique(rows.run))} runs are far above chance and above the lowest run, which the loss "
+            "does not explain"
         )
         return Verdict("not-identified", 1.0, probabilities, None, None, change, drawn, reason, able=able)
     if top == "at-chance":
