@@ -81,7 +81,7 @@ SWEEPS_EXEMPT = {  # of a message: why it has no row
     "cannot be read back; run the same command again": "a disk that loses what was written",
     "curves: no column {}; give {}": "Python's own frames alone reach it: analysis/grokking/test_run_outcomes.py",
     "curves: no rows; give those of a run": "Python's own frames alone reach it: analysis/grokking/test_run_outcomes.py",
-    "is empty or NaN; give every row of a run its setting": "Python's own frames alone: analysis/grokking/test_run_outcomes.py",
+    "is above 1; give shares, not percent": "Python's own frames alone reach it: analysis/grokking/test_run_outcomes.py",
     "has update {} twice; keep each once": "Python's own frames alone reach it: analysis/grokking/test_run_outcomes.py",
     "give each run a name of its own": "Python's own frames alone reach it: analysis/grokking/test_run_outcomes.py",
     "run, whose training data are unknown; probe a run": "an imported run: names another run",

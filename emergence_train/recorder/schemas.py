@@ -12,8 +12,8 @@ VOCABULARY = "vocabulary"  # optional column or Parquet metadata key: which toke
 class Table:
     """Columns with their types, the columns that identify a row, those that must not be negative, and optional ones.
 
-    A cell of a `sparse` column may be empty: it is read as NaN, whole numbers then as float64, and text as "". `extra` columns
-    are read and written only where they are there.
+    `shares` are at most 1. A cell of a `sparse` column may be empty: it is read as NaN, whole numbers then as float64, and text
+    as "". `extra` columns are read and written only where they are there.
     """
 
     name: str
@@ -23,6 +23,7 @@ class Table:
     optional: tuple[str, ...] = ()
     sparse: tuple[str, ...] = ()
     extra: tuple[tuple[str, pa.DataType], ...] = ()
+    shares: tuple[str, ...] = ()
 
     @property
     def schema(self) -> pa.Schema:

@@ -19,6 +19,7 @@ CHUNK = 1 << 17  # rows
 # A few megabytes of Parquet can hold any number of equal rows, and the checks keep 8 bytes of each.
 MOST_ROWS = 20_000_000  # in one Parquet file
 RATE_ROUNDING = 1e-6  # of the highest rate: some times that of float32
+SHARE_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,8 @@ def _checked(table: Table, frame: pd.DataFrame, path: Path, before: int) -> pd.D
             if column == "lr":
                 frame[column] = clear_rounding(frame[column].to_numpy())
             refuse(frame[column].to_numpy() < 0, frame[column], "is negative")
+    for column in table.shares:
+        refuse(frame[column].to_numpy() > 1 + SHARE_ROUNDING, frame[column], "is above 1; give shares, not percent")
     if table is POSITIONS:
         _check_sums(frame, refuse)
     return frame

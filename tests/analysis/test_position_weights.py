@@ -79,6 +79,76 @@ def test_one_seed_has_no_interval(tmp_path):
     assert {(row.seeds, row.low95, row.high95, row.p) for row in rows} == {(1, None, None, None)}
 
 
+def variant_rows(runs: list) -> dict:
+    """{variant: (seeds, difference) over all positions}; a shift of the tail by s is one of s / 10 over all."""
+    rows = compare_position_weights(runs).rows
+    return {row.variant: (row.seeds, pytest.approx(row.difference)) for row in rows if row.region == "all"}
+
+
+def weighted(folder, name: str, seed: int, weights: dict, shift: float, **config):
+    run = write_weighted_run(folder / name, seed, weights, shift)
+    settings = {"seed": seed, "training": {"position_weights": weights}} | config
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    return run.rename(folder / name / name)
+
+
+def test_each_vector_is_a_variant(tmp_path):
+    """Of one seed and of two; A lowers the loss by 0.05, B raises it, and their mean of 0 is of neither."""
+    uniform = [write_weighted_run(tmp_path, seed, {}, 0.0) for seed in (1, 2)]
+    ones, zeros = [1.0] * 50 + [0.0] * 50, [0.0] * 50 + [1.0] * 50
+    a = weighted(tmp_path, "A", 1, {"vector": ones}, -0.5)
+    assert variant_rows([*uniform, a]) == {"vector": (1, -0.05)}
+    for seed in (1, 2):
+        b = weighted(tmp_path, f"B{seed}", seed, {"vector": zeros}, 0.5)
+        assert variant_rows([*uniform, a, b]) == {"vector of A": (1, -0.05), f"vector of B{seed}": (1, 0.05)}
+    again = weighted(tmp_path, "again", 2, {"vector": [2 * weight for weight in ones]}, -0.5)
+    assert variant_rows([*uniform, a, again]) == {"vector": (2, -0.05)}
+
+
+def test_each_configuration_is_a_variant(tmp_path):
+    """Pairs of two sizes have no common mean; pairs that differ in seeds alone have."""
+    runs = []
+    for seed, width, shift in ((1, 64, 0.1), (2, 512, -0.1), (3, 512, -0.3)):
+        config = {"model": {"width": width}, "data": {"seed": 10 + seed}}
+        runs += [weighted(tmp_path, f"u{seed}", seed, {}, 0.0, **config)]
+        runs += [weighted(tmp_path, f"h{seed}", seed, {"head": 0.5}, shift, **config)]
+    assert variant_rows(runs) == {"head x0.5 of h1": (1, 0.01), "head x0.5 of h2": (2, -0.02)}
+    note = f"{runs[3]}: differs from {runs[1]} in model.width, and is a variant of its own"
+    assert compare_position_weights(runs).notes == (note,)
+    for run, path in ((runs[1], "/runs/a"), (runs[5], "/runs/c"), (runs[3], "/runs/b")):
+        for each in (run, runs[runs.index(run) - 1]):
+            (each / "parent.json").write_text(json.dumps({"path": path, "step": 8}))
+    assert variant_rows(runs)["head x0.5 of h2"] == (2, -0.02)
+
+
+@pytest.mark.parametrize(
+    ("weights", "variant"),
+    [
+        ({"head": 0.5, "body": 0.5, "tail": 0.5}, "uniform"),
+        ({"vector": [1.0] * 100}, "uniform"),
+        ({"vector": [0.5] * 10 + [1.0] * 90}, "head x0.5"),
+        ({"head": 0.25, "body": 0.5, "tail": 0.5}, "head x0.5"),
+        ({"head": 0.5000001}, "head x0.5000001"),
+    ],
+)
+def test_weights_of_one_effect_are_one_variant(tmp_path, weights, variant):
+    """The loss is a weighted mean, so a factor of all weights has no effect; beside a uniform run and one of head x0.5."""
+    runs = [write_weighted_run(tmp_path, seed, {}, 0.0) for seed in (1, 2)] + [
+        write_weighted_run(tmp_path, seed, {"head": 0.5}, 0.1) for seed in (1, 2)
+    ]
+    other = weighted(tmp_path, "other", 2, weights, 0.1)
+    runs = [
+        run for run in runs if not (variant == "uniform" and run == runs[1] or variant != "uniform" and run == runs[3])
+    ]
+    rows = variant_rows([*runs, other])
+    if variant == "uniform":
+        assert rows == {"head x0.5": (2, 0.005)}
+    else:
+        assert rows == (
+            {variant: (2, 0.01)} if variant == "head x0.5" else {"head x0.5": (1, 0.01), variant: (1, 0.01)}
+        )
+
+
 def test_runs_that_do_not_compare_are_refused(tmp_path):
     uniform, other = write_weighted_run(tmp_path, 1, {}, 0.0), write_weighted_run(tmp_path, 2, {"body": 0.5}, 0.1)
     with pytest.raises(InputError, match=r"shares its seed .*body x0.5 of seed 2, uniform of seed 1"):

@@ -158,7 +158,7 @@ def format_table(result: EmergenceResult) -> str:
         group.sort(key=lambda task: (task.verdict != "emergent", task.task, task.metric))
         for task in group[:SHOWN]:
             lines.append(_task_line(task, width))
-            if task.verdict == "not-identified" and task.probabilities:
+            if task.reason and task.probabilities:
                 lines.append(f"  {task.reason}")
         if len(group) > SHOWN:
             lines.append(f"... and {len(group) - SHOWN} more in tasks.csv")

@@ -15,14 +15,15 @@ by the same rules, and the shares of the draws are the verdict's probabilities:
   u-shaped       a fall, then a rise
   inverted-u     a rise, then a fall of at least TURNED of it
   not-identified no verdict has enough probability, there are too few rows, a rise after a plateau has fewer than SIDE rows or is
-                 gone without its best one, or a common curve is at chance and single runs are far above it: what they can do
-                 does not follow the loss
+                 gone without its best one, or a common curve is flat near chance and single runs are far above chance and the
+                 lowest run: what they can do does not follow the loss
 """
 
 import typing
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.stats import norm
 
 from emergence_train.analysis.emergence.result import VerdictName
 from emergence_train.analysis.emergence.shapes import Posterior, Rows, posterior
@@ -39,8 +40,10 @@ CEILING_CHANGE = 0.08
 # Standard errors of one checkpoint's score and of the curve within which a curve is at chance.
 GUESSING = 2.0
 UNKNOWN_CEILING = 0.85
-# A run is far above a common curve from so many standard errors of a checkpoint's score, and such a share of what can be reached.
-FAR, APART = 6.0, 0.2
+# A run is far above chance from so many standard errors of a checkpoint's score, and such a share of what can be reached; and it
+# differs from the lowest from so many.
+FAR, APART = 6.0, 0.1
+DIFFER = 5.0
 SURVIVES = 0.25  # probability of a rise that must be left without its best row
 RISES = ("emergent", "gradual")
 AFTER = ("onset", "late-turn")  # kinds of curves: a rise after a plateau
@@ -63,7 +66,7 @@ class Verdict:
     posterior: Posterior | None
     reason: str = ""
     begins_by: float | None = None
-    able: frozenset[int] = frozenset()  # of a common curve at chance: codes of the single runs far above it
+    able: frozenset[int] = frozenset()  # of a common curve at chance: codes of the single runs far above chance
     # (S,) of which `onset` is the median and interval
     onset_draws: np.ndarray = field(default_factory=lambda: np.empty(0))
 
@@ -107,13 +110,16 @@ def judge(
         if risen < SURVIVES:
             reason = f"{top} by one checkpoint alone: without the highest score a rise has probability {risen:.2f}"
             return Verdict("not-identified", 1 - risen, probabilities, None, None, change, drawn, reason)
-    if top == "at-chance" and (able := _able_runs(drawn, rows, chance, best)):
+    if top == "at-chance" and (able := _able_runs(rows, chance, best, majority, smallest)):
         reason = (
-            f"{len(able)} of {len(np.unique(rows.run))} runs are far above chance at losses at which the others are not"
+            f"{len(able)} of {len(np.unique(rows.run))} runs are far above chance and above the lowest run, which the loss "
+            "does not explain"
         )
         return Verdict("not-identified", 1.0, probabilities, None, None, change, drawn, reason, able=able)
+    if top == "at-chance":
+        reason = _lifted(drawn, rows, chance, best, majority)
     if top != "emergent":
-        return Verdict(top, probabilities[top], probabilities, None, None, change, drawn)
+        return Verdict(top, probabilities[top], probabilities, None, None, change, drawn, reason)
     these = names == "emergent"
     onset = threshold(drawn.onset[these], drawn.foot[these], rows.x, rng)
     begins_by = _begins_by(drawn.onset[these], probabilities[top])
@@ -233,21 +239,40 @@ def last_rows(rows: Rows, code: int) -> np.ndarray:
     return own[np.argsort(rows.x[own], kind="stable")[-SIDE:]]
 
 
-def _able_runs(drawn: Posterior, rows: Rows, chance: float, best: float) -> frozenset[int]:
-    """Of several runs, those that end far above the common curve, by their SIDE checkpoints of the lowest losses. All checkpoints
-    of a run answer the same items, so that the mean of several is no surer than one."""
+def _able_runs(rows: Rows, chance: float, best: float, majority: float, smallest: float) -> frozenset[int]:
+    """Of several runs, those whose SIDE checkpoints of the lowest losses are all far above chance and the commonest answer, and
+    above the lowest run. All checkpoints of a run answer the same items, so that several are no surer than one.
+
+    Not above the common curve, which lies among runs that differ from one another. Where all are at one level, the lowest of k is
+    below it by Blom's expectation (Statistical Estimates, 1958).
+    """
     codes = np.unique(rows.run)
-    if rows.items is None or len(codes) < 2 or not 0 < chance < best:
+    if len(codes) < 2 or not 0 <= chance < best:
         return frozenset()
-    level, able = drawn.curves.mean(0), set()
-    for code in codes:
-        last = last_rows(rows, code)
-        there = max(float(np.interp(rows.x[last], drawn.grid, level).mean()), chance)
-        above = float(rows.y[last].mean()) - there
-        error = np.sqrt(there * (1 - there) / np.median(rows.items[last]))
-        if len(last) == SIDE and above > max(FAR * error, APART * (best - chance)):
-            able.add(int(code))
-    return frozenset(able)
+    last = {int(code): last_rows(rows, code) for code in codes}
+    levels = {code: float(np.median(rows.y[own])) for code, own in last.items()}
+
+    def error(code: int, level: float) -> float:
+        return float(np.sqrt(rows.variance_at(np.full(len(rows.y), level))[0][last[code]].mean()))
+
+    base = float(np.fmax(chance, majority))
+    lowest = min(levels, key=levels.__getitem__)
+    of_lowest = error(lowest, levels[lowest])
+    common = levels[lowest] + float(norm.ppf((len(codes) - 0.375) / (len(codes) + 0.25))) * of_lowest
+    enough = {code: base + max(FAR * error(code, base), APART * (best - chance)) for code in levels}
+    enough = {code: max(least, common + max(DIFFER * of_lowest, smallest)) for code, least in enough.items()}
+    able = {code for code, own in last.items() if rows.y[own].min() > enough[code]}
+    # of runs of one checkpoint each a lucky one is no ability
+    return frozenset(able) if sum(len(last[code]) for code in able) >= SIDE else frozenset()
+
+
+def _lifted(drawn: Posterior, rows: Rows, chance: float, best: float, majority: float) -> str:
+    """Of a flat curve far above chance that counts as chance: what it is taken for."""
+    base, level = float(np.fmax(chance, majority)), float(drawn.curves.mean())
+    error = float(np.sqrt(np.median(rows.variance_at(np.full(len(rows.y), base))[0])))
+    if not 0 <= chance < best or level - base <= max(FAR * error, APART * (best - chance)):
+        return ""
+    return f"at {level:.2g} throughout, far above chance, which lengths of answers or a constant answer may lift so far"
 
 
 def _too_little(rows: Rows) -> str:

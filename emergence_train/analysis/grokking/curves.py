@@ -1,31 +1,51 @@
 """The table that the measures read: one row a measurement of a run."""
 
+from pathlib import Path
+
+import numpy as np
 import pandas as pd
 
 from emergence_train.errors import InputError
+from emergence_train.recorder.schemas import INTEGER, REAL, TEXT, Table
+from emergence_train.recorder.table_files import Frame, chunks_of
 
-KEYS = ("run", "model", "params", "fraction", "weight_decay", "seed")
+SETTINGS = {
+    "run": TEXT,
+    "model": TEXT,
+    "params": INTEGER,
+    "fraction": REAL,
+    "weight_decay": REAL,
+    "seed": INTEGER,
+}
+KEYS = tuple(SETTINGS)
 MEASURES = ("update", "train_loss", "train_accuracy", "heldout_loss", "heldout_accuracy", "norm")
 COLUMNS = (*KEYS, *MEASURES)
+UNBOUNDED = ["train_loss", "heldout_loss", "norm"]  # infinite where a run diverged
+ACCURACIES = ("train_accuracy", "heldout_accuracy")
+CURVES = Table(
+    "curves",
+    SETTINGS | {name: INTEGER if name == "update" else REAL for name in MEASURES},
+    key=("run", "update"),
+    non_negative=("params", "fraction", "weight_decay", "update", *ACCURACIES),
+    sparse=MEASURES[1:],  # NaN where a run diverged
+    shares=("fraction", *ACCURACIES),
+)
 
 
 def checked(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame sorted by run and update.
+    """The frame in its types, sorted by run and update; infinite losses and norms are NaN.
 
     Raises:
-        InputError: a column is missing or a setting empty, a measurement is listed twice, or a run has two settings.
+        InputError: a column is missing; a cell is not of its column's kind, as an accuracy in percent; a setting is empty; a
+            measurement is listed twice, or a run has two settings.
     """
     missing = [name for name in COLUMNS if name not in frame]
     if missing:
         raise InputError(f"curves: no column {missing[0]!r}; give {', '.join(COLUMNS)}")
     if frame.empty:
         raise InputError("curves: no rows; give those of a run")
-    for name in (*KEYS, "update"):  # a measure may be NaN, where a run diverged
-        if frame[name].isna().any():
-            row = int(frame[name].isna().to_numpy().argmax())
-            raise InputError(
-                f"curves: row {row + 1}, column {name!r}: is empty or NaN; give every row of a run its setting"
-            )
+    finite = frame.assign(**frame[UNBOUNDED].replace([np.inf, -np.inf], np.nan)).reset_index(drop=True)
+    (frame,) = chunks_of(CURVES, Frame(Path("curves"), finite))
     if frame.duplicated(["run", "update"]).any():
         row = frame[frame.duplicated(["run", "update"])].iloc[0]
         raise InputError(f"curves: run {row['run']} has update {row['update']} twice; keep each once")

@@ -19,8 +19,13 @@ from emergence_train.analysis.position_weights.result import PositionWeightsResu
 from emergence_train.errors import InputError
 from emergence_train.input_files import read_text
 from emergence_train.recorder import tables
+from emergence_train.recorder.naming import display_names
 
 UNIFORM = "uniform"
+WEIGHTS = "training.position_weights"
+PARTS = ("head", "body", "tail")
+Weights = str | tuple[float, ...]  # UNIFORM, or relative weights
+Run = tuple[Weights, int]  # with the seed
 
 
 def regions(length: int) -> dict[str, tuple[int, int]]:
@@ -36,36 +41,32 @@ def compare_position_weights(runs: Iterable[str | Path]) -> PositionWeightsResul
         runs: run directories; each one's config.yaml has its weights and its seed.
 
     Returns:
-        One row per variant, split and region; pairs share a seed, intervals are Student's t over seeds.
+        One row per variant, split and region; pairs share a seed, intervals are Student's t over seeds. Runs of one variant have
+        the same weights and otherwise the same configuration but for seeds.
 
     Raises:
         InputError: no uniform run, none that shares a seed with another variant or that differs from it in more than the weights,
             no common step or split, or a run twice.
     """
     paths = _by_weights(runs)
-    variants = sorted({variant for variant, _ in paths} - {UNIFORM})
-    seeds = {v: [seed for name, seed in paths if name == v and (UNIFORM, seed) in paths] for v in variants}
-    _check_seeds(paths, seeds)
-    for variant, seed in paths:
-        if seed in seeds.get(variant, ()):
-            _check_pair(paths[variant, seed], paths[UNIFORM, seed])
+    variants, notes = _variants(paths)
     frames = {run: tables.read(tables.POSITIONS, path) for run, path in paths.items()}
     step = max(set.intersection(*(set(frame["step"]) for frame in frames.values())), default=None)
     if step is None:
         raise InputError("the runs have no step in common; train them with the same tokens and checkpoints")
     losses = {run: _losses(frame[frame["step"] == step]) for run, frame in frames.items()}
     rows = []
-    for variant in variants:
+    for variant, (weights, seeds) in variants.items():
         for split, region in dict.fromkeys(part for parts in losses.values() for part in parts):
-            both = [(seed, losses[variant, seed], losses[UNIFORM, seed]) for seed in seeds[variant]]
+            both = [(seed, losses[weights, seed], losses[UNIFORM, seed]) for seed in seeds]
             pairs = [seed for seed, ours, uniform in both if (split, region) in ours and (split, region) in uniform]
             if pairs:
-                loss = np.array([losses[variant, seed][split, region] for seed in pairs])
+                loss = np.array([losses[weights, seed][split, region] for seed in pairs])
                 uniform = np.array([losses[UNIFORM, seed][split, region] for seed in pairs])
                 rows.append(_difference(variant, split, region, int(step), loss, uniform))
     if not rows:
         raise InputError("no pair of runs has a split in common; train both on the same data")
-    return PositionWeightsResult(rows=tuple(rows), notes=_missing_splits(paths, losses, int(step)))
+    return PositionWeightsResult(rows=tuple(rows), notes=(*notes, *_missing_splits(paths, losses, int(step))))
 
 
 def _missing_splits(paths: dict, losses: dict, step: int) -> tuple[str, ...]:
@@ -79,38 +80,71 @@ def _missing_splits(paths: dict, losses: dict, step: int) -> tuple[str, ...]:
     )
 
 
-def _by_weights(runs: Iterable[str | Path]) -> dict[tuple[str, int], Path]:
-    """The run directory of each (variant, seed)."""
-    paths: dict[tuple[str, int], Path] = {}
+def _by_weights(runs: Iterable[str | Path]) -> dict[Run, Path]:
+    """The run directory of each (relative weights, seed)."""
+    paths: dict[Run, Path] = {}
     for run in map(Path, runs):
-        variant, seed = _variant(run)
-        if (first := paths.setdefault((variant, seed), run)) is not run:
+        weights, seed = _weights(run)
+        if (first := paths.setdefault((weights, seed), run)) is not run:
             others = ", ".join(run_differences.other_than(run, first, ())) or "nothing"
             raise InputError(
-                f"{run}: a second run with weights {variant} and seed {seed} beside {first}, from which it differs in {others}; "
-                "give one of them"
+                f"{run}: a second run with weights {_label(run, weights)} and seed {seed} beside {first}, from which it differs "
+                f"in {others}; give one of them"
             )
     return paths
 
 
-def _check_seeds(paths: dict[tuple[str, int], Path], shared: dict[str, list[int]]) -> None:
-    """Raise InputError where no variant has `shared` seeds with uniform weights."""
-    if any(shared.values()):
-        return
-    if not shared:
-        raise InputError(
-            "all runs have uniform weights; add one with training.position_weights and the seed of one of them"
-        )
-    seeds = {name: ", ".join(str(seed) for variant, seed in paths if variant == name) for name in (*shared, UNIFORM)}
-    each = ", ".join(f"{name} of seed {numbers or 'none'}" for name, numbers in seeds.items())
-    raise InputError(
-        f"no run shares its seed with one of uniform weights ({each}); train that with the seed of another"
-    )
+def _variants(paths: dict[Run, Path]) -> tuple[dict[str, tuple[Weights, list[int]]], list[str]]:
+    """(the weights and the seeds shared with uniform weights of each variant, by its name; notes on those that were parted).
+
+    Runs are of one variant where nothing differs but seeds. Variants of one label are told apart by the name of a run.
+    """
+    members: list[tuple[Weights, list[int]]] = []
+    notes = []
+    for (weights, seed), run in paths.items():
+        if weights == UNIFORM or (UNIFORM, seed) not in paths:
+            continue
+        _check_pair(run, paths[UNIFORM, seed])
+        alike = [seeds for other, seeds in members if other == weights]
+        apart = [_configured_apart(run, paths[weights, seeds[0]]) for seeds in alike]
+        if [] in apart:
+            alike[apart.index([])].append(seed)
+            continue
+        members.append((weights, [seed]))
+        if apart:
+            first = paths[weights, alike[0][0]]
+            notes.append(f"{run}: differs from {first} in {', '.join(apart[0])}, and is a variant of its own")
+    if not members:
+        raise InputError(_unpaired(paths))
+    firsts = [paths[weights, seeds[0]] for weights, seeds in members]
+    labels = [_label(run, weights) for run, (weights, _) in zip(firsts, members)]
+    names = display_names([(run.name, run) for run in firsts])
+    shown = [f"{label} of {name}" if labels.count(label) > 1 else label for label, name in zip(labels, names)]
+    return dict(sorted(zip(shown, members))), notes
+
+
+def _configured_apart(run: Path, other: Path) -> list[str]:
+    """What differs between two runs of the same weights beside their seeds, and those of the runs that they began from."""
+    keys = run_differences.other_than(run, other, (WEIGHTS,))
+    steps = {start.rpartition("@")[2] for start in run_differences.begun_from([run, other])}
+    return [key for key in keys if key.rpartition(".")[2] != "seed" and (key != "--from" or len(steps) > 1)]
+
+
+def _unpaired(paths: dict[Run, Path]) -> str:
+    """Why no variant shares a seed with uniform weights."""
+    seeds: dict[str, list[str]] = {}
+    for (weights, seed), run in paths.items():
+        seeds.setdefault(_label(run, weights), []).append(str(seed))
+    uniform = seeds.pop(UNIFORM, ["none"])
+    if not seeds:
+        return "all runs have uniform weights; add one with training.position_weights and the seed of one of them"
+    each = ", ".join(f"{name} of seed {', '.join(numbers)}" for name, numbers in {**seeds, UNIFORM: uniform}.items())
+    return f"no run shares its seed with one of uniform weights ({each}); train that with the seed of another"
 
 
 def _check_pair(run: Path, uniform: Path) -> None:
     """Raise InputError where more than the weights differs, whose effect the difference would then show too."""
-    if others := run_differences.other_than(run, uniform, ("training.position_weights",)):
+    if others := run_differences.other_than(run, uniform, (WEIGHTS,)):
         raise InputError(
             f"{run}: differs from {uniform} in {', '.join(others)} beside its weights; train the uniform run with the same"
         )
@@ -140,18 +174,40 @@ def _difference(
     )
 
 
-def _variant(run: Path) -> tuple[str, int]:
-    """The weights, as text, and the seed of a run directory's configuration."""
+def _weights(run: Path) -> Run:
+    """The relative weights and the seed of a run directory's configuration."""
     path = run / "config.yaml"
     try:
         config = yaml.safe_load(read_text(path))
         weights, seed = config["training"].get("position_weights") or {}, int(config["seed"])
+        return _relative([float(weight) for weight in weights.get("vector") or _parts(weights)]), seed
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{path}: has no position weights and seed; is this a run directory?") from error
-    if weights.get("vector"):
-        return "vector", seed
-    changed = [f"{name} x{weights[name]:g}" for name in ("head", "body", "tail") if weights.get(name, 1.0) != 1.0]
-    return ", ".join(changed) or UNIFORM, seed
+
+
+def _relative(weights: list[float]) -> Weights:
+    """Weights of head, body and tail, or of each position where these do not say all, over their largest: the loss is a weighted
+    mean, which no factor of all of them changes."""
+    if len(set(weights)) == 1:
+        return UNIFORM
+    if len(weights) > len(PARTS):
+        edge = regions(len(weights))["head"][1]
+        head, body, tail = parts = [weights[0], weights[edge], weights[-1]]
+        if weights == [head] * edge + [body] * (len(weights) - 2 * edge) + [tail] * edge:
+            weights = parts
+    return tuple(weight / max(weights) for weight in weights)
+
+
+def _parts(weights: dict) -> list[float]:
+    return [weights.get(name, 1.0) for name in PARTS]
+
+
+def _label(run: Path, weights: Weights) -> str:
+    """The weights as the run's configuration has them."""
+    given = run_differences.read_config(run)["training"].get("position_weights") or {}
+    if weights == UNIFORM or given.get("vector"):
+        return UNIFORM if weights == UNIFORM else "vector"
+    return ", ".join(f"{name} x{weight:.12g}" for name, weight in zip(PARTS, _parts(given)) if weight != 1.0)
 
 
 def _losses(frame: pd.DataFrame) -> dict[tuple[str, str], float]:

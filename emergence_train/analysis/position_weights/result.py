@@ -8,9 +8,9 @@ from emergence_train.analysis.results import Nats, Probability, Unit, absent
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsDifference:
-    """One kind of weights against uniform weights, on one split and region of positions, over seeds."""
+    """One kind of weights of one configuration against uniform weights, on one split and region of positions, over seeds."""
 
-    variant: Annotated[str, 'the weights: "head x0.5", "vector", ...']
+    variant: Annotated[str, 'the weights: "head x0.5", "vector", "vector of RUN", ...']
     split: str
     region: Annotated[str, "all, head (first tenth of the positions), body or tail (last tenth)"]
     step: Annotated[int, Unit("steps"), "the last one that all runs have"]
@@ -27,5 +27,5 @@ class PositionWeightsResult:
     """Result of `analyze weights`."""
 
     rows: tuple[WeightsDifference, ...]
-    notes: Annotated[tuple[str, ...], "splits that a run has not"]
+    notes: Annotated[tuple[str, ...], "runs that were parted, splits that a run has not"]
     figures: Annotated[tuple[str, ...] | None, "file names, once written"] = absent()

@@ -76,6 +76,71 @@ def test_what_single_runs_can_do_is_not_called_chance():
         assert runs_apart([0.40] * 5, items=1000, level=0.40, seed=seed).name == "at-chance"  # lifted by answer length
 
 
+def flat_runs(
+    levels: list[float], count: int, *, checkpoints: int = 12, chance: float = 0.25, seed: int = 0, **columns
+):
+    """The verdict on runs that each stay at a level of their own, whatever their losses, which they share."""
+    rng = np.random.default_rng([seed, 23])
+    frame = pd.DataFrame({"level": np.repeat(levels, checkpoints), "run": np.repeat(range(len(levels)), checkpoints)})
+    frame["step"] = np.tile(np.arange(checkpoints) + 1, len(levels))
+    frame = frame.assign(loss=4.2 - 0.1 * frame["step"] + rng.normal(0, 0.02, len(frame)), tokens=frame["step"] * 1000)
+    value = rng.binomial(count, frame["level"]) / count
+    frame = frame.assign(task="t", metric="acc", params=10 ** (8 + frame["run"]), value=value, chance=chance)
+    frame = frame.assign(
+        higher_is_better=True, run=frame["run"].map("r{}".format), **{"items": count, "stderr": np.nan} | columns
+    )
+    return find(emergence_table.task_metric("", "t", "acc", frame)).verdict
+
+
+@pytest.mark.parametrize(
+    ("levels", "items", "columns"),
+    [
+        ([0.25, 0.37, 0.49], 2000, {}),  # by size
+        ([0.26, 0.29, 0.34, 0.38, 0.43, 0.50], 2000, {}),
+        ([0.25, 0.31, 0.38, 0.45], 500, {}),
+        ([0.37, 0.49], 2000, {}),  # not one at chance
+        ([0.42, 0.25, 0.25, 0.36], 2000, {}),  # by seed, in part
+        ([0.47] * 9 + [0.25], 2000, {}),  # by data: one did not see it
+        ([0.00, 0.10, 0.20], 500, {"chance": 0.0}),
+        ([0.25, 0.37, 0.49], 2000, {"items": np.nan, "stderr": 0.011}),
+        ([0.25] * 20 + [0.40] * 20, 2000, {"checkpoints": 1}),
+        ([0.35, 0.39, 0.43, 0.47], 2000, {}),  # all above chance
+    ],
+)
+def test_runs_that_differ_above_chance_are_not_at_chance(levels, items, columns):
+    """The common curve is flat, and below what counts as saturated, but the best run is 8 to 30 standard errors above chance."""
+    for seed in range(3):
+        verdict = flat_runs(levels, items, seed=seed, **columns)
+        assert verdict.name == "not-identified" and "far above chance" in verdict.reason
+
+
+@pytest.mark.parametrize("items", [20, 200, 2000])
+@pytest.mark.parametrize("chance", [0.0, 0.25, 0.5])
+@pytest.mark.parametrize(("runs", "checkpoints"), [(4, 12), (10, 6), (60, 1)])
+def test_runs_at_chance_stay_there(items, chance, runs, checkpoints):
+    """Also where answers' lengths lift all of them to one level; a lucky run of one checkpoint is no ability."""
+    names = [
+        flat_runs([chance] * runs, items, checkpoints=checkpoints, chance=chance, seed=seed).name for seed in range(4)
+    ]
+    assert names == ["at-chance"] * 4
+    lucky = flat_runs(
+        [chance] * (runs - 1) + [chance + 0.1 if checkpoints == 1 else chance],
+        items,
+        checkpoints=checkpoints,
+        chance=chance,
+    )
+    assert lucky.name == "at-chance"
+    if chance and items > 20:
+        lifted = flat_runs([chance + 0.12] * runs, items, checkpoints=checkpoints, chance=chance)
+        assert lifted.name == "at-chance" and lifted.reason.startswith(f"at {chance + 0.12:.2g}"[:6]) == (items == 2000)
+
+
+def test_runs_at_the_commonest_answer_are_at_chance():
+    """Constant answers of two: some runs give the rarer, others the commoner."""
+    assert flat_runs([0.41, 0.59, 0.41, 0.59], 3000, chance=0.5, majority=0.59).name == "at-chance"
+    assert flat_runs([0.41, 0.80, 0.41, 0.80], 3000, chance=0.5, majority=0.59).name == "not-identified"
+
+
 @pytest.mark.parametrize("level", [0.25, 0.5])
 def test_a_rise_that_levels_off_is_gradual(level):
     assert verdicts(lambda x: 0.25 + 0.35 * np.minimum(x / level, 1)) == {"gradual"}

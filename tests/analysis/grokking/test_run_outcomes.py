@@ -145,12 +145,39 @@ def test_efficiency_compares_norms_at_equal_loss():
         (lambda frame: frame.iloc[:0], "no rows"),
         (lambda frame: pd.concat([frame, frame.iloc[-1:]]), "has update 1000 twice"),
         (lambda frame: frame.assign(seed=[1, 1, 2]), "a name of its own"),
-        (lambda frame: frame.assign(params=[1, np.nan, 1]), "curves: row 2, column 'params': is empty or NaN"),
+        (lambda frame: frame.assign(params=[1, np.nan, 1]), "curves: row 2, column 'params': nan is empty or NaN"),
+        (
+            lambda frame: frame.assign(heldout_accuracy=[1.03, 1.03, 100.0]),
+            "row 1, column 'heldout_accuracy': 1.03 is above 1",
+        ),
+        (
+            lambda frame: frame.assign(train_accuracy=[0.0, 90.0, np.nan]),
+            "row 2, column 'train_accuracy': 90.0 is above 1",
+        ),
+        (
+            lambda frame: frame.assign(train_accuracy=[0.0, 1.0, -0.5]),
+            "row 3, column 'train_accuracy': -0.5 is negative",
+        ),
+        (lambda frame: frame.assign(heldout_accuracy=np.inf), "column 'heldout_accuracy': inf is not a finite number"),
+        (
+            lambda frame: frame.assign(fraction=30.0),
+            "row 1, column 'fraction': 30.0 is above 1; give shares, not percent",
+        ),
+        (lambda frame: frame.assign(update=[0, 500.5, 1000]), "row 2, column 'update': 500.5 is not a whole number"),
+        (lambda frame: frame.assign(norm=["3", "big", "3"]), "row 2, column 'norm': 'big' is not a finite number"),
     ],
 )
 def test_wrong_curves_are_refused(change, says):
     with pytest.raises(InputError, match=says):
         curves.checked(change(curve([0, 1, 1], [0, 0, 1])))
+
+
+def test_a_diverged_run_is_the_same_with_inf_or_nan():
+    parts = sweep({0.4: 0, 0.6: 3, 0.8: 0}, lost=0.8)
+    frame = pd.concat(parts)
+    infinite = frame.assign(train_loss=frame["train_loss"].fillna(np.inf), norm=frame["norm"].fillna(np.inf))
+    results = [analyze(each, budget=1000) for each in (frame, infinite)]
+    assert repr(results[0]) == repr(results[1]) and results[0].outcomes["diverged"] == 3
 
 
 @pytest.mark.parametrize(
