@@ -93,7 +93,11 @@ def rising(step: np.ndarray, tokens: np.ndarray) -> np.ndarray | None:
     """Tokens (C,) trained at steps (C,) > 0, straight through the middle of rows that share a count, as a rounded one has; None:
     they do not grow with the steps, as those of a step or of an interval."""
     levels, first, rows = np.unique(tokens, return_index=True, return_counts=True)
-    if (np.diff(tokens) < 0).any() or rows.max() > max(MOST_TIED * len(step), 2) or (len(levels) == 1 and len(step) > 1):
+    if (
+        (np.diff(tokens) < 0).any()
+        or rows.max() > max(MOST_TIED * len(step), 2)
+        or (len(levels) == 1 and len(step) > 1)
+    ):
         return None
     if len(levels) == len(step):
         return tokens
@@ -112,9 +116,7 @@ def set_plan(series: Series, recorded: Series | None, planned_lr: np.ndarray | N
         raise InputError(f"run {series.run!r}: no row after step 0, so nothing to fit; name one that has trained")
     series.end_step, series.end_tokens, series.ahead = int(series.step[-1]), int(series.tokens[-1]), ahead
     if ahead.to_tokens is not None and not series.by_tokens:
-        raise InputError(
-            f"run {series.run!r}: {series.no_tokens}, which --to-tokens counts; give --tokens-per-step"
-        )
+        raise InputError(f"run {series.run!r}: {series.no_tokens}, which --to-tokens counts; give --tokens-per-step")
     end = float(series.tokens_at(_logged_end(series, recorded))) if series.by_tokens else _logged_end(series, recorded)
     plan = series.plan or (recorded.plan if recorded else None)
     planned = _given_rates(series, planned_lr) if planned_lr is not None else _scheduled(series, ahead, end)
@@ -211,9 +213,7 @@ def _scheduled(series: Series, ahead: Ahead, logged_end: float) -> np.ndarray | 
 def _by_schedule(series: Series, schedule: Schedule, to_tokens: int | None, logged_end: float) -> np.ndarray:
     end = to_tokens or max(logged_end, series.tokens[-1])
     if not series.by_tokens:
-        raise InputError(
-            f"run {series.run!r}: {series.no_tokens}, which --schedule counts; give --tokens-per-step"
-        )
+        raise InputError(f"run {series.run!r}: {series.no_tokens}, which --schedule counts; give --tokens-per-step")
     if to_tokens is not None:
         _refuse_past(series, to_tokens, "--to-tokens")
     if schedule.warmup_tokens + schedule.decay_tokens > end or schedule.warmup_tokens >= end:
