@@ -52,12 +52,12 @@ def excursions(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule) -> list[Excu
     x, y, effect, _ = returned_part(x, y, plan)
     keep = x >= max(FIRST * x[-1], 1.2 * plan.warmup_end, 1e-9)
     x, y, effect = x[keep], y[keep], effect[keep]
+    if len(x) < 2 * (BESIDE + NEAR):
+        return []
     each = group_size(len(x))
     y = without_spikes(y, noise_of(y), effect)
     rows = slice(len(y) % each, None)
     steps, levels = (values[rows].reshape(-1, each).mean(1) for values in (x, y))
-    if len(steps) < 2 * (BESIDE + NEAR):
-        return []
     ranges, above = _off_course(levels, _terms(steps, plan))
     share, ends = plan.share_over_batch(steps), x[rows].reshape(-1, each)
     return [

@@ -20,7 +20,7 @@ FORMS = {
 }
 
 
-def made(kind, seed):
+def truth_of(kind, seed):
     """Steps, rate and the loss without noise, of a power law or of simulated training."""
     if kind == "power":
         step = 50.0 * (ROW + 1)
@@ -35,7 +35,7 @@ def test_the_end_is_held_and_the_interval_no_wider(kind, form):
     """Fitted with the rise, ends were up to a nat off and intervals three to ten times as wide."""
     held, wider = [], []
     for seed in range(4):
-        step, rate, true = made(kind, seed)
+        step, rate, true = truth_of(kind, seed)
         plan, seen = PlannedSchedule(step, rate, 3e5), ROW < 200
         rise = FORMS[form](70 + 18 * seed)
         loss = true + np.random.default_rng(seed).normal(0, 0.01, 300)
@@ -50,7 +50,7 @@ def test_the_end_is_held_and_the_interval_no_wider(kind, form):
 
 
 def test_rows_left_out_are_those_of_the_rise():
-    step, rate, true = made("power", 0)
+    step, rate, true = truth_of("power", 0)
     loss = true + np.random.default_rng(0).normal(0, 0.01, 300)
     for first, last in ((60, 79), (120, 159), (150, 249)):
         (each,) = excursions(step, loss + 0.5 * ((first <= ROW) & (last >= ROW)), PlannedSchedule(step, rate))
@@ -82,14 +82,14 @@ def test_what_the_rate_explains_is_kept():
 
 @pytest.mark.parametrize("size", [0.3, -0.3])
 def test_a_new_level_is_no_excursion(size):
-    step, rate, true = made("power", 0)
+    step, rate, true = truth_of("power", 0)
     for first in (100, 150, 200):
         loss = true + size * (first <= ROW) + np.random.default_rng(first).normal(0, 0.01, 300)
         assert excursions(step, loss, PlannedSchedule(step, rate)) == []
 
 
 def test_what_is_left_out_is_said_during_training():
-    step, rate, true = made("power", 0)
+    step, rate, true = truth_of("power", 0)
     loss = true + FORMS["plateau"](100)
     ahead = forecast_final(step[:200], loss[:200], step, rate, step[-1])
     assert ahead.low95 <= true[-1] <= ahead.high95 and "left out of the fit" in ahead.reason
