@@ -21,6 +21,7 @@ from emergence_train.optim.schedule import Schedule
 TYPICAL_PEAK = 1e-3  # of the runs that the laws' constants come from
 SAME_BATCH = 0.01  # rows within this share of all tokens of one number of tokens a step have that
 LAST_ROWS = 3  # at least, that say how many tokens a step trains on from now on
+MOST_TIED = 0.1  # share of the rows that a counter of all tokens has one value in; that of a step's stays for longer
 
 
 @dataclass
@@ -36,13 +37,17 @@ class Series:
     end_step: int = 0  # planned end; the last row where the plan does not extend further
     end_tokens: int = 0
     matrix: PositionMatrix | None = None
-    by_tokens: bool = True  # False: tokens are unusable, shares of the run are counted in steps
+    no_tokens: str = ""  # why tokens are unusable (then 0) and shares of the run are counted in steps
     source: Path | None = None  # the run directory or log that is this run; None: a table, which may hold several
     logged_end: int | None = None  # planned last step, where a log names it
     ahead: Ahead = Ahead()  # what the user says of its rest
     notes: list[str] = field(default_factory=list)
     vocabulary: str = ""  # the tokenizer that a run directory names
     params: int = 0  # non-embedding, of a log that says them or is given them
+
+    @property
+    def by_tokens(self) -> bool:
+        return not self.no_tokens
 
     @property
     def progress(self) -> np.ndarray:
@@ -52,10 +57,7 @@ class Series:
     @property
     def batch_grows(self) -> bool:
         """Whether the rows are off one number of tokens a step by more than their rounding."""
-        straight = self.step * (self.tokens[-1] / self.step[-1])
-        off = np.abs(self.tokens - straight).max()
-        unit = float(np.gcd.reduce(self.tokens.astype(np.int64)))  # that they are rounded to, at least
-        return bool(self.by_tokens and len(self.step) > 1 and off > max(SAME_BATCH * self.tokens[-1], unit))
+        return self.by_tokens and len(self.step) > 1 and not _even(self.step, self.tokens)
 
     def _knots(self, to: float) -> tuple[np.ndarray, np.ndarray]:
         """Steps and tokens by the rows; beyond them, to step `to`, by the tokens a step of the last ones."""
@@ -80,15 +82,41 @@ class Series:
         return np.interp(tokens, known, steps)
 
 
+def _even(step: np.ndarray, tokens: np.ndarray) -> bool:
+    """Whether tokens (C,) are of one number a step, but for their rounding."""
+    off = np.abs(tokens - step * (tokens[-1] / step[-1])).max()
+    unit = float(np.gcd.reduce(tokens.astype(np.int64)))  # that they are rounded to, at least
+    return bool(off <= max(SAME_BATCH * tokens[-1], unit))
+
+
+def rising(step: np.ndarray, tokens: np.ndarray) -> np.ndarray | None:
+    """Tokens (C,) trained at steps (C,) > 0, straight through the middle of rows that share a count, as a rounded one has; None:
+    they do not grow with the steps, as those of a step or of an interval."""
+    levels, first, rows = np.unique(tokens, return_index=True, return_counts=True)
+    if (
+        (np.diff(tokens) < 0).any()
+        or rows.max() > max(MOST_TIED * len(step), 2)
+        or (len(levels) == 1 and len(step) > 1)
+    ):
+        return None
+    if len(levels) == len(step):
+        return tokens
+    if _even(step, tokens):
+        return step * (tokens[-1] / step[-1])
+    middle = (step[first] + step[first + rows - 1]) / 2
+    middle, levels = np.r_[0.0, middle[levels > 0]], np.r_[0.0, levels[levels > 0]]
+    back = min(LAST_ROWS, len(levels) - 1)
+    batch = (levels[-1] - levels[-back - 1]) / (middle[-1] - middle[-back - 1])
+    return np.interp(step, middle, levels) + batch * np.maximum(step - middle[-1], 0)
+
+
 def set_plan(series: Series, recorded: Series | None, planned_lr: np.ndarray | None, ahead: Ahead) -> None:
     """Set the learning rate of the whole run and its planned end."""
     if not len(series.step):
         raise InputError(f"run {series.run!r}: no row after step 0, so nothing to fit; name one that has trained")
     series.end_step, series.end_tokens, series.ahead = int(series.step[-1]), int(series.tokens[-1]), ahead
     if ahead.to_tokens is not None and not series.by_tokens:
-        raise InputError(
-            f"run {series.run!r}: its rows have no tokens, which --to-tokens counts; give --tokens-per-step"
-        )
+        raise InputError(f"run {series.run!r}: {series.no_tokens}, which --to-tokens counts; give --tokens-per-step")
     end = float(series.tokens_at(_logged_end(series, recorded))) if series.by_tokens else _logged_end(series, recorded)
     plan = series.plan or (recorded.plan if recorded else None)
     planned = _given_rates(series, planned_lr) if planned_lr is not None else _scheduled(series, ahead, end)
@@ -185,9 +213,7 @@ def _scheduled(series: Series, ahead: Ahead, logged_end: float) -> np.ndarray | 
 def _by_schedule(series: Series, schedule: Schedule, to_tokens: int | None, logged_end: float) -> np.ndarray:
     end = to_tokens or max(logged_end, series.tokens[-1])
     if not series.by_tokens:
-        raise InputError(
-            f"run {series.run!r}: its rows have no tokens, which --schedule counts; give --tokens-per-step"
-        )
+        raise InputError(f"run {series.run!r}: {series.no_tokens}, which --schedule counts; give --tokens-per-step")
     if to_tokens is not None:
         _refuse_past(series, to_tokens, "--to-tokens")
     if schedule.warmup_tokens + schedule.decay_tokens > end or schedule.warmup_tokens >= end:

@@ -18,7 +18,7 @@ from emergence_train.analysis.logs.cells import header_of
 from emergence_train.analysis.logs.encoded import text_of
 from emergence_train.analysis.outlook import Ahead
 from emergence_train.analysis.planned_schedule import PlannedSchedule
-from emergence_train.analysis.planned_series import Series, set_plan
+from emergence_train.analysis.planned_series import Series, rising, set_plan
 from emergence_train.analysis.position_matrix import PositionMatrix, observed_rows, read_matrices
 from emergence_train.errors import InputError
 from emergence_train.input_files import regular
@@ -224,24 +224,32 @@ def _from_log(curve: Curve) -> Series:
 
 def _with_rates(series: Series, lr: np.ndarray) -> Series:
     """The curve with its recorded learning rate (C,), NaN in rows that have none."""
-    known = np.isfinite(lr)
+    known, step = np.isfinite(lr), series.step
+    series = _without_start(series)
     if np.any(lr[known] > 0):
-        series.plan = PlannedSchedule(
-            series.step[known], lr[known], max(series.tokens[-1], 0.0) / max(series.step[-1], 1.0)
-        )
-    return _without_start(series)
+        batch = series.tokens[-1] / series.step[-1] if len(series.step) else 0.0
+        series.plan = PlannedSchedule(step[known], lr[known], batch)
+    return series
 
 
 def _without_start(series: Series) -> Series:
-    """Drop step 0 (an untrained model obeys none of the laws) and note whether tokens can be used."""
+    """Drop step 0 (an untrained model obeys none of the laws), and tokens that cannot be used, with a note."""
     keep = series.step > 0
     series.step, series.tokens, series.loss = series.step[keep], series.tokens[keep], series.loss[keep]
     if series.matrix is not None and not keep.all():
         series.matrix = observed_rows(series.matrix, keep)
-    if len(series.step) and (series.tokens[-1] <= 0 or np.any(np.diff(series.tokens) <= 0)):
-        series.by_tokens = False
-        known = "its tokens do not grow with the steps" if series.tokens[-1] > 0 else "its rows have no tokens"
-        series.notes.append(f"{known}: shares of the run are counted in steps (--tokens-per-step gives a log tokens)")
+    if not len(series.step):
+        return series
+    tokens = rising(series.step, series.tokens)
+    if tokens is None or tokens[-1] <= 0:
+        known = series.tokens[-1] > 0
+        series.no_tokens = "its tokens do not grow with the steps" if known else "its rows have no tokens"
+        meant = " (they are those of a step, or of the rows' distance?)" if known else ""
+        series.notes.append(
+            f"{series.no_tokens}{meant}: shares of the run are counted in steps (--tokens-per-step gives a log tokens)"
+        )
+        tokens = np.zeros_like(series.tokens)
+    series.tokens = tokens
     return series
 
 

@@ -154,7 +154,7 @@ def _from_series(name: str, series: list[Series], to_end: bool) -> Run:
     """The run of its series. `to_end`: the user has given the end, so what lies before it is to be forecast."""
     for each in series:
         if not each.by_tokens:
-            raise InputError(f"run {name!r}: its rows have no tokens, which the page counts by; give --tokens-per-step")
+            raise InputError(f"run {name!r}: {each.no_tokens}, which the page counts by; give --tokens-per-step")
     positions = {each.split: each.matrix for each in series if each.split is not None and each.matrix is not None}
     curve = next((each for each in series if each.split is None), None)
     columns = {} if curve is None else {"step": curve.step, "tokens": curve.tokens, "loss": curve.loss}

@@ -278,3 +278,15 @@ def test_a_directory_without_such_a_log(name, tmp_path):
     (tmp_path / "notes.txt").write_text("nothing\n")
     with pytest.raises(InputError, match=f"a directory without a log of {name}; name a file of it"):
         logs.read(tmp_path, LogOptions(format=name))
+
+
+def test_steps_that_begin_anew_have_a_remedy(tmp_path):
+    """Two stages of one run: the first is lost, which only its user can tell from a run that was begun again."""
+    steps = [*range(20, 500, 20), *range(20, 800, 20)]
+    path = text(tmp_path / "x.csv", ["step,loss", *(f"{step},{5 - k / 50}" for k, step in enumerate(steps))])
+    (curve,) = logs.read(path, LogOptions())
+    assert len(curve.frame) == 39 and "all its steps with --column step=NAME" in curve.notes[-1]
+    whole = [f"{step},{20 * (k + 1)},{5 - k / 50}" for k, step in enumerate(steps)]
+    path = text(tmp_path / "x.csv", ["step,whole,loss", *whole])
+    (curve,) = logs.read(path, LogOptions(columns={"step": "whole"}))
+    assert len(curve.frame) == len(steps) and "column step=NAME" not in curve.notes[-1]

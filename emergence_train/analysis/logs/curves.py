@@ -329,8 +329,14 @@ def _with_loss(
             check_runs(log, rows["step"], columns)
         check_order(log, rows["step"])
     if again.any():
+        anew = ((rows["step"].diff() < 0) & (rows["step"] <= rows["step"].iloc[0])).any()
+        stages = (
+            "; if these are stages of one run, give it a column of all its steps with --column step=NAME"
+            if anew
+            else ""
+        )
         notes.append(
-            f"{int(again.sum())} rows are of steps that were logged again later (a resumed run?); the last counts"
+            f"{int(again.sum())} rows are of steps that were logged again later (a resumed run?); the last counts{stages}"
         )
         rows = rows[~again]
     return rows.sort_values("step", kind="stable")

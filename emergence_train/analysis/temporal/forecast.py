@@ -12,6 +12,7 @@ import numpy as np
 
 from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.temporal import priors
+from emergence_train.analysis.temporal.excursions import excursions
 from emergence_train.analysis.temporal.jumps import find_jump
 from emergence_train.analysis.temporal.mean_law import (
     KNOTS,
@@ -49,6 +50,7 @@ class Forecast:
     notes: list[str]
     unreturned: str | None = None  # the note on rows at the end that are left out
     jump: str | None = None  # the note on a jump of the level
+    excursions: Sequence[str] = ()  # the notes on rises that the loss took back, which are left out
 
     @property
     def selected(self) -> str:
@@ -81,6 +83,11 @@ def forecast(
     past = plan.past if plan is not None else None
     if len(x) == 0 or (past is not None and x[-1] <= past.warmup_end):
         raise InputError("not identified: nothing is observed beyond the warm-up of the learning rate; observe longer")
+    returned = excursions(x, y, past) if past is not None else []
+    notes += (returned_notes := [each.note(x) for each in returned])
+    for each in returned:
+        inside = each.rows(x)
+        x, y = x[~inside], y[~inside]
     jump_note = None
     if (jump := find_jump(x, y, plan)) is not None:
         jump_note = jump.note
@@ -118,7 +125,9 @@ def forecast(
     mean, sd = _combine([fits[name] for name in weights], list(weights.values()), x_future)
     if (y >= 0).all():  # a cross-entropy's
         mean = above_zero(mean, sd, float(curve.y[-MINIMUM:].mean()))
-    return Forecast(x_future, mean, sd, curve.noise, weights, scores, fits, shift_low, notes, unreturned, jump_note)
+    return Forecast(
+        x_future, mean, sd, curve.noise, weights, scores, fits, shift_low, notes, unreturned, jump_note, returned_notes
+    )
 
 
 def _room_for_decay(plan: PlannedSchedule, x: np.ndarray, known: float, prior: priors.Prior) -> np.ndarray:

@@ -62,7 +62,8 @@ def find_jump(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) -> Jum
 
 def _lasts(x: np.ndarray, y: np.ndarray, jump: Jump) -> bool:
     """Whether the loss is still above its course before a rise, and not back from a spike that took long."""
-    before, end = (x < jump.step) & (x >= jump.step / 2), x > jump.step + 0.75 * (x[-1] - jump.step)
+    near = min(jump.step / 2, x[x < jump.step][-SIDE])
+    before, end = (x < jump.step) & (x >= near), x > jump.step + 0.75 * (x[-1] - jump.step)
     line = np.polyfit(np.log(x[before]), y[before], 1)
     return bool(np.median(y[end] - np.polyval(line, np.log(x[end]))) > jump.size / 2)
 

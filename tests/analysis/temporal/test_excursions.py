@@ -1,0 +1,95 @@
+"""A rise that the loss takes back is left out of the fit; a curve without one, whatever its schedule, has none."""
+
+import numpy as np
+import pytest
+from noisy_quadratic import simulate as simulate_training
+
+from emergence_train.analysis.planned_schedule import PlannedSchedule
+from emergence_train.analysis.temporal import forecast_final, simulate
+from emergence_train.analysis.temporal.excursions import excursions
+from emergence_train.analysis.temporal.forecast import forecast
+from emergence_train.analysis.temporal.mean_law import SCHEDULE_AWARE
+
+ROW = np.arange(300)
+FORMS = {
+    "slow return at the end": lambda at: np.where(ROW >= 140, 0.8 * np.exp(-(ROW - 140) / 18.0), 0),
+    "return": lambda at: np.where(at <= ROW, np.exp(-(ROW - at) / 12.0), 0),
+    "plateau": lambda at: ((at <= ROW) & (at + 40 > ROW)) * 0.5,
+    "bump": lambda at: 1.5 * np.exp(-(((ROW - at) / 14) ** 2)),
+    "near the end": lambda at: ((ROW >= 165) & (ROW < 188)) * 0.6,
+}
+
+
+def truth_of(kind, seed):
+    """Steps, rate and the loss without noise, of a power law or of simulated training."""
+    if kind == "power":
+        step = 50.0 * (ROW + 1)
+        return step, np.full(300, 3e-4), 2.8 + 18 * step**-0.35
+    run = simulate_training(np.random.default_rng(seed), kind, 12000, spacing=40, noise=0.0)
+    return run.step, run.rate, run.truth
+
+
+@pytest.mark.parametrize("kind", ["power", "cosine"])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_end_is_held_and_the_interval_no_wider(kind, form):
+    """Fitted with the rise, ends were up to a nat off and intervals three to ten times as wide."""
+    held, wider = [], []
+    for seed in range(4):
+        step, rate, true = truth_of(kind, seed)
+        plan, seen = PlannedSchedule(step, rate, 3e5), ROW < 200
+        rise = FORMS[form](70 + 18 * seed)
+        loss = true + np.random.default_rng(seed).normal(0, 0.01, 300)
+        plain = forecast(step[seen], loss[seen], step[-1:], plan, laws=SCHEDULE_AWARE)
+        ahead = forecast(step[seen], (loss + rise)[seen], step[-1:], plan, laws=SCHEDULE_AWARE)
+        low, high = ahead.interval(95, noisy=False)
+        held.append(low[0] <= true[-1] <= high[0])
+        wider.append(ahead.sd[0] / plain.sd[0])
+        assert plain.excursions == [] and len(ahead.excursions) == 1 and ahead.jump is None
+        assert "rows are left out of the fit" in ahead.excursions[0] and ahead.excursions[0] in ahead.notes
+    assert sum(held) == 4 and np.median(wider) < 3
+
+
+def test_rows_left_out_are_those_of_the_rise():
+    step, rate, true = truth_of("power", 0)
+    loss = true + np.random.default_rng(0).normal(0, 0.01, 300)
+    for first, last in ((60, 79), (120, 159), (150, 249)):
+        (each,) = excursions(step, loss + 0.5 * ((first <= ROW) & (last >= ROW)), PlannedSchedule(step, rate))
+        assert abs(each.first - step[first]) <= 200 and abs(each.last - step[last]) <= 200
+        assert each.rise == pytest.approx(0.5, abs=0.05)
+    both = loss + 0.5 * ((ROW >= 60) & (ROW < 80)) + 0.3 * ((ROW >= 200) & (ROW < 230))
+    assert len(excursions(step, both, PlannedSchedule(step, rate))) == 2
+
+
+@pytest.mark.parametrize("kind", ["constant", "cosine", "wsd", "restarts"])
+@pytest.mark.parametrize("noise", [0.0, 0.003, 0.03])
+def test_a_schedule_makes_no_excursion(kind, noise):
+    for seed, rows in enumerate((100, 600, 4000)):
+        frame, _ = simulate.curve(np.random.default_rng(seed), kind, rows=rows, noise=noise)
+        x, y, lr = (frame[name].to_numpy(float) for name in ("step", "loss", "lr"))
+        for share in (0.4, 1.0):
+            seen = x <= share * x[-1]
+            assert excursions(x[seen], y[seen], PlannedSchedule(x, lr)) == [], (seed, share)
+
+
+def test_what_the_rate_explains_is_kept():
+    """A rate that is raised fourfold for a while lifts the loss for as long."""
+    step = 50.0 * (ROW + 1)
+    raised = (ROW >= 100) & (ROW < 140)
+    loss = 2.8 + 18 * step**-0.35 + 0.2 * raised + np.random.default_rng(0).normal(0, 0.01, 300)
+    assert excursions(step, loss, PlannedSchedule(step, np.where(raised, 1e-3, 2.5e-4))) == []
+    assert len(excursions(step, loss, PlannedSchedule(step, np.full(300, 1e-3)))) == 1
+
+
+@pytest.mark.parametrize("size", [0.3, -0.3])
+def test_a_new_level_is_no_excursion(size):
+    step, rate, true = truth_of("power", 0)
+    for first in (100, 150, 200):
+        loss = true + size * (first <= ROW) + np.random.default_rng(first).normal(0, 0.01, 300)
+        assert excursions(step, loss, PlannedSchedule(step, rate)) == []
+
+
+def test_what_is_left_out_is_said_during_training():
+    step, rate, true = truth_of("power", 0)
+    loss = true + FORMS["plateau"](100)
+    ahead = forecast_final(step[:200], loss[:200], step, rate, step[-1])
+    assert ahead.low95 <= true[-1] <= ahead.high95 and "left out of the fit" in ahead.reason
