@@ -82,6 +82,7 @@ def task_of(row: str) -> SimpleNamespace:
         rows=int(count),
         probabilities=None,
         notes=[],
+        reason="",
     )
 
 

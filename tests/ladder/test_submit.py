@@ -342,7 +342,9 @@ def test_decays_under_slurm_are_done_after_a_failed_parent(ladder_file, tmp_path
         )
         assert not set(decays) & {progress.read_notes(read(path))[row.run]["job"] for row in read(path).rows}
         until(lambda: all(row["state"] == "done" for row in rows(cluster, path)), 300, every=1)
-        assert not cluster("squeue", "--noheader").stdout.strip()
+        until(
+            lambda: not cluster("squeue", "--noheader").stdout.strip(), 60, every=1
+        )  # the last job's process ends after its run
 
 
 @pytest.mark.slow
