@@ -101,3 +101,17 @@ def test_views_give_what_their_copies_give(name, kind, backend, device):
         given[key] = view(given[key], kind)
         for got, exact in zip(results(op, changed, options, grads), wanted, strict=True):
             assert (got - exact).norm() <= 8 * torch.finfo(got.dtype).eps * exact.norm(), key
+
+
+@pytest.mark.parametrize("kind", ["features", "rows", "sequences", "axes"])
+def test_gradients_are_joined_from_views(kind, triton_only, device):
+    """Triton's join, where attention is by others."""
+    from emergence_kernels.rotary.triton import join
+
+    tensors = [torch.randn(B, T, heads, D, device=device) for heads in (4, H, H)]
+    tensors += [t.to(device) for t in ROTATION.values()]
+    wanted, got = (torch.empty(B, T, 4 + 2 * H, D, device=device) for _ in range(2))
+    join(*tensors, wanted)
+    for index in range(len(tensors)):
+        join(*(view(t, kind) if index == place else t for place, t in enumerate(tensors)), got)
+        assert torch.equal(got, wanted), index
