@@ -300,6 +300,28 @@ def test_cudnn_is_forced_only_where_pytorch_prefers_it(capability, version, off,
     assert not flash_backend._good_cudnn(torch.device("cpu"))
 
 
+@pytest.mark.parametrize("cudnn", [True, False])
+def test_cudnn_comes_first_where_it_is_good(cudnn, monkeypatch):
+    """Unless set_priority is given, PyTorch tries the kernels in an order of its own."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    from emergence_kernels.attention import flash as flash_backend
+
+    orders = []
+
+    def kernels(order, **options):
+        orders.append((order, options))
+        return sdpa_kernel([SDPBackend.MATH])
+
+    monkeypatch.setattr(flash_backend, "generation", lambda q: None)
+    monkeypatch.setattr(flash_backend, "_good_cudnn", lambda device: cudnn)
+    monkeypatch.setattr(flash_backend, "sdpa_kernel", kernels)
+    q = torch.randn(1, 4, 2, 16)
+    flash_backend.attention(q, q, q, causal=True, scale=None, window=None, deterministic=False)
+    order = [SDPBackend.CUDNN_ATTENTION] * cudnn + [SDPBackend.FLASH_ATTENTION]
+    assert orders == [(order, {"set_priority": True})]
+
+
 GOOD = "flash_attn_func = None\n"
 COMPILED_BY = "import a_stand_in_for_cutlass\n"
 FLASH_ATTN = {
