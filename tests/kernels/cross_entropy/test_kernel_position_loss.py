@@ -407,20 +407,18 @@ def test_a_target_outside_reads_nothing_wild(triton_only, device, monkeypatch):
     assert out.token_loss.isinf().tolist() == [[False, True, False]]
 
 
-def test_rows_of_targets_outside_are_infinite(triton_only, device):
-    """Just behind the vocabulary, within the last tile, and in front of it."""
-    from emergence_kernels.cross_entropy import triton, triton_loss_rows
-
-    targets, valid = torch.tensor([3, 70, 73, -7], device=device), torch.ones(4, dtype=torch.bool, device=device)
+def test_targets_at_the_edges_are_outside(triton_only, device, monkeypatch):
+    """Just behind the vocabulary, within the last tile, and in front of it; by both kernels."""
+    monkeypatch.setattr("emergence_kernels.backends.checks.checks_values", lambda device: False)
+    targets, outside = torch.tensor([3, 70, 73, -7], device=device), [False, True, True, True]
     hidden, weight = torch.randn(4, 8, device=device), torch.randn(70, 8, device=device)
-    outside = [False, True, True, True]
-    assert triton.forward_rows(hidden, weight, targets, valid, RowOptions())[0].isinf().tolist() == outside
-    options = RowOptions(need_dx=True)
-    rows, dx, _ = triton_loss_rows.fused_rows(hidden, weight, targets, valid, torch.ones(4, device=device), options)
-    assert rows.loss.isinf().tolist() == outside
-    others = torch.softmax(hidden.double() @ weight.double().t(), -1)  # a target that is not there takes from no logit
-    others[0, 3] -= 1
-    assert torch.allclose(dx.double(), others @ weight.double(), atol=1e-5)
+    assert ek.linear_cross_entropy(hidden, weight, targets, backend="triton").isinf().tolist() == outside
+    out = ek.position_loss(hidden.requires_grad_(), weight, targets, backend="triton")
+    assert out.token_loss.isinf().tolist() == outside
+    (dx,) = torch.autograd.grad(out.loss, hidden)
+    p = torch.softmax(hidden.detach().double() @ weight.double().t(), -1)
+    p[0, 3] -= 1  # the others' targets are no logit's
+    assert torch.allclose(dx.double(), p @ weight.double() / 4, atol=1e-5)
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -441,9 +439,9 @@ def test_float16_shares_are_scaled_to_about_one(greatest, device, monkeypatch):
     module = importlib.import_module("emergence_kernels.cross_entropy.position_loss")
     scales = []
 
-    def fused_rows(hidden, weight, targets, valid, scale, options):
-        scales.append(scale)
-        return reference.fused_rows(hidden, weight, targets, valid, scale, options)
+    def fused_rows(*given):
+        scales.append(given[-2])  # before the options
+        return reference.fused_rows(*given)
 
     monkeypatch.setattr(module, "rows_of", lambda backend: types.SimpleNamespace(fused_rows=fused_rows))
     hidden, weight = leaves(*(torch.randn(shape, device=device).half() for shape in ((1, 400, 8), (11, 8))))
