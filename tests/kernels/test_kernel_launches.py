@@ -105,6 +105,7 @@ def rms_norm():
     wide = weight.double().requires_grad_()
     exact, exact_total = ek.rms_norm(last[0], wide, residual=last[1], backend="torch")
     assert close(y[-1:], exact.detach()) and close(total[-1:], exact_total.detach())
+    rstd[:-PROGRAMS] = 0  # small enough to be memory that was used before
     dx, dweight = triton.backward(dy, d_residual, total, weight, rstd)
     upstream = [t[-1:].double() for t in (dy, d_residual)]
     wanted = torch.autograd.grad((exact, exact_total), (last[0], wide), upstream)
