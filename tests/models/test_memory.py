@@ -57,6 +57,22 @@ def test_static_bytes_are_those_of_real_engines(config_file, tmp_path, processes
         assert most < 1.2 * measured or processes > 1, kind  # stage 3 gathers during a pass, when nothing is counted
 
 
+def test_optimizers_step_of_zero_2_is_its_closed_form():
+    """In fp32, of one token: a fourth of the weights, moments and, twice, of the gradients, beside whole weights and a bucket."""
+    model = DecoderConfig(**PRESETS["468m"])
+    P, head = model.parameters(), model.vocabulary * model.hidden
+    total = step_memory(model, 1, 1, precision="fp32", zero_stage=2, ranks=4).total
+    assert total == pytest.approx(4 * P + (12 + 4 + 4) * P / 4 + PRODUCTS + 4 * max(P / 4, head), rel=1e-3)
+
+
+@pytest.mark.parametrize("micro_batch, rows, size", [(1, 1024, 2), (64, 9472, 4)])
+def test_gradient_of_the_head_is_float32_over_several_chunks(micro_batch, rows, size):
+    """2 GiB are float32 logits of 10,672 tokens by 50,304 words: 65,536 tokens are 7 chunks of 9,472, 1,024 are one."""
+    model = DecoderConfig(**PRESETS["468m"])
+    logits = step_memory(model, 1024, micro_batch).logits - 4 * model.vocabulary * rows
+    assert logits == size * model.vocabulary * model.hidden
+
+
 def kept_bytes(model: Decoder, tokens: torch.Tensor) -> tuple[int, int]:
     """-> what autograd saves of the blocks' forward pass, parameters aside, and what it saves of the input."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}

@@ -2,8 +2,10 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 from emergence_train.config import Training
@@ -11,6 +13,7 @@ from emergence_train.errors import InputError
 from emergence_train.models.decoder_config import DecoderConfig
 from emergence_train.models.presets import PRESETS
 from emergence_train.run_differences import VOLATILE
+from emergence_train.training import auto_micro_batch
 from emergence_train.training.auto_micro_batch import Device, choose
 from support import command, run_python
 
@@ -40,6 +43,21 @@ def training(**changes) -> Training:
 )
 def test_largest_divisor_that_fits(device, ranks, changes, chosen, tmp_path):
     assert choose(training(**changes), MODEL, 1024, ranks, device, tmp_path)[0] == chosen
+
+
+def test_the_smallest_of_different_gpus_counts(monkeypatch):
+    """A process without one, as a rank on a CPU, does not."""
+    monkeypatch.setattr(auto_micro_batch, "all_gather_objects", lambda own: [H100, None, A100, H100])
+    mesh = SimpleNamespace(device=torch.device("cpu"))
+    assert auto_micro_batch.smallest_device(mesh) == A100
+    monkeypatch.setattr(auto_micro_batch, "all_gather_objects", lambda own: [None, None])
+    assert auto_micro_batch.smallest_device(mesh) is None
+
+
+@pytest.mark.parametrize("ranks, chosen", [(1, 2), (2, 4), (4, 8)])
+def test_a_cpu_holds_its_part_of_a_sequence(ranks, chosen, tmp_path):
+    """2,048 tokens at a time, of sequences of 1,024 that `ranks` share."""
+    assert choose(training(sequence_parallel=ranks), MODEL, 1024, 1, None, tmp_path)[0] == chosen
 
 
 def test_nothing_fits_is_said(tmp_path):

@@ -1,11 +1,13 @@
 """Gradients accumulated by the matrix products, and a step without synchronisation: the same training as DeepSpeed's."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from emergence_train.training import main_gradients
 from emergence_train.training.main_gradients import AccumulatingLinear
 from support import ROOT, run_python
 
@@ -36,6 +38,31 @@ def test_training_is_deepspeeds(config_file, tmp_path, processes, linears):
         theirs, ours = result["copies"]
         assert theirs - ours == 15 * result["rounds"], "each parameter is added to without a float32 copy"
         assert result["waits"][1] == 0 < result["waits"][0]
+
+
+@pytest.mark.parametrize("size", [3e-6, 2.0, 1e19, 3e38])
+@pytest.mark.parametrize("clip", [1e-6, 1.0])
+def test_norm_and_scale_are_those_of_exact_sums(size, clip, monkeypatch):
+    """A norm of up to float32's greatest number, whose square is not in its range; as DeepSpeed clips, by norm + 1e-6."""
+    scales = []
+    monkeypatch.setattr(main_gradients, "adamw_step", lambda *_, grad_scale, **__: scales.append(grad_scale))
+    monkeypatch.setattr(main_gradients.dist, "get_world_size", lambda group: 1)
+    parts = [torch.tensor([0.6 * size]), torch.tensor([0.8 * size])]
+    weights = [torch.zeros(1) for _ in parts]
+    settings = [dict(lr=0.1, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0) for _ in parts]
+    optimizer = SimpleNamespace(
+        dp_process_group=None,
+        fp32_groups_gradient_flat_partition=parts,
+        fp32_groups_flat_partition=weights,
+        bf16_groups_flat=weights,
+        clip_grad=clip,
+        optimizer=SimpleNamespace(param_groups=settings, state={weight: {} for weight in weights}),
+        _lazy_init_hp_params_optimizer_state=lambda: None,
+    )
+    main_gradients.step(optimizer)
+    assert optimizer._global_grad_norm.item() == pytest.approx(size, rel=1e-6) and bool(optimizer.applied)
+    scale = torch.tensor(max(1.0, (size + 1e-6) / clip))  # inf beyond float32
+    assert [given.item() for given in scales] == pytest.approx([scale.item()] * 2, rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

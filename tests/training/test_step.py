@@ -143,6 +143,13 @@ def test_next_step_is_read_meanwhile(tmp_path):
     assert not any(thread.name == "samples" for thread in threading.enumerate())
 
 
+def test_a_batch_read_ahead_is_not_another_steps(tmp_path):
+    """After a rewind, or where steps are left out, the step reads its own."""
+    samples = samples_of(SkippedBatches(tmp_path), 2, 1, 1, 0, mask=False, ahead=True)
+    assert [loaded([samples], step) for step in (1, 4, 2)] == [[0, 1], [6, 7], [2, 3]]
+    samples.reading.thread.join()
+
+
 def test_what_a_thread_could_not_read_is_raised_by_its_step(tmp_path):
     def read(index: int) -> np.ndarray:
         if index == 1:

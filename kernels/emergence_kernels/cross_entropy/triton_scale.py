@@ -23,7 +23,7 @@ def _scale_kernel(x_ptr, factor_ptr, y_ptr, size, BLOCK: tl.constexpr, IN_PLACE:
             return
     step = tl.num_programs(0).to(tl.int64) * BLOCK
     for start in range(tl.program_id(0).to(tl.int64) * BLOCK, size, step):
-        offsets = start + tl.arange(0, BLOCK)
+        offsets = start + tl.arange(0, BLOCK).to(tl.int64)  # to the interpreter start is a number, of no width
         mask = offsets < size
         y = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32) * factor
         tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)

@@ -35,7 +35,7 @@ def _rotary_kernel(
     """One program: up to 16 heads of one token, so that its angles are read once."""
     b = (tl.program_id(0) // T).to(tl.int64)
     t = (tl.program_id(0) % T).to(tl.int64)
-    offs_h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    offs_h = (tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)).to(tl.int64)  # heads may be the outermost axis
     offs_r = tl.arange(0, BLOCK_R)
     heads = offs_h[:, None] < H
     mask = heads & (offs_r[None, :] < R)
@@ -96,7 +96,7 @@ def _join_kernel(
     of_q = block < blocks_q
     of_v = block >= blocks_q + blocks_k
     block -= tl.where(of_q, 0, tl.where(of_v, blocks_q + blocks_k, blocks_q))
-    offs_h = block * BLOCK_H + tl.arange(0, BLOCK_H)
+    offs_h = (block * BLOCK_H + tl.arange(0, BLOCK_H)).to(tl.int64)
     heads = (offs_h < tl.where(of_q, H, G))[:, None]
     offs_r = tl.arange(0, BLOCK_R)
     mask = heads & (offs_r[None, :] < R)

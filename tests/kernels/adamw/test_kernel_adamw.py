@@ -1,9 +1,12 @@
 """adamw_step against float64, against torch's own AdamW, and where a step is left out."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 
 import emergence_kernels as ek
+from emergence_kernels.adamw.reference import corrections_of
 
 GIVEN = dict(lr=3e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
 
@@ -70,6 +73,15 @@ def test_decay_alone_is_not_rounded_away(which, device):
         )
     lost = 1 - (weights.double() / before)
     assert lost.mean().item() == pytest.approx(50e-6, rel=0.01)
+
+
+@pytest.mark.parametrize("step", [1, 2, 1000])
+def test_corrections_are_those_of_exact_powers(step):
+    """In float32 1 - 0.999 would be 1.3e-5 off."""
+    betas = (Fraction(9, 10), Fraction(999, 1000))
+    corrections = corrections_of(torch.tensor(float(step)), tuple(map(float, betas)))
+    assert corrections.dtype == torch.float32
+    assert corrections.tolist() == pytest.approx([float(1 - beta**step) for beta in betas], rel=1e-7)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

@@ -97,6 +97,23 @@ def test_against_float64(case, dtype, backend, device):
         assert_as_good(name, *three, floor=floor, terms=upstream.float().norm().item())
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_every_window(causal, fused, device):
+    """Of every remainder of a block of 32: neither a key nor a query more or less than there are within it."""
+    T, D = (75, 16) if fused != "cuda" else (140, 64)
+    q, k, v = make((1, T, 1, 1, D), "plain", of_attention(fused), device)
+    upstream, copies = torch.randn_like(q), leaves(q, k, v, dtype=torch.float64)
+    windows = range(1, 38) if fused != "cuda" or COMPILED else (2, 17, 66)  # emulated: 5 s each
+    for window in windows:
+        tracked = [t.detach().requires_grad_() for t in (q, k, v)]
+        out = ek.attention(*tracked, causal=causal, window=window, backend=fused)
+        exact = plain(*copies, causal=causal, window=window)
+        got = [out, *torch.autograd.grad(out, tracked, upstream)]
+        wanted = [exact, *torch.autograd.grad(exact, copies, upstream.double())]
+        atol = 2e-5 if out.dtype == torch.float32 else 5e-2
+        assert all(torch.allclose(a.double(), b, atol=atol) for a, b in zip(got, wanted)), window
+
+
 @pytest.mark.parametrize("scale", [-0.4, 0.0])
 def test_scales_that_are_not_positive(scale, backend, device):
     dtype = of_attention(backend)
@@ -281,6 +298,28 @@ def test_cudnn_is_forced_only_where_pytorch_prefers_it(capability, version, off,
     finally:
         torch.backends.cuda.enable_cudnn_sdp(usual)
     assert not flash_backend._good_cudnn(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("cudnn", [True, False])
+def test_cudnn_comes_first_where_it_is_good(cudnn, monkeypatch):
+    """Unless set_priority is given, PyTorch tries the kernels in an order of its own."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    from emergence_kernels.attention import flash as flash_backend
+
+    orders = []
+
+    def kernels(order, **options):
+        orders.append((order, options))
+        return sdpa_kernel([SDPBackend.MATH])
+
+    monkeypatch.setattr(flash_backend, "generation", lambda q: None)
+    monkeypatch.setattr(flash_backend, "_good_cudnn", lambda device: cudnn)
+    monkeypatch.setattr(flash_backend, "sdpa_kernel", kernels)
+    q = torch.randn(1, 4, 2, 16)
+    flash_backend.attention(q, q, q, causal=True, scale=None, window=None, deterministic=False)
+    order = [SDPBackend.CUDNN_ATTENTION] * cudnn + [SDPBackend.FLASH_ATTENTION]
+    assert orders == [(order, {"set_priority": True})]
 
 
 GOOD = "flash_attn_func = None\n"

@@ -14,11 +14,11 @@ import torch
 from emergence_kernels.backends import library
 from emergence_kernels.bench import attention, draw, losses, main
 from emergence_kernels.bench.attention import _pairs
-from emergence_kernels.bench.candidate import candidates, errors_of
+from emergence_kernels.bench.candidate import candidates, errors_of, peers_first
 from emergence_kernels.bench.processes import CUT
 from emergence_kernels.bench.results import Results
 from emergence_kernels.bench.step import Model, flops_per_token
-from emergence_kernels.bench.timing import Stopwatch, difference, measure
+from emergence_kernels.bench.timing import Stopwatch, ceilings, difference, measure
 
 OF_LOSSES = losses._peers
 TINY = ["--suite", "tiny", "--device", "cpu"]
@@ -334,6 +334,44 @@ def test_timing_counts():
     calls = []
     timing = measure(lambda: calls.append(1), torch.device("cpu"), seconds=0, at_least=7)
     assert timing.repeats == 7 and len(calls) == 10
+
+
+def test_each_call_on_a_gpu_begins_with_a_cold_cache(monkeypatch):
+    """The flush and the hold come before the first event, and between the events is the call alone."""
+    order = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            order.append("event")
+
+        def elapsed_time(self, end):
+            return 2.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: order.append("hold"))
+    watch = Stopwatch(torch.device("cpu"))
+    watch.flush = types.SimpleNamespace(sum=lambda: order.append("flush"))
+    assert watch.sample(lambda: order.append("call"), 3) == [2.0] * 3
+    assert order == ["flush", "hold", "event", "call", "event"] * 3
+
+
+def test_ceilings_count_what_is_read_and_written(monkeypatch):
+    """In a millisecond each: 2 n^3 operations, and a copy's 16 MiB twice."""
+    monkeypatch.setattr(
+        "emergence_kernels.bench.timing.measure", lambda run, device: types.SimpleNamespace(median_ms=1.0)
+    )
+    rates = ceilings(torch.device("cpu"), torch.float32)
+    assert rates == {"matmul_tflops": 2 * 512**3 / 1e9, "copy_gbps": 2 * 2**24 / 1e6}
+
+
+def test_cuda_is_measured_last():
+    """An error of its kernels is every later candidate's."""
+    names = ["emergence cuda", "emergence triton", "torch", "emergence torch", "a peer"]
+    order = sorted([(name, None) for name in names], key=peers_first)
+    assert [name for name, _ in order] == ["torch", "a peer", "emergence triton", "emergence torch", "emergence cuda"]
 
 
 @pytest.mark.parametrize("kernels", [pytest.param("triton", marks=pytest.mark.slow), "cuda"])

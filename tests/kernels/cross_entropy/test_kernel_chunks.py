@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import emergence_kernels as ek
+from emergence_kernels.backends.products import add_to_dw
 from emergence_kernels.cross_entropy.chunks import LogitChunks, equal_rows, padded
 
 
@@ -65,3 +66,11 @@ def test_dw_of_several_chunks_is_rounded_once(dtype, triton_only, device, monkey
     assert dw.dtype == dtype
     # d loss / dz is rounded to 16 bits itself; its errors average out over tokens.
     assert (dw.double() - exact_dw).norm() <= 0.75 * torch.finfo(dtype).eps * exact_dw.norm()
+
+
+def test_float16_sums_over_tokens_may_exceed_it(device):
+    """256 tokens of 512 are twice float16's greatest number: kept in float32 until they are scaled. bfloat16 is rounded once."""
+    ones = torch.ones(256, 3, device=device)
+    for dtype, summed in ((torch.float16, torch.float32), (torch.bfloat16, torch.bfloat16)):
+        dw = add_to_dw(None, ones.to(dtype), 512 * ones.to(dtype), single=True)
+        assert dw.dtype == summed and torch.equal(dw.float(), torch.full((3, 3), 131072.0, device=device))

@@ -80,6 +80,26 @@ def test_float16_small_upstream(triton_only, device):
         assert (a.double() - b).abs().max() <= 2e-3 * b.abs().max() + 2.0**-24
 
 
+def test_float16_gradients_of_tiny_upstream(backend, device):
+    """p times 2^-20 is mostly below what float16 holds; the sums, of hidden and weights that are large, are not."""
+    if backend == "cpu":
+        pytest.skip("float32 only")
+    inputs = ordinary(B=1, T=32, D=16, V=300).to(torch.float16, device)
+    hidden, weight = leaves(inputs.hidden * 64, inputs.weight / 64)
+    x, w = leaves(hidden, weight, dtype=torch.float64)
+    upstream = torch.full((1, 32), 2.0**-20, device=device)
+    loss = ek.linear_cross_entropy(hidden, weight, inputs.targets, backend=backend)
+    (dw,) = torch.autograd.grad(loss, weight, upstream)
+    (exact,) = torch.autograd.grad(plain_loss(x, w, inputs.targets, 0.0, None), w, upstream.double())
+    assert (dw.double() - exact).norm() <= 5e-3 * exact.norm()
+    hidden, weight = leaves(inputs.hidden / 64, inputs.weight * 64)
+    x, w = leaves(hidden, weight, dtype=torch.float64)
+    loss = ek.linear_cross_entropy(hidden, weight, inputs.targets, backend=backend)
+    (dx,) = torch.autograd.grad(loss, hidden, upstream)
+    (exact,) = torch.autograd.grad(plain_loss(x, w, inputs.targets, 0.0, None), x, upstream.double())
+    assert (dx.double() - exact).norm() <= 5e-3 * exact.norm()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_chunks_do_not_matter(dtype, backend, device):
     inputs = CASES["edges ignored"]().to(dtype, device)

@@ -1,5 +1,8 @@
 """position_loss against a float64 oracle, in every backend that runs here."""
 
+import importlib
+import types
+
 import pytest
 import torch
 from kernel_checks import DTYPES, assert_as_good, leaves, narrow
@@ -9,6 +12,7 @@ import emergence_kernels as ek
 from emergence_kernels.backends.library import unsupported_reason
 from emergence_kernels.cross_entropy import reference
 from emergence_kernels.cross_entropy.options import LossInputs, RowOptions
+from emergence_kernels.cross_entropy.position_loss import _scaled
 
 Z_LOSS = 1e-3
 
@@ -401,6 +405,55 @@ def test_a_target_outside_reads_nothing_wild(triton_only, device, monkeypatch):
     targets = torch.tensor([[1, 5000, 2]], device=device)
     out = ek.position_loss(hidden, weight, targets, backend="triton")
     assert out.token_loss.isinf().tolist() == [[False, True, False]]
+
+
+def test_targets_at_the_edges_are_outside(triton_only, device, monkeypatch):
+    """Just behind the vocabulary, within the last tile, and in front of it; by both kernels."""
+    monkeypatch.setattr("emergence_kernels.backends.checks.checks_values", lambda device: False)
+    targets, outside = torch.tensor([3, 70, 73, -7], device=device), [False, True, True, True]
+    hidden, weight = torch.randn(4, 8, device=device), torch.randn(70, 8, device=device)
+    assert ek.linear_cross_entropy(hidden, weight, targets, backend="triton").isinf().tolist() == outside
+    out = ek.position_loss(hidden.requires_grad_(), weight, targets, backend="triton")
+    assert out.token_loss.isinf().tolist() == outside
+    (dx,) = torch.autograd.grad(out.loss, hidden)
+    p = torch.softmax(hidden.detach().double() @ weight.double().t(), -1)
+    p[0, 3] -= 1  # the others' targets are no logit's
+    assert torch.allclose(dx.double(), p @ weight.double() / 4, atol=1e-5)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_saved_gradients_are_returned_in_their_dtype(last, backend, device):
+    """A float32 sum of several chunks, of a weight in 16 bits; in place where nothing is converted."""
+    factor = torch.tensor(3.0, device=device)
+    for saved in (torch.float32, torch.bfloat16):
+        x = torch.randn(50, 8, device=device).to(saved)
+        wanted = (x.float() * 3).bfloat16()
+        scaled = _scaled(x, factor, torch.bfloat16, backend, last=last)
+        assert scaled.dtype == torch.bfloat16 and torch.allclose(scaled.float(), wanted.float(), rtol=2**-7)
+        assert (scaled is x) == (last and saved == torch.bfloat16) or device.type != "cpu"
+
+
+@pytest.mark.parametrize("greatest", [1.0, 3e-6])
+def test_float16_shares_are_scaled_to_about_one(greatest, device, monkeypatch):
+    """1 / tokens times p underflows in float16: kernels see the shares times a power of two, which backward takes out."""
+    module = importlib.import_module("emergence_kernels.cross_entropy.position_loss")
+    scales = []
+
+    def fused_rows(*given):
+        scales.append(given[-2])  # before the options
+        return reference.fused_rows(*given)
+
+    monkeypatch.setattr(module, "rows_of", lambda backend: types.SimpleNamespace(fused_rows=fused_rows))
+    hidden, weight = leaves(*(torch.randn(shape, device=device).half() for shape in ((1, 400, 8), (11, 8))))
+    weights = torch.full((400,), greatest, device=device)
+    targets = torch.zeros(1, 400, dtype=torch.long, device=device)
+    loss = ek.position_loss(hidden, weight, targets, weights=weights, backend="torch").loss
+    dx, dw = torch.autograd.grad(loss, (hidden, weight))
+    assert 0.5 <= scales[0].max() <= 1
+    x, w = leaves(hidden, weight, dtype=torch.float64)
+    exact = torch.autograd.grad(token_losses(x, w, targets)[0].mean(), (x, w))
+    assert (dw.double() - exact[1]).norm() <= 2e-3 * exact[1].norm()
+    assert (dx.double() - exact[0]).abs().max() <= 2**-24 + 2**-10 * exact[0].abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16], ids=str)

@@ -86,6 +86,15 @@ def test_one_feature_of_any_stride(apart, stride, backend, device):
         assert (ours.double() - exact).abs().max() <= 4 * torch.finfo(dtype).eps * exact.abs().max()
 
 
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_dweight_is_of_rows_as_they_were_rounded(dtype, backend, device):
+    """Of one row and a weight of 1, y is the row as it was rounded, and dweight dy * y bit for bit."""
+    x, dy = (torch.randn(1, 512, device=device).to(dtype) for _ in range(2))
+    weight = torch.ones(512, device=device, dtype=dtype, requires_grad=True)
+    y = ek.rms_norm(x, weight, backend=backend)
+    assert torch.equal(torch.autograd.grad(y, weight, dy)[0], (dy * y.detach())[0])
+
+
 def test_a_sum_over_thousands_of_rows(device):
     """dweight of the torch backend keeps PyTorch's exactness at a laptop's batch."""
     x, weight, upstream = (torch.randn(s, device=device) for s in ((4096, 32), (32,), (4096, 32)))
