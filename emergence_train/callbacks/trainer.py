@@ -15,7 +15,8 @@ from transformers import TrainerCallback
 
 from emergence_train.callbacks.trained_tokens import TrainedTokens
 from emergence_train.errors import InputError
-from emergence_train.recorder.api import Recorder, token_losses
+from emergence_train.recorder.api import Recorder
+from emergence_train.recorder.logits import token_losses
 
 EVALUATED = "evaluated"  # the split of an evaluation's sums until Trainer says what was evaluated
 

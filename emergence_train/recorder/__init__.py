@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from emergence_train.recorder.api import Recorder, token_losses
+    from emergence_train.recorder.api import Recorder
+    from emergence_train.recorder.logits import token_losses
 
 __all__ = ["Recorder", "token_losses"]
 

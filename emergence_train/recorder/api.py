@@ -35,6 +35,7 @@ from torch import Tensor
 from emergence_train import files
 from emergence_train.errors import InputError, RunError, attempt, describe, exit_code, repeat
 from emergence_train.recorder.arguments import Array, flags, real, text, whole
+from emergence_train.recorder.logits import logits_of, token_losses
 from emergence_train.recorder.metrics import Metrics
 from emergence_train.recorder.position_sums import COLUMNS, PositionAccumulator
 from emergence_train.recorder.position_sums import rows as position_rows
@@ -45,26 +46,6 @@ BUSY = "another Recorder or run writes here; choose another path, or wait until 
 IDENTITY = ("run", "params", "sequence", "vocabulary")  # of the header: what a continued run must have in common
 ROUNDING = 1e-3  # nats a token that fused losses may lie below 0
 T = TypeVar("T")
-
-
-def token_losses(logits_BTV: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of each token, and whether the target was the most likely one; one sequence's float32 logits at a time.
-
-    Args:
-        logits_BTV: of a batch's sequences, their positions and the vocabulary, in any floating-point type.
-        targets_BT: the token that each position predicts. Those below 0 (such as -100) have loss 0: mask them.
-
-    Returns:
-        (losses in nats, float32; correct, bool), both [B, T], without gradient.
-    """
-    with torch.no_grad():
-        losses, correct = [], []
-        for logits_TV, targets_T in zip(logits_BTV, targets_BT, strict=True):
-            ignored = targets_T < 0
-            known_T = targets_T.masked_fill(ignored, 0)
-            losses.append(F.cross_entropy(logits_TV.float(), known_T, reduction="none").masked_fill(ignored, 0.0))
-            correct.append((logits_TV.argmax(-1) == known_T) & ~ignored)
-        return torch.stack(losses), torch.stack(correct)
 
 
 class Recorder:
@@ -176,7 +157,7 @@ class Recorder:
         try:
             with torch.no_grad():
                 for tokens in sequences:
-                    logits_BTV = _logits(model(tokens[:, :-1]))
+                    logits_BTV = logits_of(model(tokens[:, :-1]))
                     losses_BT, correct_BT = token_losses(logits_BTV, tokens[:, 1:])
                     self.add(losses_BT, split=split, correct_BT=correct_BT, mask_BT=tokens[:, 1:] >= 0)
         finally:
@@ -498,13 +479,3 @@ class Recorder:
 
 def _rate(call: str, lr: float | None) -> float | None:
     return None if lr is None else real(call, "lr", lr, least=0, finite=False)
-
-
-def _logits(output: Any) -> Tensor:
-    logits = getattr(output, "logits", output)
-    if not isinstance(logits, Tensor) or logits.ndim != 3:
-        raise InputError(
-            f"the model returned {type(logits).__name__}, not logits [B, T, V] or an object with .logits; wrap it in a function "
-            f"that returns them"
-        )
-    return logits
