@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from emergence_kernels.bench.draw import main
+from emergence_kernels.bench.results import of_this_version
 
 KINDS = (
     "matrix products",
@@ -21,7 +22,7 @@ KINDS = (
 
 def training_table(files: list[Path]) -> str:
     """Markdown of the training steps measured on one device (gpu_training.py), oldest first."""
-    records = [json.loads(file.read_text()) for file in files]
+    records = [of_this_version(json.loads(file.read_text())) for file in files]
     lines = [f"# Training steps on {records[0]['device']}", ""]
     lines += [
         "tokens/s: median over turns [least, greatest]. MFU by DecoderConfig.flops_per_token over the data sheet's",

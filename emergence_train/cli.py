@@ -112,13 +112,16 @@ def _unwritable() -> str | None:
 
 
 def _open_streams() -> None:
-    """Let standard streams that are closed, as a daemon's, lead nowhere: else the next file that is opened has their number."""
-    while (number := os.open(os.devnull, os.O_RDWR)) < 3:
-        os.set_inheritable(number, True)
-    os.close(number)
-    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+    """Let closed streams for output, as a daemon's, lead nowhere: else the next file that is opened has the number of one, and
+    what C libraries print goes into it."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
+            os.dup2(null, number)
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115
+    if null not in (1, 2):
+        os.close(null)
 
 
 def run() -> None:

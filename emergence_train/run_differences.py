@@ -102,11 +102,24 @@ def _differing_keys(trees: list[dict[str, Any]]) -> list[str]:
     return [key for key in keys if len({repr(tree[key]) for tree in trees if key in tree}) > 1]
 
 
-def other_than(run: Path, other: Path, sections: tuple[str, ...]) -> list[str]:
-    """The keys outside `sections` that differ between two runs and may change what is learned, `--from` among them."""
-    trees = [flat(read_config(each)) | {"--from": (_parent(each) or ())[:2]} for each in (run, other)]
+def other_than(run: Path, other: Path, sections: tuple[str, ...], seeds: bool = True) -> list[str]:
+    """The keys outside `sections` that differ between two runs and may change what is learned, `--from` and the data among them;
+    without `seeds`, those of the runs and of what they began from do not count."""
+    trees = [flat(read_config(each)) | _origin(each, seeds) for each in (run, other)]
     sections = (*VOLATILE, *sections, "name", "checkpoints", "training.compile", "training.cuda_graphs")
-    return [key for key in _differing_keys(trees) if not within(key, sections)]
+    return [key for key in _differing_keys(trees) if not within(key, sections) and (seeds or not _is_seed(key))]
+
+
+def _origin(run: Path, seeds: bool) -> dict[str, Any]:
+    """The state that a run began from, without `seeds` as what was trained until then, and the data, where they are known."""
+    place, step, _ = _parent(run) or (None, None, None)
+    digest = data_digest(run)
+    start = (place if seeds or place is None else _draw(place)[0] or place, step)
+    return {"--from": start} | ({} if digest is None else {"the prepared data": digest})
+
+
+def _is_seed(key: str) -> bool:
+    return key.rpartition(".")[2] == "seed"
 
 
 def telling(values: list[dict[str, Any]]) -> list[str]:
@@ -147,7 +160,7 @@ def _draw(run: Path, generations: int = 8) -> tuple[str, str]:
     tree = {key: value for key, value in flat(read_config(run)).items() if key and not within(key, OF_NO_RUN)}
     if not tree:
         return "", ""
-    seeds = {key for key in tree if key.rpartition(".")[2] == "seed"}
+    seeds = {key for key in tree if _is_seed(key)}
     settings = [(key, value) for key, value in tree.items() if key not in seeds]
     settings.append(("data", data_digest(run)))
     drawn = [(key, tree[key]) for key in seeds]

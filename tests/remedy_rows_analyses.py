@@ -73,7 +73,7 @@ RISING = [1e-6 * k for k in range(1, 31)]
 
 ANALYSES = [
     Row(
-        "its rows have no tokens, which the page counts by; give --tokens-per-step",
+        "run {}: {}, which the page counts by; give --tokens-per-step",
         lambda at: ["report", str(at.write("plain.csv", PLAIN)), "--out", str(at.folder / "page")],
         lambda at: [
             *["report", str(at.folder / "plain.csv"), "--out", str(at.folder / "page")],

@@ -1,5 +1,6 @@
 """Hooks of mkdocs (mkdocs.yml, `hooks`): generated pages, notebooks, menu of the findings, links to the repository's files."""
 
+import posixpath
 import re
 import sys
 from pathlib import Path
@@ -57,7 +58,9 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Fill in the generated parts; add the date of a finding below its title."""
+    """Fill in the generated parts, and the page that shows the kernels' own; add the date of a finding below its title."""
+    tour = posixpath.relpath("tours/kernels.md", posixpath.dirname(page.file.src_uri))
+    markdown = re.sub(r"\]\((\.\./)+kernels/README\.md", f"]({tour}", markdown)
     markdown = re.sub(r"<!-- generated: ([a-z-]+) -->", lambda match: PARTS[match[1]](), markdown)
     if "topic" in page.meta:
         line = f"*{page.meta['date']} · {page.meta['topic']}*"

@@ -14,6 +14,11 @@ def mean_reach95(values: np.ndarray) -> float:
     return reach95(stats.sem(values), len(values) - 1)
 
 
+def mean_p(values: np.ndarray) -> float:
+    """p of the mean of independent values (n,), two or more, where it is 0 in truth: Student's t."""
+    return float(2 * stats.t.sf(abs(np.mean(values)) / max(stats.sem(values), 1e-300), len(values) - 1))
+
+
 def jackknife_error(without: np.ndarray, about: float) -> float:
     """Standard error (Tukey 1958) of an estimate by what it is `without` (n,) each draw in turn.
 

@@ -19,6 +19,12 @@ class TrainedTokens:
     def add(self, tokens: int | Tensor) -> None:
         self._own = self._own + tokens
 
+    @property
+    def estimate(self) -> int:
+        """Tokens of all ranks so far, where since the last sum each has trained on as many as this one."""
+        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        return self.total + ranks * int(self._own)
+
     def all_reduce_sum(self) -> int:
         """Tokens of all ranks so far. Collective."""
         if dist.is_available() and dist.is_initialized():

@@ -73,7 +73,7 @@ class PositionCallback(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, *, logs: dict[str, Any], **kwargs: Any) -> None:
         if self.recorder is not None and "loss" in logs and state.global_step > self._row:
             lr = logs.get("learning_rate", _rate(kwargs))
-            self.recorder.log(state.global_step, self._tokens.total, logs["loss"], lr)
+            self.recorder.log(state.global_step, self._tokens.estimate, logs["loss"], lr)
             self._row = state.global_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

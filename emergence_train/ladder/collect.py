@@ -13,7 +13,7 @@ from emergence_train.recorder.naming import is_run, runs_below
 def write_index(ladder: Ladder) -> None:
     """The runs' names in the ladder's directory, and what each stands for, former runs' too: a larger ladder keeps them."""
     files.make_directory(ladder.out)
-    identities = former_names(ladder.out) | {row.run: row.identity for row in ladder.rows}
+    identities = former_names(ladder.out, ladder.file.name) | {row.run: row.identity for row in ladder.rows}
     index = {"name": ladder.file.name, "runs": [row.run for row in ladder.rows], "identities": identities}
     files.write_json(ladder.out / INDEX, index)
 

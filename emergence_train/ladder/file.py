@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,20 +176,20 @@ def read(path: str | Path) -> Ladder:
     """The ladder of a file; every row's configuration is read, so that a wrong one is refused before the first starts."""
     path = Path(path)
     file = validated(LadderFile, config_tree.read(path), path, "configs/ladders")
-    rows = tuple(_rows(file, path, {}))
-    if former := former_names(Path(rows[0].out)):  # `out` is known from a configuration that was read
-        rows = tuple(_rows(file, path, former))
+    out = next(_rows(file, path, {})).out  # known from a configuration that was read
+    rows = tuple(_rows(file, path, former_names(Path(out), file.name)))
     _check_names(path, rows)
     return Ladder(path, file, rows)
 
 
-def former_names(out: Path) -> dict[str, Identity]:
-    """What the names of runs in a ladder's directory stand for, by its index."""
+def former_names(out: Path, ladder: str) -> dict[str, Identity]:
+    """What names of runs stand for, by the index of this ladder in its directory."""
     try:
-        entries = json.loads(read_text(out / INDEX))["identities"].items()
-        return {name: (str(s), int(t), str(v), int(seed)) for name, (s, t, v, seed) in entries if (out / name).is_dir()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}  # none, or an earlier version's
+        index = json.loads(read_text(out / INDEX))
+        entries = index["identities"].items() if index["name"] == ladder else ()
+        return {name: (str(s), int(t), str(v), int(seed)) for name, (s, t, v, seed) in entries if re.match(NAME, name)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return {}  # none, an earlier version's, or an edited one
 
 
 def _check_names(path: Path, rows: tuple[Row, ...]) -> None:
@@ -230,23 +231,29 @@ def _rows(file: LadderFile, path: Path, former: dict[str, Identity]) -> Iterator
         chosen = file.sizes[size].schedules or list(file.schedules)
         plans: dict[str, tuple[str, Plan]] = {}  # of the stable runs
         budgets = file.sizes[size].tokens or file.tokens or []
+        several = [len(values) > 1 for values in (budgets, file.schedules, file.seeds)]
         for schedule, entry in ((name, entry) for name, entry in ordered if name in chosen):
             stable = schedule in branched
             for tokens in [max(budgets)] if stable else budgets:
                 identity = size, 0 if stable else tokens, schedule, seed
-                seeds, schedules = len(file.seeds) > 1, len(file.schedules) > 1
-                name = _name(identity, len(budgets) > 1, schedules, seeds)
-                if entry.after is not None and former.get(name, identity) != identity:
-                    name = _name(identity, True, schedules, seeds)  # a decay of another budget, which no other extends
-                name = names.get(identity, name)
+                name = names.get(identity) or _new_name(identity, several, former, entry.after is not None)
                 yield _row(file, path, name, size, tokens, schedule, seed, stable, plans)
 
 
-def _name(identity: Identity, tokens: bool, schedules: bool, seeds: bool) -> str:
-    """What differs between runs, the size first."""
+def _new_name(identity: Identity, several: list[bool], former: dict[str, Identity], decay: bool) -> str:
+    """Called after what differs: budgets, schedules and seeds of which there are `several`, and what differs from a former run of
+    that name. A run that is no decay is that run, with a higher budget."""
+    name = _name(identity, several)
+    theirs = former.get(name, identity)
+    differs = [ours != other for ours, other in zip(identity[1:], theirs[1:])]
+    return _name(identity, [a or b for a, b in zip(several, differs)]) if decay or any(differs[1:]) else name
+
+
+def _name(identity: Identity, shown: list[bool]) -> str:
+    """The size, and what is `shown` of budget, schedule and seed."""
     size, budget, schedule, seed = identity
-    parts = [size, *[shown_tokens(budget)] * (tokens and budget > 0), *[schedule] * schedules, *[f"s{seed}"] * seeds]
-    return "-".join(parts)
+    words = shown_tokens(budget) if budget else "", schedule, f"s{seed}"
+    return "-".join([size, *(word for word, wanted in zip(words, shown) if wanted and word)])
 
 
 def _row(

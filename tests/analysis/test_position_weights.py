@@ -115,10 +115,6 @@ def test_each_configuration_is_a_variant(tmp_path):
     assert variant_rows(runs) == {"head x0.5 of h1": (1, 0.01), "head x0.5 of h2": (2, -0.02)}
     note = f"{runs[3]}: differs from {runs[1]} in model.width, and is a variant of its own"
     assert compare_position_weights(runs).notes == (note,)
-    for run, path in ((runs[1], "/runs/a"), (runs[5], "/runs/c"), (runs[3], "/runs/b")):
-        for each in (run, runs[runs.index(run) - 1]):
-            (each / "parent.json").write_text(json.dumps({"path": path, "step": 8}))
-    assert variant_rows(runs)["head x0.5 of h2"] == (2, -0.02)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +124,8 @@ def test_each_configuration_is_a_variant(tmp_path):
         ({"vector": [1.0] * 100}, "uniform"),
         ({"vector": [0.5] * 10 + [1.0] * 90}, "head x0.5"),
         ({"head": 0.25, "body": 0.5, "tail": 0.5}, "head x0.5"),
+        ({"head": 0.15, "body": 0.3, "tail": 0.3}, "head x0.5"),
+        ({"vector": [0.35] * 10 + [0.7] * 90}, "head x0.5"),
         ({"head": 0.5000001}, "head x0.5000001"),
     ],
 )
@@ -188,3 +186,29 @@ def test_runs_that_differ_in_more_than_weights_are_refused(tmp_path):
     (other / "parent.json").write_text(json.dumps({"path": "/runs/elsewhere", "step": 8}))
     with pytest.raises(InputError, match="differs from .* in --from beside its weights"):
         compared()
+    (other / "parent.json").unlink()
+    for run, digest in ((uniform, "d1"), (other, "d2")):
+        (run / "data.json").write_text(json.dumps({"data": digest}))
+    with pytest.raises(InputError, match="differs from .* in the prepared data beside its weights"):
+        compared()
+
+
+def test_seeds_of_other_data_or_parents_are_other_variants(tmp_path):
+    """Two seeds, whose pairs began from runs of one step: of the same configuration or not, on the same data or not."""
+
+    def names(widths: list[int], digests: list[str]) -> set[str]:
+        place = tmp_path / f"{widths}-{digests}"
+        runs = []
+        for seed, width, digest in zip((1, 2), widths, digests):
+            parent = place / f"p{seed}"
+            parent.mkdir(parents=True)
+            (parent / "config.yaml").write_text(yaml.safe_dump({"seed": seed, "model": {"width": width}}))
+            for weights in ({}, {"head": 0.5}):
+                run = write_weighted_run(place, seed, weights, 0.1)
+                (run / "parent.json").write_text(json.dumps({"path": str(parent), "step": 100}))
+                (run / "data.json").write_text(json.dumps({"data": digest}))
+                runs.append(run)
+        return {row.variant for row in compare_position_weights(runs).rows}
+
+    assert names([64, 64], ["d", "d"]) == {"head x0.5"}
+    assert len(names([64, 128], ["d", "d"])) == len(names([64, 64], ["d", "e"])) == 2

@@ -266,6 +266,20 @@ def test_padding_is_no_token(logged, tmp_path):
     assert tables.read(tables.POSITIONS, tmp_path / "mine")["tokens"].unique() == [tokens]
 
 
+def test_a_log_of_the_scripts_own_has_its_steps_tokens(tmp_path):
+    """At a step that Trainer itself does not log, on one process: no other's batches are guessed."""
+
+    class Logs(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step in (3, 5):
+                running.log({"loss": 1.0})
+
+    running = trainer(tmp_path, 8, 1, callbacks=[Logs()], logging_steps=4, eval_strategy="no")
+    running.train()
+    each = 2 * (SEQUENCE + 1)
+    assert [(row["step"], row["tokens"]) for row in metrics(tmp_path / "mine")] == [(k, k * each) for k in (3, 4, 5, 8)]
+
+
 @pytest.mark.slow
 def test_two_processes_count_batches_of_their_own_sizes(tmp_path):
     two = run_python("tests/callbacks/test_trainer.py", str(tmp_path), "padded", processes=2)

@@ -1,5 +1,7 @@
 """A ladder's file or directory in the place of its runs."""
 
+import json
+
 import pytest
 
 from emergence_train.errors import InputError
@@ -75,19 +77,23 @@ def test_a_ladder_that_has_not_begun_is_one_line(ladder_file):
         expanded([str(path)])
 
 
+def begun(path) -> dict[tuple, str]:
+    """The names of the runs of a ladder that has been started or submitted."""
+    ladder = read(path)
+    write_index(ladder)
+    return {(row.schedule, row.tokens, row.seed): row.run for row in ladder.rows}
+
+
 def test_a_run_keeps_its_name_in_a_larger_ladder(ladder_file):
-    """One seed and budget, then two of each, then the new ones alone: what is trained has the name that it began with."""
+    """One seed and budget, then two of each, then the new ones alone: what is trained, or waits in a queue without a directory,
+    has the name that it began with."""
 
-    def begun(**keys) -> dict[tuple, str]:
-        ladder = read(ladder_file(schedules=SCHEDULES, **keys))
-        write_index(ladder)
-        for row in ladder.rows:
-            ladder.directory(row.run).mkdir(exist_ok=True)
-        return {(row.schedule, row.tokens, row.seed): row.run for row in ladder.rows}
+    def named(**keys) -> dict[tuple, str]:
+        return begun(ladder_file(schedules=SCHEDULES, **keys))
 
-    small = begun(tokens=[4096], seeds=[1])
+    small = named(tokens=[4096], seeds=[1])
     assert small == {("stable", 4096, 1): "a-stable", ("decay", 4096, 1): "a-decay"}
-    both = begun(tokens=[4096, 6144], seeds=[1, 2])
+    both = named(tokens=[4096, 6144], seeds=[1, 2])
     assert both == {
         ("stable", 6144, 1): "a-stable",
         ("decay", 4096, 1): "a-decay",
@@ -96,16 +102,34 @@ def test_a_run_keeps_its_name_in_a_larger_ladder(ladder_file):
         ("decay", 4096, 2): "a-4.096k-decay-s2",
         ("decay", 6144, 2): "a-6.144k-decay-s2",
     }
-    assert begun(tokens=[4096, 6144], seeds=[2]).items() <= both.items()
-    assert begun(tokens=[4096, 6144], seeds=[1, 2]) == both
+    assert named(tokens=[4096, 6144], seeds=[2]).items() <= both.items()
+    assert named(tokens=[4096, 6144], seeds=[1, 2]) == both
 
 
-def test_a_raised_budget_is_another_decay(ladder_file):
-    ladder = read(ladder_file(tokens=[4096], schedules=SCHEDULES))
-    write_index(ladder)
-    assert [row.run for row in read(ladder.path).rows] == ["a-stable", "a-decay"]
-    (ladder.out / "a-decay").mkdir()
-    raised = read(ladder_file(tokens=[6144], schedules=SCHEDULES))
+def test_a_name_that_is_taken_is_another_runs(ladder_file):
+    """A raised budget is another decay, and the same run where none decays; another seed is another run."""
+    assert begun(ladder_file(tokens=[4096])) == {("", 4096, 1): "a"}
+    assert begun(ladder_file(tokens=[6144])) == {("", 6144, 1): "a"}
+    assert begun(ladder_file(tokens=[6144], seeds=[2])) == {("", 6144, 2): "a-s2"}
+    begun(ladder_file(name="other", tokens=[4096], schedules=SCHEDULES))
+    raised = read(ladder_file(name="other", tokens=[6144], schedules=SCHEDULES))
     assert [(row.run, row.parent) for row in raised.rows] == [("a-stable", None), ("a-6.144k-decay", "a-stable")]
-    (ladder.out / "ladder.json").write_text('{"identities": {"a-stable": 3}}')
-    assert [row.run for row in read(ladder.path).rows] == ["a-stable", "a-decay"]
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        {"name": "another", "identities": {"a": ["a", 1024, "", 1]}},
+        {"name": "small", "identities": {"../x": ["a", 1024, "", 2]}},
+        {"name": "small", "identities": {"a": 3}},
+        {"name": "small", "identities": {"a": ["a", float("inf"), "", 1]}},
+        {"name": "small", "runs": ["a"]},
+        3,
+    ],
+)
+def test_an_index_that_says_nothing_of_this_ladder_is_none(index, ladder_file):
+    path = ladder_file(seeds=[1, 2])
+    out = read(path).out
+    out.mkdir()
+    (out / "ladder.json").write_text(json.dumps(index))
+    assert [row.run for row in read(path).rows] == ["a-s1", "a-s2"]

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
-from scipy import stats
 
 from emergence_train import run_differences
-from emergence_train.analysis.intervals import mean_reach95
+from emergence_train.analysis.intervals import mean_p, mean_reach95
 from emergence_train.analysis.position_weights.result import PositionWeightsResult, WeightsDifference
 from emergence_train.errors import InputError
 from emergence_train.input_files import read_text
@@ -106,7 +105,7 @@ def _variants(paths: dict[Run, Path]) -> tuple[dict[str, tuple[Weights, list[int
             continue
         _check_pair(run, paths[UNIFORM, seed])
         alike = [seeds for other, seeds in members if other == weights]
-        apart = [_configured_apart(run, paths[weights, seeds[0]]) for seeds in alike]
+        apart = [run_differences.other_than(run, paths[weights, seeds[0]], (WEIGHTS,), seeds=False) for seeds in alike]
         if [] in apart:
             alike[apart.index([])].append(seed)
             continue
@@ -121,13 +120,6 @@ def _variants(paths: dict[Run, Path]) -> tuple[dict[str, tuple[Weights, list[int
     names = display_names([(run.name, run) for run in firsts])
     shown = [f"{label} of {name}" if labels.count(label) > 1 else label for label, name in zip(labels, names)]
     return dict(sorted(zip(shown, members))), notes
-
-
-def _configured_apart(run: Path, other: Path) -> list[str]:
-    """What differs between two runs of the same weights beside their seeds, and those of the runs that they began from."""
-    keys = run_differences.other_than(run, other, (WEIGHTS,))
-    steps = {start.rpartition("@")[2] for start in run_differences.begun_from([run, other])}
-    return [key for key in keys if key.rpartition(".")[2] != "seed" and (key != "--from" or len(steps) > 1)]
 
 
 def _unpaired(paths: dict[Run, Path]) -> str:
@@ -159,7 +151,7 @@ def _difference(
     if len(gap) > 1:
         reach = mean_reach95(gap)
         low, high = float(gap.mean() - reach), float(gap.mean() + reach)
-        p = float(2 * stats.t.sf(abs(gap.mean()) / max(stats.sem(gap), 1e-300), len(gap) - 1))
+        p = mean_p(gap)
     return WeightsDifference(
         variant=variant,
         split=split,
@@ -195,7 +187,7 @@ def _relative(weights: list[float]) -> Weights:
         head, body, tail = parts = [weights[0], weights[edge], weights[-1]]
         if weights == [head] * edge + [body] * (len(weights) - 2 * edge) + [tail] * edge:
             weights = parts
-    return tuple(weight / max(weights) for weight in weights)
+    return tuple(round(weight / max(weights), 9) for weight in weights)
 
 
 def _parts(weights: dict) -> list[float]:

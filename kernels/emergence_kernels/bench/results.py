@@ -60,10 +60,10 @@ def finished(folder: Path, since: str, candidates: dict) -> list[tuple[str, dict
 
 
 def of_this_version(data: dict) -> dict:
-    """A run's results as they are written now: earlier ones name a row's candidate `contender`."""
-    for row in (*data["rows"], *data["failures"]):
-        if "contender" in row:
-            row["candidate"] = row.pop("contender")
+    """A run's results as they are written now: earlier ones name a row's candidate `contender`, or in training `contestant`."""
+    for row in (*data["rows"], *data.get("failures", ())):
+        for former in row.keys() & {"contender", "contestant"}:
+            row["candidate"] = row.pop(former)
     return data
 
 
