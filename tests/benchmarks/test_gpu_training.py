@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import gpu_training  # noqa: E402
+import redraw  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -128,3 +129,11 @@ def test_the_page_has_the_errors_of_stored_predictions():
     assert {f"{error:.1f}" for error in errors["activation_checkpointing"]} == {"0.3"}
     assert "selective and full checkpointing (0.3%, one step each)" in page
     assert f"apart from the products ({max(errors['swiglu']):.1f}%)" in page
+
+
+@pytest.mark.parametrize("former", ["contender", "contestant"])
+def test_former_results_are_drawn_alike(former, tmp_path):
+    stored = ROOT / "benchmarks" / "results" / "nvidia-h200"
+    for file in stored.glob("*-training-*.json"):
+        (tmp_path / file.name).write_text(file.read_text().replace('"candidate":', f'"{former}":'))
+    assert redraw.training_table(sorted(tmp_path.iterdir())) == (stored / "training.md").read_text()
