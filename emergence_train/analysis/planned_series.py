@@ -21,7 +21,8 @@ from emergence_train.optim.schedule import Schedule
 TYPICAL_PEAK = 1e-3  # of the runs that the laws' constants come from
 SAME_BATCH = 0.01  # rows within this share of all tokens of one number of tokens a step have that
 LAST_ROWS = 3  # at least, that say how many tokens a step trains on from now on
-MOST_TIED = 0.1  # share of the rows that a counter of all tokens has one value in; that of a step's stays for longer
+MOST_TIED = 0.1  # share of the steps that a counter of all tokens has one value in; that of a step's stays for longer
+STALLED = 2  # times as many steps as either count beside it lasts: one that stays for more has stalled
 
 
 @dataclass
@@ -91,13 +92,14 @@ def _even(step: np.ndarray, tokens: np.ndarray) -> bool:
 
 def rising(step: np.ndarray, tokens: np.ndarray) -> np.ndarray | None:
     """Tokens (C,) trained at steps (C,) > 0, straight through the middle of rows that share a count, as a rounded one has; None:
-    they do not grow with the steps, as those of a step or of an interval."""
+    they do not grow with the steps, as those of a step or of an interval, or stall: a rounded count stays everywhere."""
     levels, first, rows = np.unique(tokens, return_index=True, return_counts=True)
-    if (
-        (np.diff(tokens) < 0).any()
-        or rows.max() > max(MOST_TIED * len(step), 2)
-        or (len(levels) == 1 and len(step) > 1)
-    ):
+    row = np.ptp(step) / max(len(step) - 1, 1)
+    stays = step[first + rows - 1] - step[first]
+    lasts = np.diff(np.r_[step[first], step[-1] + row])
+    beside = np.maximum(np.r_[0, lasts[:-1]], np.r_[lasts[1:], 0])  # a batch that grows has shorter ones on one side
+    most = np.minimum(STALLED * beside + row, max(MOST_TIED * step[-1], row))
+    if (np.diff(tokens) < 0).any() or (stays > most).any() or (len(levels) == 1 and len(step) > 1):
         return None
     if len(levels) == len(step):
         return tokens

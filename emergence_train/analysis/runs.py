@@ -244,7 +244,7 @@ def _without_start(series: Series) -> Series:
     if tokens is None or tokens[-1] <= 0:
         known = series.tokens[-1] > 0
         series.no_tokens = "its tokens do not grow with the steps" if known else "its rows have no tokens"
-        meant = " (they are those of a step, or of the rows' distance?)" if known else ""
+        meant = " (they are those of a step, or of the rows' distance, or stall?)" if known else ""
         series.notes.append(
             f"{series.no_tokens}{meant}: shares of the run are counted in steps (--tokens-per-step gives a log tokens)"
         )

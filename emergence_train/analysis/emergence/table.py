@@ -278,7 +278,10 @@ def _mixes_units(value: pd.Series) -> bool:
 def _noise(
     frame: pd.DataFrame, share: bool, metric: str, x: np.ndarray, notes: list[str]
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Sampling variance of each row (n,), and its items where they are known or follow from the standard error."""
+    """Sampling variance of each row (n,), and its items where they are known or follow from the standard error.
+
+    Of shares of items that of the items, or of a larger standard error: items that are answered alike tell less than as many.
+    """
     y = frame["y"].to_numpy(float)
     value = np.abs(y)
     stderr = frame["stderr"].to_numpy(float)
@@ -299,7 +302,7 @@ def _noise(
             smooth = (value * items + 0.5) / (items + 1)
             by_items = smooth * (1 - smooth) / items
             if _binomial(value, items, metric) or not good.any():
-                return by_items, items
+                return np.where(good, np.maximum(stderr**2, by_items), by_items), items
             return np.where(good, np.maximum(stderr, 1e-9) ** 2, by_items), items
     known = items if np.isfinite(items).all() else None
     if good.any():

@@ -7,7 +7,7 @@ by the same rules, and the shares of the draws are the verdict's probabilities:
   at-chance      an ability is not shown: performance at the best end of the curve, (p - chance) / (1 - chance), is below SHOWN
                  or no better than always giving the commonest answer; or never further from chance than guessing on so many
                  items may be; or no relevant change at a level near chance (a plateau that answer length or a majority
-                 answer lifts or lowers counts as chance; its level is estimated)
+                 answer lifts or lowers counts as chance; its level is estimated), if runs do not differ in it
   saturated      no relevant change, level far above chance
   emergent       a plateau of at least PLATEAU of the range, then a rise
   gradual        a rise without such a plateau, also one that levels off
@@ -16,7 +16,7 @@ by the same rules, and the shares of the draws are the verdict's probabilities:
   inverted-u     a rise, then a fall of at least TURNED of it
   not-identified no verdict has enough probability, there are too few rows, a rise after a plateau has fewer than SIDE rows or is
                  gone without its best one, or a common curve is flat near chance and single runs are far above chance and the
-                 lowest run: what they can do does not follow the loss
+                 lowest run: what they can do does not follow the loss, or each gives a constant answer of its own
 """
 
 import typing
@@ -114,6 +114,8 @@ def judge(
         reason = (
             f"{len(able)} of {len(np.unique(rows.run))} runs are far above chance and above the lowest run, which the loss "
             "does not explain"
+            + " (or they give one answer throughout: a column majority tells)"
+            * bool(np.isnan(majority))
         )
         return Verdict("not-identified", 1.0, probabilities, None, None, change, drawn, reason, able=able)
     if top == "at-chance":
@@ -239,12 +241,17 @@ def last_rows(rows: Rows, code: int) -> np.ndarray:
     return own[np.argsort(rows.x[own], kind="stable")[-SIDE:]]
 
 
+def _variance(rows: Rows, level: float) -> np.ndarray:
+    """(n,) of scores at `level`: that of the items, by as much larger as standard errors that are given are."""
+    larger = np.maximum(rows.variance / rows.variance_at(rows.y)[0], 1)
+    return rows.variance_at(np.full(len(rows.y), level))[0] * larger
+
+
 def _able_runs(rows: Rows, chance: float, best: float, majority: float, smallest: float) -> frozenset[int]:
     """Of several runs, those whose SIDE checkpoints of the lowest losses are all far above chance and the commonest answer, and
     above the lowest run. All checkpoints of a run answer the same items, so that several are no surer than one.
 
-    Not above the common curve, which lies among runs that differ from one another. Where all are at one level, the lowest of k is
-    below it by Blom's expectation (Statistical Estimates, 1958).
+    Where all are at one level, the lowest of k is below it by Blom's expectation (Statistical Estimates, 1958).
     """
     codes = np.unique(rows.run)
     if len(codes) < 2 or not 0 <= chance < best:
@@ -253,7 +260,7 @@ def _able_runs(rows: Rows, chance: float, best: float, majority: float, smallest
     levels = {code: float(np.median(rows.y[own])) for code, own in last.items()}
 
     def error(code: int, level: float) -> float:
-        return float(np.sqrt(rows.variance_at(np.full(len(rows.y), level))[0][last[code]].mean()))
+        return float(np.sqrt(_variance(rows, level)[last[code]].mean()))
 
     base = float(np.fmax(chance, majority))
     lowest = min(levels, key=levels.__getitem__)
@@ -269,7 +276,7 @@ def _able_runs(rows: Rows, chance: float, best: float, majority: float, smallest
 def _lifted(drawn: Posterior, rows: Rows, chance: float, best: float, majority: float) -> str:
     """Of a flat curve far above chance that counts as chance: what it is taken for."""
     base, level = float(np.fmax(chance, majority)), float(drawn.curves.mean())
-    error = float(np.sqrt(np.median(rows.variance_at(np.full(len(rows.y), base))[0])))
+    error = float(np.sqrt(np.median(_variance(rows, base))))
     if not 0 <= chance < best or level - base <= max(FAR * error, APART * (best - chance)):
         return ""
     return f"at {level:.2g} throughout, far above chance, which lengths of answers or a constant answer may lift so far"

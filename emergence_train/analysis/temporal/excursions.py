@@ -1,8 +1,9 @@
 """Rises of the loss that it takes back: other data for a while, a slow recovery. Longer than the spikes that a median clears.
 
 They are looked for beside a course through most rows, a curve in log steps and what the planned rate does to the loss: first
-through a low quantile, which rows above it do not draw up, then through the rows that are not above the course before. The limits
-were set on made curves, and on 90 public logs, each seen to 20, 40, 70 and 100%, so that none has one.
+through a low quantile, which rows above it do not draw up, then through the rows that are not above the course before. A rise
+that only ends a dip (data that are easier for a while) is none. The limits were set on made curves, and on 90 public logs, each
+seen to 20, 40, 70 and 100%, so that none has one.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 from scipy.ndimage import median_filter
 
 from emergence_train.analysis.planned_schedule import AT_ONCE, INTRINSIC, PlannedSchedule
+from emergence_train.analysis.temporal.jumps import find_jump
 from emergence_train.analysis.temporal.spikes import group_size, noise_of, returned_part, without_spikes
 
 FIRST = 0.05  # share of the observed steps before which a course bends too much
@@ -24,6 +26,7 @@ BESIDE, BEHIND = 8, 5  # rows on the course before and behind, at least
 RETURNING = 0.25  # of the rise: an end that is no higher is on its way back
 WAKE = 0.5  # of the way back from half the rise, by which it is above its course for longer than its noise shows
 MOST = 0.67  # share of the rows that are off it, at most
+LEFT = 0.25  # of a rise that a course with a dip before it leaves, at most, where the rise is the dip's end
 SAME_RATE = 0.02  # of the peak: where the rate rises by more before the loss does, it may be its doing
 
 
@@ -43,7 +46,8 @@ class Excursion:
         back = "comes back" if self.last < x[-1] else "is on its way back"
         return (
             f"the loss rises above its course by up to {self.rise:.2f} nats from step {self.first:.0f} to {self.last:.0f} and "
-            f"{back}, which the learning rate does not explain: these {self.rows(x).sum()} rows are left out of the fit"
+            f"{back}, which the learning rate does not explain (give --schedule if the log lacks restarts): these "
+            f"{self.rows(x).sum()} rows are left out of the fit"
         )
 
 
@@ -58,13 +62,21 @@ def excursions(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule) -> list[Excu
     y = without_spikes(y, noise_of(y), effect)
     rows = slice(len(y) % each, None)
     steps, levels = (values[rows].reshape(-1, each).mean(1) for values in (x, y))
-    ranges, above = _off_course(levels, _terms(steps, plan))
+    terms = _terms(steps, plan)
+    ranges, above = _off_course(levels, terms)
     share, ends = plan.share_over_batch(steps), x[rows].reshape(-1, each)
-    return [
-        Excursion(float(ends[first, 0]), float(ends[last - 1, -1]), float(_smooth(above)[first:last].max()))
-        for first, last in (_with_wake(first, last, above) for first, last in ranges)
-        if _rises(first, last, levels, share)
-    ]
+    rises = []
+    for first, last in (_with_wake(first, last, above) for first, last in ranges):
+        if _rises(first, last, levels, share):
+            rise = Excursion(float(ends[first, 0]), float(ends[last - 1, -1]), float(_smooth(above)[first:last].max()))
+            fall = find_jump(x[x < rise.first], y[x < rise.first], plan)
+            if (
+                fall is None
+                or fall.size > -rise.rise / 2
+                or not _ends_dip(first, last, levels, terms, steps >= fall.step, above)
+            ):
+                rises.append(rise)
+    return rises
 
 
 def _smooth(y: np.ndarray) -> np.ndarray:
@@ -145,5 +157,15 @@ def _rises(first: int, last: int, y: np.ndarray, share: np.ndarray) -> bool:
     """Whether the loss itself rises, and the rate does not."""
     smooth = _smooth(y)
     top = first + int(np.argmax(smooth[first:last]))
-    before = slice(first - BESIDE, top + 1)
-    return bool(smooth[top] - smooth[before].min() > LEAST and share[before].max() - share[before.start] <= SAME_RATE)
+    before = share[max(first - max(BESIDE, top - first), 0) : top + 1]  # the loss may follow a rate slowly
+    raised = (before - np.minimum.accumulate(before)).max()
+    return bool(smooth[top] - smooth[first - BESIDE : top + 1].min() > LEAST and raised <= SAME_RATE)
+
+
+def _ends_dip(first: int, last: int, y: np.ndarray, terms: np.ndarray, fallen: np.ndarray, above: np.ndarray) -> bool:
+    """Whether a course through all rows, lower from where they have `fallen` to the rise, has the rise on it."""
+    height = _smooth(above)[first:last]
+    dip = fallen & (np.arange(len(y)) < first + np.argmax(height > height.max() / 2))
+    lower = np.column_stack([terms, dip])
+    left = y - lower @ _course(lower, y, np.ones(len(y)))
+    return bool(_smooth(left)[first:last].max() < LEFT * height.max())

@@ -141,6 +141,26 @@ def test_runs_at_the_commonest_answer_are_at_chance():
     assert flat_runs([0.41, 0.80, 0.41, 0.80], 3000, chance=0.5, majority=0.59).name == "not-identified"
 
 
+@pytest.mark.parametrize(("runs", "clusters"), [(8, 67), (40, 67)])
+def test_clustered_items_count_by_their_standard_errors(runs, clusters):
+    """Runs at chance whose 1,000 items are answered alike in clusters: by items alone 6 of 8 tables had able runs."""
+    for seed in range(8):
+        rng = np.random.default_rng([seed, 99])
+        levels = rng.binomial(clusters, 0.25, runs) / clusters
+        table = {"value": np.repeat(levels, 6), "stderr": (0.25 * 0.75 / clusters) ** 0.5}
+        assert flat_runs([0.25] * runs, 1000, checkpoints=6, seed=seed, **table).name == "at-chance"
+
+
+def test_runs_of_one_answer_each_name_the_majority():
+    """Answers of shares 0.15 to 0.36: far from one another, and no ability, which the table shows with the column alone."""
+    table = {"value": np.repeat([0.36, 0.15, 0.22, 0.27, 0.36, 0.15, 0.22, 0.27], 12)}
+    verdict = flat_runs([0.25] * 8, 1000, **table)
+    assert verdict.name == "not-identified" and "one answer throughout: a column majority tells" in verdict.reason
+    assert flat_runs([0.25] * 8, 1000, majority=0.36, **table).name == "at-chance"
+    able = flat_runs([0.41, 0.80, 0.41, 0.80], 3000, chance=0.5, majority=0.59)
+    assert able.name == "not-identified" and "majority" not in able.reason
+
+
 @pytest.mark.parametrize("level", [0.25, 0.5])
 def test_a_rise_that_levels_off_is_gradual(level):
     assert verdicts(lambda x: 0.25 + 0.35 * np.minimum(x / level, 1)) == {"gradual"}

@@ -80,6 +80,62 @@ def test_what_the_rate_explains_is_kept():
     assert len(excursions(step, loss, PlannedSchedule(step, np.full(300, 1e-3)))) == 1
 
 
+LONG = 50.0 * np.arange(1, 401)
+
+
+def annealed(kind):
+    """Rate and loss without noise of 400 rows: a power law whose level follows a cosine or a decay over the last fifth."""
+    done = np.arange(1, 401) / 400
+    rate = 0.1 + 0.45 * (1 + np.cos(np.pi * done)) if kind == "cosine" else np.clip((1 - done) / 0.2, 0, 1)
+    return 1e-3 * rate, 2.5 + 25 * LONG**-0.45 - 0.2 * (1 - rate)
+
+
+@pytest.mark.parametrize(("kind", "shares"), [("cosine", (0.5, 0.6, 0.7, 1.0)), ("wsd", (0.7, 0.8, 0.9, 1.0))])
+@pytest.mark.parametrize("size", [0.1, 0.3])
+def test_the_end_of_a_dip_is_no_excursion(kind, shares, size):
+    """Data that are easier for a while: where it ends the loss is on its course, and what follows was left out."""
+    rate, true = annealed(kind)
+    for first, last in ((100, 160), (120, 160), (120, 180), (120, 200), (140, 200)):
+        for share in shares:
+            seen = share * LONG[-1] >= LONG
+            dip = size * ((np.arange(400) >= first) & (np.arange(400) < last))
+            loss = true - dip + np.random.default_rng([first, last]).normal(0, 0.01, 400)
+            assert excursions(LONG[seen], loss[seen], PlannedSchedule(LONG, rate)) == [], (first, last, share)
+
+
+def test_forecasts_behind_a_dip_are_held():
+    """0.26 to 0.28 nats too low, none held, when the rows behind it were left out."""
+    (rate, true), row, held = annealed("cosine"), np.arange(400), []
+    for first, last, share in ((120, 200, 0.6), (120, 200, 0.7), (100, 160, 0.5), (100, 160, 0.6)):
+        loss = true - 0.3 * ((row >= first) & (row < last)) + np.random.default_rng(first).normal(0, 0.01, 400)
+        seen = share * LONG[-1] >= LONG
+        ahead = forecast(LONG[seen], loss[seen], LONG[-1:], PlannedSchedule(LONG, rate), laws=SCHEDULE_AWARE)
+        low, high = ahead.interval(95, noisy=False)
+        held.append(low[0] <= true[-1] <= high[0])
+    assert sum(held) >= 3
+
+
+def test_a_rise_behind_a_lasting_fall_is_left_out():
+    """The loss falls for good, rises by more much later, and comes back to where the fall had left it."""
+    step, rate, true = truth_of("power", 0)
+    for form in ("plateau", "return"):
+        loss = true - 0.3 * (ROW >= 75) + FORMS[form](130) + np.random.default_rng(0).normal(0, 0.01, 300)
+        (each,) = excursions(step, loss, PlannedSchedule(step, rate))
+        assert abs(each.first - step[130]) <= 200
+
+
+def test_a_rate_that_the_loss_follows_slowly_explains_it():
+    """A rate that rises for a while, and a loss that follows with 75 rows' delay: it is seen to rise 30 rows later."""
+    step = np.arange(1, 1501) * 13.0
+    rate = np.where((step > 0.4 * step[-1]) & (step < 0.6 * step[-1]), 0.5, 0.2)
+    slow = [0.2]
+    for now in rate[1:]:
+        slow.append(slow[-1] + (now - slow[-1]) / 75)
+    for seed in range(3):
+        loss = 2.5 + 18 * step**-0.35 + 0.5 * np.array(slow) + np.random.default_rng(seed).normal(0, 0.005, 1500)
+        assert excursions(step, loss, PlannedSchedule(step, 1e-3 * rate)) == []
+
+
 @pytest.mark.parametrize("size", [0.3, -0.3])
 def test_a_new_level_is_no_excursion(size):
     step, rate, true = truth_of("power", 0)
