@@ -4,6 +4,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from emergence_train.recorder.api import device_of
+
 
 class TrainedTokens:
     """Each rank counts its own without a sync; `all_reduce_sum` makes them `total`.
@@ -28,10 +30,8 @@ class TrainedTokens:
     def all_reduce_sum(self) -> int:
         """Tokens of all ranks so far. Collective."""
         if dist.is_available() and dist.is_initialized():
-            device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
-            own = torch.as_tensor(self._own, dtype=torch.int64).to(device)
-            dist.all_reduce(own)
-            self._own = own
+            self._own = torch.as_tensor(self._own, dtype=torch.int64).to(device_of())
+            dist.all_reduce(self._own)
         self.total += int(self._own)
         self._own = 0
         return self.total

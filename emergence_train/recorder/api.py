@@ -48,6 +48,11 @@ ROUNDING = 1e-3  # nats a token that fused losses may lie below 0
 T = TypeVar("T")
 
 
+def device_of(group: Any = None) -> torch.device:
+    """Where a process group's backend wants tensors."""
+    return torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
+
+
 class Recorder:
     """Writes a run directory. A context manager; `close` writes what is left.
 
@@ -453,7 +458,7 @@ class Recorder:
             return {split: of.sums for split, of in self._sums.items()}
         names: list[list[str]] = [[] for _ in range(dist.get_world_size(self.group))]
         dist.all_gather_object(names, sorted(self._sums), group=self.group)
-        device = torch.device("cuda") if dist.get_backend(self.group) == "nccl" else torch.device("cpu")
+        device = device_of(self.group)
         reduced = {}
         for split in sorted({name for of_rank in names for name in of_rank}):
             own = self._sums.get(split) or PositionAccumulator(self.sequence, device)

@@ -64,18 +64,16 @@ def excursions(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule) -> list[Excu
     steps, levels = (values[rows].reshape(-1, each).mean(1) for values in (x, y))
     terms = _terms(steps, plan)
     ranges, above = _off_course(levels, terms)
-    share, ends = plan.share_over_batch(steps), x[rows].reshape(-1, each)
+    above, share, ends = _smooth(above), plan.share_over_batch(steps), x[rows].reshape(-1, each)
     rises = []
     for first, last in (_with_wake(first, last, above) for first, last in ranges):
-        if _rises(first, last, levels, share):
-            rise = Excursion(float(ends[first, 0]), float(ends[last - 1, -1]), float(_smooth(above)[first:last].max()))
-            fall = find_jump(x[x < rise.first], y[x < rise.first], plan)
-            if (
-                fall is None
-                or fall.size > -rise.rise / 2
-                or not _ends_dip(first, last, levels, terms, steps >= fall.step, above)
-            ):
-                rises.append(rise)
+        if not _rises(first, last, levels, share):
+            continue
+        rise = Excursion(float(ends[first, 0]), float(ends[last - 1, -1]), float(above[first:last].max()))
+        fall = find_jump(x[x < rise.first], y[x < rise.first], plan)
+        fell = None if fall is None or fall.size > -rise.rise / 2 else steps >= fall.step
+        if fell is None or not _ends_dip(first, last, levels, terms, fell, above):
+            rises.append(rise)
     return rises
 
 
@@ -147,8 +145,8 @@ def _ranges(above: np.ndarray, out: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _with_wake(first: int, last: int, above: np.ndarray) -> tuple[int, int]:
-    """A range of rows (n,) `above` the course with those that are still above it by less than the noise."""
-    rise = _smooth(above)[first:last]
+    """A range of rows (n,), smoothly `above` the course, with those that are still above it by less than the noise."""
+    rise = above[first:last]
     wake = int(WAKE * (last - first - 1 - np.flatnonzero(rise > rise.max() / 2)[-1]))
     return first, last + wake if last + wake <= len(above) - BEHIND else len(above)
 
@@ -164,7 +162,7 @@ def _rises(first: int, last: int, y: np.ndarray, share: np.ndarray) -> bool:
 
 def _ends_dip(first: int, last: int, y: np.ndarray, terms: np.ndarray, fallen: np.ndarray, above: np.ndarray) -> bool:
     """Whether a course through all rows, lower from where they have `fallen` to the rise, has the rise on it."""
-    height = _smooth(above)[first:last]
+    height = above[first:last]
     dip = fallen & (np.arange(len(y)) < first + np.argmax(height > height.max() / 2))
     lower = np.column_stack([terms, dip])
     left = y - lower @ _course(lower, y, np.ones(len(y)))
