@@ -90,5 +90,5 @@ def suggest(word: str, known: Any) -> str:
     known = list(known)
     if not known:
         return ""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

@@ -5,7 +5,7 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,12 +79,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path = Path(path)
     with named_errors(path):
         make_directory(path.parent)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        temporary = Path(name)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
         try:
-            os.close(handle)
+            temporary.open("x").close()  # not by mkstemp, whose files others may not read whatever the umask is
             yield temporary
-            temporary.chmod(0o644)  # mkstemp makes 0600; logs and shards are for the whole group to read
             fsync_file(temporary)
             os.replace(temporary, path)
             fsync_directory(path.parent)

@@ -111,7 +111,7 @@ ANALYSES = [
         lambda at: at.temporal(at.curve()),
     ),
     Row(
-        "missing; a {} table has {}",
+        "missing; a table of {} has {}",
         lambda at: at.emergence(at.write("e.csv", "run,params,step,loss\nr,1,1,2\n")),
         lambda at: at.emergence(at.evaluations()),
     ),

@@ -223,6 +223,16 @@ RUNS = [
         ),
     ),
     Row(
+        "give it as {} has it, or prepare it under another data.path",
+        lambda at: at.train("data.validation.fraction=0.3", "name=new"),
+        lambda at: at.train("name=new"),
+    ),
+    Row(
+        "renamed; rename it back, or choose another name",
+        lambda at: (at.run().rename(at.folder / "runs" / "renamed"), at.train("name=renamed"))[-1],
+        lambda at: ((at.folder / "runs" / "renamed").rename(at.folder / "runs" / "run"), at.train())[-1],
+    ),
+    Row(
         "prepare it again under another data.path",
         lambda at: at.train("data.sequence=16", "name=new"),
         lambda at: at.train("data.sequence=16", "name=new", f"data.path={at.folder / 'short'}"),

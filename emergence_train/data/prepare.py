@@ -7,7 +7,6 @@ other files are replaced.
 """
 
 import collections
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -19,18 +18,18 @@ from tokenizers import Tokenizer
 
 from emergence_train import files
 from emergence_train.data import held_out, shards, sources, tokenizer
+from emergence_train.data import recipe as recipes
 from emergence_train.data.parts import PartReader, tokenize_source
 from emergence_train.data.readers import Bad
 from emergence_train.data.sampling import quotas
 from emergence_train.data.tokenizing import Workers, document_hash, is_held_out
 from emergence_train.data_config import Data, Source
-from emergence_train.errors import InputError
-from emergence_train.input_files import read_text
+from emergence_train.errors import InputError, RunError
 
 BYTES_A_TOKEN = 2.0  # a low estimate, for the check of free space
 MOST_HELD_OUT = 0.5  # of a source too small for any validation sequence at data.validation.fraction
 ALL_HELD_OUT = 1 - 1e-9  # where nothing is trained
-OURS = ("recipe.json", "tokenizer.json", "verified.json", "parts", "train", "validation")
+OURS = (recipes.FILE, "tokenizer.json", "verified.json", "parts", "train", "validation")
 PROGRESS_SECONDS = 5.0
 
 
@@ -58,9 +57,9 @@ def prepare(data: Data, log: Callable[[str], None] = print, *, trained: bool = T
             log(no_locks)
         if (root / "dataset.json").is_file():  # since the look above: another process was at it
             return root
-        if _read_recipe(root) != _known(recipe) | {"made_from": made_from}:
+        if recipes.read(root) != recipes.known(recipe) | {"made_from": made_from}:
             _clear(root)
-            files.write_json(root / "recipe.json", recipe | {"made_from": made_from})
+            files.write_json(root / recipes.FILE, recipe | {"made_from": made_from})
             sources.check_overlap(data)  # now that there is something of ours that a pattern could take
         _sweep(root)
         return _prepare(data, root, made_from, log, trained)
@@ -127,19 +126,8 @@ def _domain(source: Source, parts: list[dict]) -> dict:
 
 
 def _recipe(data: Data) -> dict:
-    """The part of the configuration that determines the prepared bytes: not weights, worker counts and the path."""
-    recipe = data.model_dump(mode="json", exclude={"path", "workers", "bad_rows"})
-    for source in recipe["sources"] + recipe["ood"]:
-        del source["weight"], source["in_iid"]  # iid_shares says what they come to
-    recipe["iid_shares"], recipe["ood_shares"] = _iid_shares(data), _ood_shares(data)
-    return recipe
-
-
-def _known(recipe: Any) -> Any:
-    """The recipe without unset keys, so that keys which a later version adds compare as equal."""
-    if isinstance(recipe, dict):
-        return {key: _known(value) for key, value in recipe.items() if value is not None}
-    return [_known(value) for value in recipe] if isinstance(recipe, list) else recipe
+    """What determines the prepared bytes."""
+    return recipes.of_texts(data) | {"iid_shares": _iid_shares(data), "ood_shares": _ood_shares(data)}
 
 
 def _made_from(data: Data) -> dict:
@@ -158,19 +146,12 @@ def _check_unchanged(before: dict, now: dict, root: Path) -> None:
     raise InputError(f"{changed}: has changed while {root} was prepared from it; prepare again, which begins anew")
 
 
-def _read_recipe(root: Path) -> dict | None:
-    try:
-        return _known(json.loads(read_text(root / "recipe.json")))
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
 def _compare_finished(root: Path, recipe: dict, data: Data) -> str:
     """Raise InputError where the finished data set has another recipe or other files; return a note for the log."""
-    finished = _read_recipe(root)
+    finished = recipes.read(root)
     if finished is None or "made_from" not in finished:
-        raise InputError(f"{root / 'recipe.json'}: cannot be read; delete {root} and prepare again")
-    before, wanted = finished.pop("made_from"), _known(recipe)
+        raise InputError(f"{root / recipes.FILE}: cannot be read; delete {root} and prepare again")
+    before, wanted = finished.pop("made_from"), recipes.known(recipe)
     if finished != wanted:
         changed = next((key for key in wanted if finished.get(key) != wanted[key]), "data")
         changed = {"iid_shares": "sources (their weights)", "ood_shares": "ood (their weights)"}.get(changed, changed)
@@ -216,15 +197,15 @@ def _sweep(root: Path) -> None:
 
 
 def _check_space(data: Data, root: Path) -> None:
-    """Raise InputError where the shards of the local sources would not fit; sizes of hub data sets are unknown."""
+    """Raise RunError where the shards of the local sources would not fit; sizes of hub data sets are unknown."""
     text = sum(size for source in [*data.sources, *data.ood] for _, size, _ in sources.listing(source))
     place = root
     while not place.exists():
         place = place.parent
     needed, free = int(text / BYTES_A_TOKEN * 2), shutil.disk_usage(place).free
     if free < needed:
-        raise InputError(
-            f"{place}: {free / 1e6:,.0f} MB free, about {needed / 1e6:,.0f} MB needed for the shards; "
+        raise RunError(
+            f"{place}: {free / 1e6:,.1f} MB free, about {needed / 1e6:,.1f} MB needed for the shards; "
             f"free some or choose another data.path"
         )
 

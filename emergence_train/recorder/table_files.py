@@ -74,7 +74,7 @@ def chunks_of(table: Table, file: Path | Metrics | Frame) -> Iterator[pd.DataFra
         raise
     except (OSError, ValueError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{path}: cannot be read as a {table.name} table: {reason}") from error
+        raise InputError(f"{path}: cannot be read as a table of {table.name}: {reason}") from error
 
 
 def _pieces(table: Table, path: Path | Metrics | Frame) -> Iterator[pd.DataFrame]:
@@ -152,8 +152,8 @@ def _checked(table: Table, frame: pd.DataFrame, path: Path, before: int) -> pd.D
     if needed:
         named = ", ".join(map(repr, needed))
         raise InputError(
-            f"{path}: column{'s' if needed[1:] else ''} {named} {'are' if needed[1:] else 'is'} missing; a {table.name} "
-            f"table has {', '.join(table.columns)}"
+            f"{path}: column{'s' if needed[1:] else ''} {named} {'are' if needed[1:] else 'is'} missing; a table "
+            f"of {table.name} has {', '.join(table.columns)}"
         )
     if frame.empty:
         return frame

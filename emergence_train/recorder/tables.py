@@ -142,7 +142,7 @@ def encode(table: Table, frame: pd.DataFrame, path: str | Path, *, vocabulary: s
     """The Parquet file that `write` writes; `path` names it in messages."""
     missing = [column for column in table.columns if column not in frame]
     if missing:
-        raise InputError(f"{path}: a {table.name} table has no column {missing[0]!r} to write")
+        raise InputError(f"{path}: a table of {table.name} has no column {missing[0]!r} to write")
     extra = [(column, kind) for column, kind in table.extra if column in frame]
     schema = pa.schema([*table.columns.items(), *extra])
     arrow = pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False)

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from emergence_train.config import Config, Samples, TaskConfig
-from emergence_train.data import identity, lineage
+from emergence_train.data import identity, lineage, recipe
 from emergence_train.data.dataset import Dataset
+from emergence_train.data_config import Data
 from emergence_train.errors import RunError, attempt, describe, exit_code
 from emergence_train.evaluation.at_checkpoint import Evaluator
 from emergence_train.faults import flight_recorder, report_claim
@@ -30,7 +31,7 @@ from emergence_train.training.console import Console
 from emergence_train.training.null_writer import LineWriter, NullWriter
 from emergence_train.training.observers import RunSetup
 from emergence_train.training.rank_log import RankLog
-from emergence_train.training.run_directory import claim, keep_data_path, other_tasks
+from emergence_train.training.run_directory import begun, claim, keep_data_path, other_tasks
 from emergence_train.training.session import Session
 from emergence_train.training.startup import agree_on, resolve, run_header, startup_line
 
@@ -126,7 +127,7 @@ def _train(
     run = config.run_directory
     if config.logging.tensorboard:
         broadcast_from_rank0(tensorboard.check)
-    broadcast_from_rank0(lambda: bool(Dataset(config.data, config.seed, verify=True)))  # before anything is written
+    broadcast_from_rank0(lambda: _check_data(config.data, config.seed, run))  # before anything is written
     note = broadcast_from_rank0(lambda: claim(run, config, held))
     if mesh.is_rank0:
         report_claim.forget_older(run, mesh.launch_id)
@@ -165,6 +166,13 @@ def _train(
     else:
         session.close()
     return run
+
+
+def _check_data(data: Data, seed: int, run: Path) -> None:
+    """Raise InputError where the data are damaged, or for a new run were prepared from another section."""
+    Dataset(data, seed, verify=True)
+    if not begun(run):
+        recipe.check(data)
 
 
 def _build_session(

@@ -23,6 +23,11 @@ REFUSED = ("data.json", "tokenizer.json")
 BUSY = "another process is training this run; wait for it or choose another name"
 
 
+def begun(run: Path) -> bool:
+    """Whether anything was trained there: until then its configuration binds no one."""
+    return any((run / name).exists() for name in BEGUN)
+
+
 def claim(run: Path, config: Config, held: contextlib.ExitStack) -> str | None:
     """Create the run directory, or check that it belongs to this configuration, and lock it until `held` is closed; return a
     note for the log, or None. Raises InputError where it is another run's, in use or not writable."""
@@ -30,7 +35,7 @@ def claim(run: Path, config: Config, held: contextlib.ExitStack) -> str | None:
     for rest in [*run.glob(".*.tmp"), *run.glob("*/.*.tmp")]:  # of interrupted writes
         if rest.is_file():
             rest.unlink()
-    if path.is_file() and not any((run / name).exists() for name in BEGUN):
+    if path.is_file() and not begun(run):
         for name in REFUSED:  # of a start that was refused before it began: it binds no one, nor does its configuration
             (run / name).unlink(missing_ok=True)
         write_config(run, config)
@@ -54,6 +59,10 @@ def claim(run: Path, config: Config, held: contextlib.ExitStack) -> str | None:
         if not within(key, VOLATILE) and before.get(key) != now.get(key):
             if key == "training.tokens" and (extended := _extended(run, tree, config)):
                 continue
+            if key == "name":
+                raise InputError(
+                    f"{run}: is the run {before.get(key)}, renamed; rename it back, or choose another name"
+                )
             raise InputError(
                 f"{run}: is a run with {key} = {before.get(key, NOTHING)}, not {now.get(key, NOTHING)}; choose another name "
                 f"or restore the configuration"

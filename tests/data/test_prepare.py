@@ -1,6 +1,8 @@
 """From sources to shards: shards hold the text, held-out documents are excluded, restarts resume."""
 
 import json
+import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emergence_train.data import parts, sources, tokenizer
+from emergence_train.data import parts, recipe, sources, tokenizer
 from emergence_train.data import prepare as module
 from emergence_train.data.dataset import Dataset
 from emergence_train.data.prepare import document_hash, prepare
@@ -153,7 +155,7 @@ def test_too_little_text_is_refused(tmp_path):
 
 def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
-    with pytest.raises(InputError, match="free"):
+    with pytest.raises(RunError, match=r"0\.0 MB free, about [\d.]+ MB needed"):
         prepare(data_of(tmp_path / "out"), lambda line: None)
     assert not (tmp_path / "out").exists()
 
@@ -238,3 +240,40 @@ def test_a_stream_reads_across_shards_as_if_they_were_one(tmp_path_factory, leng
     assert stream.read(begin, many).tolist() == tokens[begin : begin + many]
     wanted = np.array(numbers[begin : begin + many])
     assert np.array_equal(stream.document_ids(begin, many), wanted - wanted[0])
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"tokenizer": {"vocab_size": 600}}, ", not 600"),
+        ({"validation": {"fraction": 0.3}}, "data.validation"),
+        ({"shard_tokens": 2000}, "data.shard_tokens"),
+        ({"text_field": "body"}, "another data.sources of manuals"),
+        ({"ood": []}, "another data.ood of"),
+    ],
+)
+def test_another_section_than_was_prepared_is_refused(data_path, changed, message):
+    """Other text was never prepared, though domains and length agree: a run would record settings that nothing has."""
+    data = data_of(data_path)
+    recipe.check(data)
+    sources = [source.model_copy(update={"text_field": changed.get("text_field", "text")}) for source in data.sources]
+    other = data_of(data_path, **{key: value for key, value in changed.items() if key != "text_field"})
+    with pytest.raises(InputError, match=re.escape(message)):
+        recipe.check(other.model_copy(update={"sources": sources}))
+
+
+def test_weights_and_sources_left_out_are_the_runs_own(data_path):
+    data = data_of(data_path, workers=2, bad_rows=0.5)
+    weighted = [source.model_copy(update={"weight": 7.0, "in_iid": False}) for source in data.sources]
+    recipe.check(data.model_copy(update={"sources": weighted[:1]}))
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_files_are_readable_as_the_umask_has_it(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        prepare(data_of(tmp_path / "out"), lambda line: None)
+    finally:
+        os.umask(before)
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(written) > 5 and {path.stat().st_mode & 0o777 for path in written} == {0o666 & ~umask}

@@ -108,7 +108,7 @@ def test_text_that_is_no_text_is_refused(tmp_path):
     table = pa.Table.from_pandas(positions(), preserve_index=False)
     names = pa.array([b"\x80id"] * len(table), pa.binary()).view(pa.string())
     pq.write_table(table.set_column(table.column_names.index("split"), "split", names), path)
-    with pytest.raises(InputError, match="cannot be read as a positions table"):
+    with pytest.raises(InputError, match="cannot be read as a table of positions"):
         tables.read(tables.POSITIONS, path)
 
 
