@@ -20,14 +20,16 @@ from emergence_train.checkpoint import format as checkpoints
 from emergence_train.checkpoint.format import step_name
 from emergence_train.checkpoint.shards import read_weights
 from emergence_train.convert.hf_names import WRAPPED, hf_config, hf_weights
-from emergence_train.convert.logits import LogitsCompared, compare, in_words
+from emergence_train.convert.logits import LogitsCompared, compare, in_words, kept_logits
 from emergence_train.convert.model_card import model_card
 from emergence_train.data import identity
 from emergence_train.data import tokenizer as tokenizers
 from emergence_train.errors import InputError, RunError
+from emergence_train.evaluation.saved_model import check_stored
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder_config import AttentionScores, DecoderConfig
 from emergence_train.models.hf_config import HFConfig
+from emergence_train.models.registry import build_model
 from emergence_train.recorder import tables
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -73,14 +75,19 @@ def export(
     step = checkpoints.step_of(chosen)
     tokenizer = identity.tokenizer_of(run, Path(config.data.path))
     weights = read_weights(chosen)
+    with torch.device("meta"):
+        shadow = build_model(config.model)
+    check_stored(shadow, weights, chosen)
     architecture = (settings.get("architectures") or [settings["model_type"]])[0]
     with _unfinished(out) as folder:
         ends = export_tokenizer(*tokenizer, folder, settings["max_position_embeddings"])
         files.write_json(folder / "config.json", dict(sorted((settings | ends | {"dtype": dtype}).items())))
         files.write_json(folder / "generation_config.json", {**ends, "do_sample": False})
-        named = _by_their_names(weights, config.model)
-        _write_weights(folder, {name: weight.to(DTYPES[dtype]) for name, weight in named.items()}, file_bytes)
-        compared = compare(config.model, weights, folder)
+        rounded = {name: weight.to(DTYPES[dtype]) for name, weight in weights.items()}
+        for name in weights.keys() - dict(shadow.named_parameters()):  # buffers keep their own: some are integers
+            rounded[name] = weights[name].to(shadow.get_buffer(name).dtype)
+        _write_weights(folder, _by_their_names(rounded, config.model), file_bytes)
+        compared = compare(config.model, weights, folder, kept_logits(chosen))
         card = model_card(
             run,
             step,

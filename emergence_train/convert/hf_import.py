@@ -23,6 +23,7 @@ from emergence_train.cluster import launcher
 from emergence_train.config import Config, Data
 from emergence_train.convert import hf_names, hf_source
 from emergence_train.convert.hf_source import HFSource
+from emergence_train.convert.logits import NOISE, ORIGINAL, compare_import, in_words, kept_logits, original_logits
 from emergence_train.data import identity, sources
 from emergence_train.data import tokenizer as tokenizers
 from emergence_train.data.dataset import Dataset, load_index
@@ -30,9 +31,10 @@ from emergence_train.data.prepare import prepare
 from emergence_train.errors import InputError, RunError
 from emergence_train.evaluation.at_checkpoint import Evaluator
 from emergence_train.evaluation.offline import chosen, measure
+from emergence_train.evaluation.saved_model import load_model
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder_config import DecoderConfig
-from emergence_train.models.hf_config import HFConfig
+from emergence_train.models.hf_config import HFConfig, stored_tensors
 from emergence_train.models.imported import Imported
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import start
@@ -116,16 +118,20 @@ class _Target:
             "imported": True,
         }
 
-    def weights(self, source: HFSource, check_log: Callable[[str], None] | None) -> dict[str, Tensor]:
-        """The source's weights by our names, in the dtype of the file; a tied matrix once. With `check_log` the model is
-        checked too, where transformers runs it."""
+    def weights(
+        self, source: HFSource, check_log: Callable[[str], None] | None
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The source's weights by our names, in the dtype of the file, a tied matrix once, and its logits. With `check_log` the
+        model is checked too, where transformers runs it."""
         theirs = hf_source.read_model(source)
-        weights = {name: parameter.detach() for name, parameter in theirs.named_parameters()}
+        weights = {name: tensor.detach() for name, tensor in stored_tensors(theirs).items()}
+        theirs.float()  # in storage of its own: `weights` keep their dtype
+        if check_log and isinstance(self.model, HFConfig):
+            hf_source.check(theirs, source, check_log)
+        logits = original_logits(self.model, theirs)
         if isinstance(self.model, DecoderConfig):
-            return hf_names.decoder_weights(weights, self.model, self.described.model_type)
-        if check_log:
-            hf_source.check(theirs.float(), source, check_log)  # in storage of its own: `weights` keep their dtype
-        return {f"{hf_names.WRAPPED}{name}": weight for name, weight in weights.items()}
+            return hf_names.decoder_weights(weights, self.model, self.described.model_type), logits
+        return {f"{hf_names.WRAPPED}{name}": weight for name, weight in weights.items()}, logits
 
 
 def _by_step(given: list[HFSource], steps: list[int] | None) -> dict[int, HFSource]:
@@ -330,7 +336,8 @@ def _import_steps(
             log(f"step {step}: is imported already")
             continue
         log(f"step {step}: {source.label} ({number} of {len(by_step)})")
-        _write_checkpoint(run, step, target.weights(source, None if done else log))  # all steps are one model
+        _write_checkpoint(run, step, *target.weights(source, None if done else log))  # all steps are one model
+        _check_logits(target, step, source)
         done.add(step)
         _measure(target, run_log, step, evaluator, mesh, log)
     if problem := run_log.close():
@@ -343,17 +350,30 @@ def _measured(run: Path) -> set[int]:
     return {checkpoints.step_of(path) for path in (run / "positions").glob("step-*.parquet")}
 
 
-def _write_checkpoint(run: Path, step: int, weights: dict[str, Tensor]) -> None:
+def _write_checkpoint(run: Path, step: int, weights: dict[str, Tensor], logits: Tensor | None) -> None:
     folder = run / "checkpoints"
     temporary = folder / f".{step_name(step)}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     files.make_directory(folder)
     temporary.mkdir()
-    pieces = {f"{WEIGHTS}|0|{name}": weight.flatten() for name, weight in weights.items()}
+    floats = {name: w if w.is_floating_point() else w.float() for name, w in weights.items()}  # buffers may be integers
+    pieces = {f"{WEIGHTS}|0|{name}": weight.flatten() for name, weight in floats.items()}
+    pieces |= {} if logits is None else {ORIGINAL: logits}
     entry = checkpoints.write_tensors(temporary / checkpoints.shard_name(0, 1), pieces)
     shapes = {name: list(weight.shape) for name, weight in weights.items()}
     state = {"step": step, "parameters": shapes, "world_size": 1, "updates": 0.0, "loop": {}}
     saver.commit(temporary, folder / step_name(step), step, [entry], state)
+
+
+def _check_logits(target: _Target, step: int, source: HFSource) -> None:
+    """Raise RunError where the checkpoint, as it is read, is another model than the original; it is removed."""
+    folder = checkpoints.newest(target.run, step)
+    if (original := kept_logits(folder)) is None:
+        return
+    compared = compare_import(target.model, load_model(target.model, folder).eval(), original)
+    if compared.max_difference > NOISE * compared.scale:
+        shutil.rmtree(folder)
+        raise RunError(f"{source.label}: is another model once imported: its logits {in_words(compared)}")
 
 
 def _measure(

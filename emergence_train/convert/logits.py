@@ -1,43 +1,72 @@
-"""Whether an exported model computes what the run's model does: its logits beside ours on the same tokens."""
+"""Whether an imported or exported model computes what it was made from: the logits of both on the same tokens.
 
+Shapes: B sequences, T tokens, V vocabulary.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from emergence_train.checkpoint.shards import Shards
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.registry import build_model
 
 SEQUENCES, LENGTH = 2, 64  # tokens drawn evenly from the vocabulary
 MOST_PARAMETERS = 2 * 10**9  # beyond which two models in float32 are too much for an export
+ORIGINAL = "original_logits"  # the key, in an imported checkpoint, of what the original gives
+NOISE = 1e-2  # of an import, in SD of the logits; right ones have 1e-5, wrong ones above 0.5
 
 
 @dataclass(frozen=True)
 class LogitsCompared:
-    """max_difference: largest |theirs - ours| over `tokens` positions and the vocabulary; scale: SD of ours."""
+    """max_difference: largest |theirs - wanted| over `tokens` positions and the vocabulary; scale: SD of the wanted.
+
+    reference: whose logits are wanted, those of the "run" or of the "original" that was imported.
+    """
 
     max_difference: float
     scale: float
     tokens: int
+    reference: str
 
 
-def compare(model: ModelConfig, weights: dict[str, torch.Tensor], exported: Path) -> LogitsCompared | str:
-    """Compare the run's model with the exported directory as transformers loads it, both in float32; or why it was not done."""
+def original_logits(model: ModelConfig, theirs: Callable[..., object]) -> Tensor | None:
+    """Logits [B, 1, V] of the model that is imported, in float32, for its checkpoint; None of one that is too large. Of the last
+    position, which has seen all before it."""
+    return _logits(model, _their_logits(theirs))[:, -1:].clone() if model.parameters() <= MOST_PARAMETERS else None
+
+
+def kept_logits(checkpoint: Path) -> Tensor | None:
+    """What `original_logits` gave, of an imported checkpoint; None where it has none."""
+    return next(iter(Shards(checkpoint).each(ORIGINAL)), None)
+
+
+def compare_import(model: ModelConfig, ours: Callable[..., Tensor], original: Tensor) -> LogitsCompared:
+    """Compare a model as it is read from an imported checkpoint with the original."""
+    return _compared(_logits(model, ours), original, "original")
+
+
+def compare(
+    model: ModelConfig, weights: dict[str, Tensor], exported: Path, original: Tensor | None = None
+) -> LogitsCompared | str:
+    """Compare the exported directory, as transformers loads it, with the `original` that was imported, or else with the run's
+    model, in float32; or why it was not done."""
     if model.parameters() > MOST_PARAMETERS:
         return f"not compared: {model.parameters():,} parameters are loaded twice for it"
     try:
         import transformers
     except ImportError:
         return "not compared: transformers is not installed"
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
+    got = _logits(model, _their_logits(theirs.eval()))
+    if original is not None:
+        return _compared(got, original, "original")
     ours = build_model(model)
     ours.load_state_dict(weights, strict=False)  # a tied matrix is there under its first name alone
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
-    length = min(LENGTH, model.max_sequence)
-    tokens = torch.randint(0, model.vocabulary, (SEQUENCES, length), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        wanted = ours.eval()(tokens).float()
-        got = theirs.eval()(tokens, use_cache=False).logits.float()  # some fail with a cache of their own making
-    return LogitsCompared(float((got - wanted).abs().max()), float(wanted.std()), tokens.numel())
+    return _compared(got, _logits(model, ours.eval()), "run")
 
 
 def in_words(compared: LogitsCompared | str) -> str:
@@ -45,6 +74,23 @@ def in_words(compared: LogitsCompared | str) -> str:
     if isinstance(compared, str):
         return compared
     return (
-        f"differ from the run's by {compared.max_difference:.2g} at most over {compared.tokens} tokens "
+        f"differ from the {compared.reference}'s by {compared.max_difference:.2g} at most over {compared.tokens} tokens "
         f"(their standard deviation is {compared.scale:.2g})"
     )
+
+
+def _their_logits(model: Callable[..., object]) -> Callable[[Tensor], Tensor]:
+    return lambda tokens_BT: model(tokens_BT, use_cache=False).logits  # type: ignore[attr-defined] # some fail with a cache
+
+
+@torch.no_grad()
+def _logits(model: ModelConfig, call: Callable[..., Tensor]) -> Tensor:
+    """[B, T, V] of the fixed tokens."""
+    shape, generator = (SEQUENCES, min(LENGTH, model.max_sequence)), torch.Generator().manual_seed(0)
+    return call(torch.randint(0, model.vocabulary, shape, generator=generator)).float()
+
+
+def _compared(got_BTV: Tensor, wanted_BTV: Tensor, reference: str) -> LogitsCompared:
+    """Of the last positions, as many as are wanted."""
+    difference = float((got_BTV[:, -wanted_BTV.shape[1] :] - wanted_BTV).abs().max())
+    return LogitsCompared(difference, float(wanted_BTV.std()), wanted_BTV[..., 0].numel(), reference)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from torch import Tensor
+
 from emergence_train.checkpoint.shards import read_weights
 from emergence_train.errors import InputError
 from emergence_train.models.begin_token import WithBeginToken
@@ -15,9 +17,21 @@ def load_model(config: ModelConfig, checkpoint: Path, imported: Imported | None 
     """Load the model with a verified checkpoint's weights in float32, saved at any ZeRO stage and world size; an imported one
     with the token before its sequences."""
     model, weights = build_model(config), read_weights(checkpoint)
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    if {name: weight.shape for name, weight in weights.items()} != shapes:
-        raise InputError(f"{checkpoint}: holds a model of another shape; restore the config.yaml of its run")
+    check_stored(model, weights, checkpoint)
     model.load_state_dict(weights, strict=False)  # a tied matrix is saved under its first name alone
     begin = None if imported is None else imported.begin_token
     return model if begin is None else WithBeginToken(model, begin)
+
+
+def check_stored(model: LanguageModel, weights: dict[str, Tensor], checkpoint: Path) -> None:
+    """Raise InputError where a checkpoint's `weights` are not all that the model has, or of other shapes."""
+    wanted = {name: tensor.shape for name, tensor in model.stored_tensors().items()}
+    held = {name: weight.shape for name, weight in weights.items()}
+    buffers = wanted.keys() - dict(model.named_parameters())
+    if lacking := sorted(buffers - held.keys()):
+        raise InputError(
+            f"{checkpoint}: was imported without the buffers of its model ({lacking[0]}; {len(lacking)} missing) and "
+            f"computes another one; import it again, to another --out"
+        )
+    if held != wanted:
+        raise InputError(f"{checkpoint}: holds a model of another shape; restore the config.yaml of its run")

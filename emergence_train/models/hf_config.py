@@ -80,6 +80,13 @@ def causal_model(settings: dict[str, Any]) -> Any:
         ) from error
 
 
+def stored_tensors(model: Any) -> dict[str, Any]:
+    """Parameters, a tied one once, and persistent buffers by name: some are trained, as the bias of an expert's score is."""
+    stored = model.state_dict(keep_vars=True)
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in stored}
+    return dict(model.named_parameters()) | buffers
+
+
 @functools.lru_cache(maxsize=16)
 def _sizes(serialised: str) -> dict[str, int]:
     import torch

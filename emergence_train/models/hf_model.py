@@ -15,7 +15,7 @@ from torch import Tensor
 
 from emergence_kernels import PositionLoss, PositionSums
 from emergence_train.models import hf_probes
-from emergence_train.models.hf_config import HFConfig, causal_model
+from emergence_train.models.hf_config import HFConfig, causal_model, stored_tensors
 from emergence_train.models.initial_values import Slices, whole
 from emergence_train.models.language_model import IGNORED, LanguageModel
 
@@ -62,6 +62,9 @@ class HFModel(LanguageModel):
     def init_weights(self, seed: int, own: Slices = whole) -> None:
         """Not possible: each architecture draws by rules of its own."""
         raise NotImplementedError("models of kind hf are imported with their weights")
+
+    def stored_tensors(self) -> dict[str, Tensor]:
+        return stored_tensors(self)
 
     def new_cache(self) -> Any:
         if self.has_cache is None:

@@ -47,6 +47,10 @@ class LanguageModel(nn.Module):
         """Set what `own` has of every weight from `seed`, alike for any world size and ZeRO stage; draw_weights does that."""
         raise NotImplementedError
 
+    def stored_tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of the model, by name: its parameters, a tied one once."""
+        return dict(self.named_parameters())
+
     def whole_weights(self) -> None:
         """Called before training in which weights are whole outside their layers too: layers may become one operation."""
 

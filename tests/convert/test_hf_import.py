@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
@@ -23,12 +24,12 @@ from emergence_train.convert import hf_import, hf_source
 from emergence_train.convert.hf_export import export
 from emergence_train.convert.hf_import import ImportOptions, import_hf
 from emergence_train.data.dataset import Dataset
-from emergence_train.errors import InputError
+from emergence_train.errors import InputError, RunError
 from emergence_train.evaluation.generation import generate
 from emergence_train.evaluation.offline import evaluate
 from emergence_train.evaluation.saved_model import load_model
 from emergence_train.models.decoder import Decoder
-from emergence_train.models.hf_config import HFConfig
+from emergence_train.models.hf_config import HFConfig, stored_tensors
 from emergence_train.models.hf_model import HFModel
 from emergence_train.parallel.ranks import start
 from emergence_train.recorder import tables
@@ -78,6 +79,19 @@ MODELS |= {
 }
 
 
+EXPERTS = dict(
+    num_key_value_heads=4, n_routed_experts=8, num_experts_per_tok=2, n_group=2, topk_group=1, n_shared_experts=1
+)
+EXPERTS |= dict(moe_intermediate_size=16, first_k_dense_replace=1)
+RANKS = dict(q_lora_rank=16, kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=8, v_head_dim=8)
+PER_LAYER = dict(num_key_value_heads=2, head_dim=8, global_head_dim=8, sliding_window=16)
+BUFFERED = {  # what is trained in buffers
+    "deepseek_v3": SMALL | EXPERTS | RANKS,
+    "glm4_moe": SMALL | EXPERTS | {"head_dim": 8},
+    "gemma4_text": SMALL | PER_LAYER | {"vocab_size_per_layer_input": 320, "hidden_size_per_layer_input": 8},
+}
+MODELS |= {kind: (type(transformers.AutoConfig.for_model(kind)), sizes, HFModel) for kind, sizes in BUFFERED.items()}
+
 SSM = {"state_size": 4, "num_heads": 8, "head_dim": 8, "n_groups": 1}  # its time_step_limit is [0, infinity]
 MODELS["mamba2"] = transformers.Mamba2Config, SMALL | SSM, HFModel
 
@@ -90,6 +104,10 @@ def saved(path, data_path, kind: str, seed: int = 0, **changes):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4.0) if parameter.ndim > 1 else parameter.add_(0.3 * torch.randn(parameter.shape))
+        for name, buffer in model.named_buffers():
+            if name in model.state_dict():
+                whole = not buffer.is_floating_point()
+                buffer.copy_(torch.randperm(len(buffer)) if whole else buffer + 0.5 * torch.randn(buffer.shape))
     model.save_pretrained(path)
     (path / "tokenizer.json").write_bytes((data_path / "tokenizer.json").read_bytes())
     content = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
@@ -106,9 +124,9 @@ def imported(paths, run, config_file, **options):
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param(kind, marks=[pytest.mark.slow] * (kind in ("mistral", "qwen2")))
+        pytest.param(kind, marks=[pytest.mark.slow] * (kind in ("mistral", "qwen2", "glm4_moe")))
         for kind in MODELS
-        if kind not in ENCODERS | CACHELESS
+        if kind not in ENCODERS | CACHELESS | {"gemma4_text"}  # which has a look-up table in each layer
     ],
 )
 def test_import_has_the_same_logits_and_losses(kind, tmp_path, data_path, config_file):
@@ -131,6 +149,72 @@ def test_import_has_the_same_logits_and_losses(kind, tmp_path, data_path, config
     head |= {id(p) for p in theirs.get_input_embeddings().parameters()}
     assert set(table["params"]) == {sum(p.numel() for p in theirs.parameters() if id(p) not in head)}
     assert config.model.parameters() == sum(p.numel() for p in theirs.parameters())
+
+
+@pytest.mark.parametrize("kind", BUFFERED)
+def test_an_export_has_the_buffers_of_the_original(kind, tmp_path, data_path, config_file):
+    """Also in bfloat16, in which they stay what they are; logits equal the original's, to which the export is compared."""
+    theirs = saved(tmp_path / "hf", data_path, kind)
+    buffers = {name: value for name, value in theirs.named_buffers() if name in theirs.state_dict()}
+    assert buffers
+    run = imported([tmp_path / "hf"], tmp_path / "run", config_file)
+    compared = export(run, None, tmp_path / "out", print).logits
+    assert compared.reference == "original" and compared.max_difference < 1e-5 < compared.scale
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    ids = torch.randint(0, 320, (2, 32), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert (again(ids).logits - theirs(ids).logits).abs().max() < 1e-5
+    export(run, None, tmp_path / "half", print, dtype="bf16")
+    written = load_file(tmp_path / "half" / "model.safetensors")
+    for name, value in buffers.items():
+        assert torch.equal(written[name], value), name
+
+
+def test_buffers_of_integers_are_read_back(tmp_path, data_path, config_file, monkeypatch):
+    """As in DeepSeek-V4, which looks up experts by token."""
+    forward, init = transformers.GPTNeoXForCausalLM.forward, transformers.GPTNeoXForCausalLM.__init__
+
+    def with_table(self, config):
+        init(self, config)
+        self.table = torch.nn.Buffer(torch.zeros(config.vocab_size, dtype=torch.long))
+
+    def looked_up(self, input_ids, **settings):
+        return forward(self, self.table[input_ids], **settings)
+
+    monkeypatch.setattr(transformers.GPTNeoXForCausalLM, "__init__", with_table)
+    monkeypatch.setattr(transformers.GPTNeoXForCausalLM, "forward", looked_up)
+    theirs = saved(tmp_path / "hf", data_path, "gpt-neox")
+    run = imported([tmp_path / "hf"], tmp_path / "run", config_file)
+    ours = load_model(configs.load_run(run).model, checkpoints.newest(run))
+    assert torch.equal(ours.model.table, theirs.table) and ours.model.table.dtype == torch.int64
+    assert export(run, None, tmp_path / "out", print, dtype="bf16").logits.reference == "original"
+    assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")["table"], theirs.table)
+
+
+def test_an_import_that_computes_another_model_is_refused(tmp_path, data_path, config_file, monkeypatch):
+    """Whatever was lost: a norm's weights here. Without its buffers, as was written before, it is not evaluated or exported."""
+    saved(tmp_path / "hf", data_path, "deepseek_v3")
+
+    def others(model):
+        return {name: tensor + name.endswith("norm.weight") for name, tensor in stored_tensors(model).items()}
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(hf_import, "stored_tensors", others)
+        with pytest.raises(
+            RunError, match="hf: is another model once imported: its logits differ from the original's by"
+        ):
+            imported([tmp_path / "hf"], run, config_file)
+        assert not run.exists()
+        patch.setattr(hf_import, "stored_tensors", lambda model: dict(model.named_parameters()))
+        patch.setattr(hf_import, "original_logits", lambda *_: None)
+        patch.setattr(hf_import, "_measure", lambda *_: None)
+        imported([tmp_path / "hf"], run, config_file)
+    for command in (lambda: evaluate(run, log=print), lambda: export(run, None, tmp_path / "out", print)):
+        with pytest.raises(InputError, match=r"without the buffers of its model \(model.*correction_bias; 1 missing\)"):
+            command()
+    other = imported([tmp_path / "hf"], tmp_path / "other", config_file)
+    assert evaluate(other, log=print)["loss"] and export(other, None, tmp_path / "out", print)
 
 
 def test_one_short_text_is_enough(tmp_path, data_path, monkeypatch, capsys):
