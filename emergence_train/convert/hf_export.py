@@ -5,6 +5,7 @@ imported run the model that was imported. Weights are float32 by default; the pa
 """
 
 import contextlib
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from emergence_train import config as configs
@@ -26,14 +28,18 @@ from emergence_train.data import identity
 from emergence_train.data import tokenizer as tokenizers
 from emergence_train.errors import InputError, RunError
 from emergence_train.evaluation.saved_model import check_stored
+from emergence_train.input_files import read_text
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder_config import AttentionScores, DecoderConfig
 from emergence_train.models.hf_config import HFConfig
+from emergence_train.models.imported import Imported
 from emergence_train.models.registry import build_model
 from emergence_train.recorder import tables
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+ORIGINAL_FILES = "original"  # in an imported run: the files of the model that an export gives out again
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 FILE_BYTES = 5 * 10**9  # of weights in one file; more go into several with an index, as transformers has them
 
 
@@ -80,9 +86,8 @@ def export(
     check_stored(shadow, weights, chosen)
     architecture = (settings.get("architectures") or [settings["model_type"]])[0]
     with _unfinished(out) as folder:
-        ends = export_tokenizer(*tokenizer, folder, settings["max_position_embeddings"])
-        files.write_json(folder / "config.json", dict(sorted((settings | ends | {"dtype": dtype}).items())))
-        files.write_json(folder / "generation_config.json", {**ends, "do_sample": False})
+        special = _tokenizer(run, *tokenizer, folder, settings["max_position_embeddings"], config.imported, log)
+        files.write_json(folder / "config.json", dict(sorted((settings | special | {"dtype": dtype}).items())))
         rounded = {name: weight.to(DTYPES[dtype]) for name, weight in weights.items()}
         for name in weights.keys() - dict(shadow.named_parameters()):  # buffers keep their own: some are integers
             rounded[name] = weights[name].to(shadow.get_buffer(name).dtype)
@@ -222,11 +227,36 @@ def _write_weights(out: Path, weights: dict[str, Tensor], file_bytes: int) -> No
         )
 
 
-def export_tokenizer(path: Path, end: int, out: Path, length: int) -> dict:
-    """Copy the tokenizer in transformers' form; return the special ids for config.json.
+def _tokenizer(
+    run: Path,
+    path: Path,
+    end: int,
+    out: Path,
+    length: int,
+    imported: Imported | None,
+    log: Callable[[str], None],
+) -> dict:
+    """Write tokenizer and generation settings, of an import those that came in; return the special ids for config.json."""
+    if imported is None:
+        return export_tokenizer(path, end, out, length)
+    original = run / ORIGINAL_FILES
+    if not (original / "tokenizer.json").is_file():  # a tokenizer.json was given for it
+        special = export_tokenizer(path, end, out, length, imported.begin_token)
+        if not original.is_dir():
+            log(f"{run}: was imported without its tokenizer's settings; import it again for its own end and pad tokens")
+            return special
+    for kept in sorted(original.iterdir()):
+        if kept.name != "config.json":
+            shutil.copyfile(kept, out / kept.name)
+    config = json.loads(read_text(original / "config.json"))
+    return {name: config.get(name) for name in SPECIAL_IDS}
 
-    transformers then tokenizes as in training: nothing added at the ends, special tokens in a text are text. The end-of-text
-    token also serves as bos, and as pad where the tokenizer has no such token.
+
+def export_tokenizer(path: Path, end: int, out: Path, length: int, begin: int | None = None) -> dict:
+    """Write the tokenizer in transformers' form and generation_config.json; return the special ids for config.json.
+
+    transformers then tokenizes as in training: only `begin` is added at the ends, special tokens in a text are text. The
+    end-of-text token also serves as bos where there is no `begin`, and as pad where the tokenizer has no such token.
     """
     tokenizer = tokenizers.load_file(path)
     token = tokenizer.id_to_token(end)
@@ -235,17 +265,27 @@ def export_tokenizer(path: Path, end: int, out: Path, length: int) -> dict:
             f"{path}: has no token {end}, which ended the texts of the run; restore the run's tokenizer.json"
         )
     shutil.copyfile(path, out / "tokenizer.json")
+    bos = token
+    if begin is not None:
+        bos = tokenizer.id_to_token(begin)
+        tokenizer.post_processor = TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, begin)]
+        )
+        files.write_bytes(out / "tokenizer.json", tokenizer.to_str().encode())
     pad = next((name for name in tokenizers.KNOWN_PADS if tokenizer.token_to_id(name) is not None), token)
     files.write_json(
         out / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": token,
-            "bos_token": token,
+            "bos_token": bos,
             "pad_token": pad,
             "model_max_length": length,
             "split_special_tokens": True,
             "clean_up_tokenization_spaces": False,
         },
     )
-    return {"bos_token_id": end, "eos_token_id": end, "pad_token_id": tokenizer.token_to_id(pad)}
+    ids = (tokenizer.token_to_id(bos), end, tokenizer.token_to_id(pad))
+    special = dict(zip(SPECIAL_IDS, ids))
+    files.write_json(out / "generation_config.json", {**special, "do_sample": False})
+    return special

@@ -22,6 +22,7 @@ from emergence_train.checkpoint.format import WEIGHTS, step_name
 from emergence_train.cluster import launcher
 from emergence_train.config import Config, Data
 from emergence_train.convert import hf_names, hf_source
+from emergence_train.convert.hf_export import ORIGINAL_FILES
 from emergence_train.convert.hf_source import HFSource
 from emergence_train.convert.logits import NOISE, ORIGINAL, compare_import, in_words, kept_logits, original_logits
 from emergence_train.data import identity, sources
@@ -45,7 +46,7 @@ from emergence_train.recorder.run_log import RunLog
 SEQUENCE = 1024  # tokens, by default, where the model takes so many
 HELD_OUT = 0.9  # share of the documents of a given text that is validation text: nothing is trained on the rest
 SUFFIXES = (".yaml", ".yml")
-PREPARED = {"data", identity.FILE, identity.TOKENIZER}  # what an import writes before config.yaml
+PREPARED = {"data", ORIGINAL_FILES, identity.FILE, identity.TOKENIZER}  # what an import writes before config.yaml
 
 
 @dataclass(frozen=True)
@@ -253,7 +254,7 @@ def _data(
     """Prepared text in the model's tokens, of a configuration that has them, else in the run's directory; and the token before
     every sequence."""
     origin = source if options.tokenizer is None else hf_source.source_of(options.tokenizer)
-    content, end, longest, begin = hf_source.read_tokenizer(origin)
+    content, kept, end, longest, begin = hf_source.read_tokenizer(origin)
     texts = options.texts or []
     given = configs.load(texts[0]).data if len(texts) == 1 and texts[0].endswith(SUFFIXES) else None
     end = (given.tokenizer.end_of_text if given else None) or end
@@ -273,6 +274,7 @@ def _data(
             f"{source.label}: every sequence begins with {tokenizer.id_to_token(begin)} (--begin-token none leaves it out)"
         )
     files.write_bytes(run / identity.TOKENIZER, tokenizer.to_str().encode())
+    _keep(run / ORIGINAL_FILES, source, kept)
     if given is not None and given.sequence == sequence and _prepared_with(Path(given.path), run):
         log(f"{given.path}: is prepared in this model's tokens")
         return given, begin
@@ -290,6 +292,15 @@ def _data(
             ) from None
         raise
     return data, begin
+
+
+def _keep(folder: Path, source: HFSource, kept: dict[str, bytes]) -> None:
+    """Keep the tokenizer's files, the generation settings and config.json, whose special tokens an export gives out again."""
+    shutil.rmtree(folder, ignore_errors=True)  # of an import that was killed
+    files.make_directory(folder)
+    for name, content in (kept | hf_source.read_files(source, ["generation_config.json"])).items():
+        files.write_bytes(folder / name, content)
+    files.write_json(folder / "config.json", hf_source.plain(hf_source.read_config(source)))
 
 
 def _token(tokenizer: Tokenizer, text: str) -> int | None:

@@ -4,9 +4,10 @@ import contextlib
 import functools
 import re
 import socket
+import tempfile
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,18 @@ except ImportError as error:
     raise InputError("transformers is not installed: pip install 'emergence-train[hf]'") from error
 
 STEP = re.compile(r"(?:step|checkpoint|iter|ckpt)[-_]?0*(\d+)", re.IGNORECASE)  # in the name of a revision or directory
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
 OWN = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")  # may differ between steps
 
 
@@ -148,6 +161,7 @@ class HFTokenizer(NamedTuple):
     """What an import takes of a tokenizer."""
 
     content: str  # of tokenizer.json
+    files: dict[str, bytes]  # which an export gives out again; none of a tokenizer.json alone
     end: str | None = None  # the end-of-text token; of a tokenizer.json alone not known, nor is `longest`
     longest: int | None = None  # tokens of a sequence
     begin: int | None = None  # the token that it puts before every text
@@ -157,25 +171,42 @@ def read_tokenizer(source: HFSource) -> HFTokenizer:
     """The tokenizer of a model, or of a tokenizer.json."""
     if Path(source.name).is_file():
         content = read_text(tokenizers.find(source.name))
-        return HFTokenizer(content, begin=_begin(Tokenizer.from_str(content)))
+        return HFTokenizer(content, {}, begin=_begin(Tokenizer.from_str(content)))
     with _one_line(source):
         tokenizer = transformers.AutoTokenizer.from_pretrained(**source.place)
-        file = transformers.utils.cached_file(
+        files = read_files(source, TOKENIZER_FILES)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if "tokenizer.json" not in files:
+        if backend is None:
+            raise InputError(
+                f"{source.label}: its tokenizer has no tokenizer.json and cannot be converted into one; give --tokenizer another"
+            )
+        files = _converted(tokenizer)
+    content = files["tokenizer.json"].decode()
+    longest = tokenizer.model_max_length
+    longest = longest if longest < 10**9 else None
+    return HFTokenizer(content, files, tokenizer.eos_token, longest, _begin(backend or Tokenizer.from_str(content)))
+
+
+def read_files(source: HFSource, names: Iterable[str]) -> dict[str, bytes]:
+    """Content of those of the source's files that it has."""
+    paths = {}
+    for name in names:
+        paths[name] = transformers.utils.cached_file(
             source.name,
-            "tokenizer.json",
+            name,
             revision=source.revision,
             local_files_only=source.is_offline,
             _raise_exceptions_for_missing_entries=False,
         )
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if file is None and backend is None:
-        raise InputError(
-            f"{source.label}: its tokenizer has no tokenizer.json and cannot be converted into one; give --tokenizer another"
-        )
-    content = read_text(Path(file)) if file else str(backend and backend.to_str())
-    longest = tokenizer.model_max_length
-    longest = longest if longest < 10**9 else None
-    return HFTokenizer(content, tokenizer.eos_token, longest, _begin(backend or Tokenizer.from_str(content)))
+    return {name: Path(path).read_bytes() for name, path in paths.items() if path}
+
+
+def _converted(tokenizer: Any) -> dict[str, bytes]:
+    """The files that transformers writes of a tokenizer that it has converted."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
 
 
 def _begin(tokenizer: Tokenizer) -> int | None:

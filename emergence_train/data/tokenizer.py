@@ -73,12 +73,16 @@ def normalised(serialised: str, end_of_text: str | None = None) -> Tokenizer:
     if end and end not in _special(tokenizer):
         tokenizer.add_special_tokens([AddedToken(end, normalized=False, special=True)])
         content = json.loads(tokenizer.to_str())
-    forged = [token for token in _special(tokenizer) if len(token) > 1 and _makes(tokenizer, token)]
+    before = content["pre_tokenizer"]
+    cuts = {
+        token: f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in _special(tokenizer) if len(token) > 1
+    }
+    is_cut = lambda cut: json.dumps(cut)[1:-1] in json.dumps(before)  # noqa: E731 - what is left then stands for unknown characters
+    forged = [token for token, cut in cuts.items() if not is_cut(cut) and _makes(tokenizer, token)]
     if not forged:
         return tokenizer
-    pattern = "|".join(f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in sorted(forged, reverse=True))
+    pattern = "|".join(cuts[token] for token in sorted(forged, reverse=True))
     cut = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    before = content["pre_tokenizer"]
     content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [before, cut]} if before else cut
     return _literal(Tokenizer.from_str(json.dumps(content, ensure_ascii=False)))
 

@@ -9,6 +9,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 import yaml
+from tokenizers.processors import TemplateProcessing
 
 from emergence_train import cli, config, files
 from emergence_train.checkpoint import format as checkpoints
@@ -21,6 +22,7 @@ from emergence_train.errors import InputError, RunError
 from emergence_train.models.decoder import Decoder
 from emergence_train.recorder import tables
 from emergence_train.training.run import train
+from foreign_tokenizers import KINDS
 from support import small_config
 
 
@@ -161,6 +163,82 @@ def test_export_import_export_is_the_same_bit_for_bit(tmp_path, data_path, confi
         assert names == sorted(path.name for path in (place / "b").iterdir()) and "model.safetensors" in names
         for name in set(names) - {"README.md"}:
             assert (place / "a" / name).read_bytes() == (place / "b" / name).read_bytes(), name
+
+
+BEGINS = {"llama": "LlamaConfig", "mistral": "MistralConfig", "gemma": "GemmaConfig"}
+
+
+def begin_token_model(path, kind: str):
+    """A model of transformers whose tokenizer, as theirs, puts <s> before every text; it ends with one of three tokens."""
+    transformers = pytest.importorskip("transformers")
+    tokenizer = KINDS["sentencepiece"]()
+    begin, end, pad = (tokenizer.token_to_id(name) for name in ("<s>", "</s>", "<pad>"))
+    tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", begin)]
+    )
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    chat = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=48, **special)
+    wrapped.chat_template = chat
+    torch.manual_seed(0)
+    sizes = dict(
+        hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+    )
+    sizes |= dict(vocab_size=520, max_position_embeddings=64, sliding_window=None, head_dim=8)
+    ids = dict(bos_token_id=begin, eos_token_id=[end, 7, 9], pad_token_id=pad)
+    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, BEGINS[kind])(**sizes, **ids))
+    model.save_pretrained(path)
+    wrapped.save_pretrained(path)
+    return ids
+
+
+@pytest.mark.parametrize("kind", BEGINS)
+def test_special_tokens_go_out_as_they_came_in(kind, tmp_path):
+    """Begin token, the list of ends, pad and chat template, in ids and files; the export is imported as the original was."""
+    transformers = pytest.importorskip("transformers")
+    ids = begin_token_model(tmp_path / "hf", kind)
+    (tmp_path / "x.txt").write_text("A text of the dog, who was lazy and over 42. " * 40)
+    options = ImportOptions(texts=[str(tmp_path / "x.txt")], steps=[1])
+    places = [tmp_path / name for name in ("hf", "first", "second")]
+    losses = []
+    for source, out in zip(places, places[1:]):
+        run = import_hf([str(source)], tmp_path / f"run-{out.name}", options, print)
+        assert config.load_run(run).imported.begin_token == ids["bos_token_id"]
+        losses.append(tables.mean_loss(tables.read(tables.POSITIONS, run))["loss"].tolist())
+        export(run, None, out, print)
+    assert losses[0] == losses[1]
+    theirs, ours = (transformers.AutoTokenizer.from_pretrained(place) for place in places[:2])
+    for text in ("The quick", "", "a</s>b <s>", "naïve 42", ("a", "b")):
+        pair = text if isinstance(text, tuple) else (text,)
+        assert ours(*pair)["input_ids"] == theirs(*pair)["input_ids"], text
+    assert ours("The quick")["input_ids"][0] == ids["bos_token_id"] != ids["eos_token_id"][0]
+    assert ours.chat_template == theirs.chat_template and ours.model_max_length == 48
+    for load in (transformers.AutoConfig, transformers.GenerationConfig):
+        loaded = load.from_pretrained(places[1])
+        assert {name: getattr(loaded, name) for name in ids} == ids, load
+    assert [path.name for path in sorted(places[1].iterdir())] == [path.name for path in sorted(places[2].iterdir())]
+    for path in places[1].glob("[!R]*"):
+        assert path.read_bytes() == (places[2] / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("given", ["tokenizer.json alone", "imported before"])
+def test_a_begin_token_goes_out_without_the_original_files(given, tmp_path):
+    """Where a tokenizer.json was given for the model, and of a run whose import kept no files."""
+    transformers = pytest.importorskip("transformers")
+    ids = begin_token_model(tmp_path / "hf", "llama")
+    (tmp_path / "x.txt").write_text("A text of the dog, who was lazy and over 42. " * 40)
+    alone = str(tmp_path / "hf" / "tokenizer.json") if given == "tokenizer.json alone" else None
+    options, lines = ImportOptions(texts=[str(tmp_path / "x.txt")], tokenizer=alone), []
+    run = import_hf([str(tmp_path / "hf")], tmp_path / "run", options, print)
+    if not alone:
+        shutil.rmtree(run / hf_export.ORIGINAL_FILES)
+    export(run, None, tmp_path / "out", lines.append)
+    assert any("without its tokenizer's settings; import it again" in line for line in lines) is not bool(alone)
+    theirs, ours = (transformers.AutoTokenizer.from_pretrained(tmp_path / name) for name in ("hf", "out"))
+    assert ours("The quick")["input_ids"] == theirs("The quick")["input_ids"] and ours.bos_token == "<s>"
+    loaded = transformers.AutoConfig.from_pretrained(tmp_path / "out")
+    assert loaded.bos_token_id == ids["bos_token_id"]
+    assert loaded.eos_token_id == (ids["eos_token_id"] if alone else ids["eos_token_id"][0])
 
 
 def test_the_card_and_the_result_have_what_was_measured(tmp_path, config_file, capsys):

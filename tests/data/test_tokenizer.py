@@ -74,6 +74,13 @@ def test_the_exported_tokenizer_gives_what_was_trained_on(tmp_path, kind, flags)
         assert bare.encode(text, add_special_tokens=False).ids == again.encode(text, add_special_tokens=False).ids
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_normalised_tokenizer_stays_as_it_is(kind):
+    """Its fingerprint is what runs and data are compared by. Unknown characters become <unk>, bytes <0x30>, cut or not."""
+    first = module.normalised(KINDS[kind]().to_str(), "</s>").to_str()
+    assert module.normalised(first, "</s>").to_str() == first
+
+
 def test_special_tokens_in_a_text_stay_text(tmp_path):
     trained = module.train(iter(["text about the token <|endoftext|> and more"] * 9), 300)
     end = module.end_of_text(trained)
