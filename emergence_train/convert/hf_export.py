@@ -265,9 +265,8 @@ def export_tokenizer(path: Path, end: int, out: Path, length: int, begin: int | 
             f"{path}: has no token {end}, which ended the texts of the run; restore the run's tokenizer.json"
         )
     shutil.copyfile(path, out / "tokenizer.json")
-    bos = token
+    bos = tokenizer.id_to_token(end if begin is None else begin)
     if begin is not None:
-        bos = tokenizer.id_to_token(begin)
         tokenizer.post_processor = TemplateProcessing(
             single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, begin)]
         )

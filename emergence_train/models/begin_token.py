@@ -31,6 +31,7 @@ class WithBeginToken(LanguageModel):
     def __init__(self, model: LanguageModel, begin: int) -> None:
         super().__init__()
         self.model, self.begin = model, begin
+        self.boundaries = model.boundaries
 
     def forward(
         self,

@@ -80,6 +80,18 @@ def causal_model(settings: dict[str, Any]) -> Any:
         ) from error
 
 
+def length_boundaries(model: Any) -> tuple[int, ...]:
+    """Lengths at which transformers changes the rotary frequencies of a whole call (longrope, dynamic)."""
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    each = (
+        [rope] if "rope_type" in rope else [part for part in rope.values() if isinstance(part, dict)]
+    )  # of kinds of layers
+    lengths = {part["original_max_position_embeddings"] for part in each if part.get("rope_type") == "longrope"}
+    lengths |= {config.max_position_embeddings for part in each if part.get("rope_type") == "dynamic"}
+    return tuple(sorted(lengths))
+
+
 def stored_tensors(model: Any) -> dict[str, Any]:
     """Parameters, a tied one once, and persistent buffers by name: some are trained, as the bias of an expert's score is."""
     stored = model.state_dict(keep_vars=True)

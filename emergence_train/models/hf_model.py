@@ -5,6 +5,7 @@ Branches and documents become sequences of their own, so that any attention of t
 Shapes: B sequences, T tokens, V vocabulary.
 """
 
+import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from emergence_kernels import PositionLoss, PositionSums
 from emergence_train.models import hf_probes
-from emergence_train.models.hf_config import HFConfig, causal_model, stored_tensors
+from emergence_train.models.hf_config import HFConfig, causal_model, length_boundaries, stored_tensors
 from emergence_train.models.initial_values import Slices, whole
 from emergence_train.models.language_model import IGNORED, LanguageModel
 
@@ -23,10 +24,11 @@ MOST_LOGITS = 1 << 28  # elements computed at once: 1 GiB in float32
 
 
 @dataclass
-class WholeText:
-    """In place of a cache: the tokens so far [B, T], which are computed again with each new one."""
+class TextCache:
+    """The tokens so far [B, T], and transformers' cache of them; without one they are computed again with each new one."""
 
     tokens_BT: Tensor | None = None
+    inner: Any = None
 
 
 class HFModel(LanguageModel):
@@ -36,6 +38,7 @@ class HFModel(LanguageModel):
         super().__init__()
         self.config = config
         self.model = causal_model(config.transformers)
+        self.boundaries = length_boundaries(self.model)
         self.has_cache: bool | None = None  # tried as it is first asked for
 
     def forward(
@@ -48,12 +51,8 @@ class HFModel(LanguageModel):
         cache: Any = None,
         branches_BT: Tensor | None = None,
     ) -> PositionLoss | Tensor:
-        if isinstance(cache, WholeText):
-            before = [] if cache.tokens_BT is None else [cache.tokens_BT]
-            cache.tokens_BT = torch.cat([*before, tokens_BT], 1)
-            return self.model(input_ids=cache.tokens_BT, use_cache=False).logits[:, -1]
         if cache is not None:
-            return hf_probes.cached_logits(self.model, tokens_BT, cache)
+            return self._continued(tokens_BT, cache)
         sequences = _sequences(tokens_BT, document_ids_BT, branches_BT)
         if targets_BT is None:
             return self._logits(tokens_BT, sequences)
@@ -69,7 +68,21 @@ class HFModel(LanguageModel):
     def new_cache(self) -> Any:
         if self.has_cache is None:
             self.has_cache = hf_probes.cache_is_exact(self.model)
-        return hf_probes.new_cache(self.model) if self.has_cache else WholeText()
+        return TextCache()
+
+    def _continued(self, tokens_BT: Tensor, cache: TextCache) -> Tensor:
+        """Logits [B, V] after the last of the tokens, which follow those of the cache."""
+        before = cache.tokens_BT
+        cache.tokens_BT = tokens_BT if before is None else torch.cat([before, tokens_BT], 1)
+        if not self.has_cache:
+            return self.model(input_ids=cache.tokens_BT, use_cache=False).logits[:, -1]
+        if before is None or self._frequencies(before.shape[1]) != self._frequencies(cache.tokens_BT.shape[1]):
+            cache.inner, tokens_BT = hf_probes.new_cache(self.model), cache.tokens_BT
+        return hf_probes.cached_logits(self.model, tokens_BT, cache.inner)
+
+    def _frequencies(self, length: int) -> int:
+        """Which of the frequencies a call of this length is computed by."""
+        return bisect.bisect_left(self.boundaries, length)
 
     def _logits(self, tokens_BT: Tensor, sequences: list[tuple[int, Tensor]]) -> Tensor:
         logits: Tensor | None = None
@@ -119,7 +132,8 @@ class HFModel(LanguageModel):
             length, count = len(sequences[at][1]), 1
             for _, columns in sequences[at + 1 :]:
                 longer = max(length, len(columns))
-                if (count + 1) * longer * vocabulary > MOST_LOGITS:
+                same = self._frequencies(length) == self._frequencies(len(columns))
+                if not same or (count + 1) * longer * vocabulary > MOST_LOGITS:
                     break
                 length, count = longer, count + 1
             batch = sequences[at : at + count]
@@ -141,7 +155,7 @@ def _sequences(
     for row in range(tokens_BT.shape[0]):
         if branches_BT is not None:
             own, prefix = branches_BT[row], columns_T[branches_BT[row] == 0]
-            parts = [torch.cat([prefix, columns_T[own == branch]]) for branch in own.unique().tolist() if branch]
+            parts = [torch.cat([prefix, columns_T[own == branch]]) for branch in own.unique().tolist() if branch > 0]
             sequences += [(row, part) for part in parts or [prefix]]
         elif document_ids_BT is not None:
             own = document_ids_BT[row]

@@ -28,6 +28,8 @@ from emergence_train.errors import InputError, RunError
 from emergence_train.evaluation.generation import generate
 from emergence_train.evaluation.offline import evaluate
 from emergence_train.evaluation.saved_model import load_model
+from emergence_train.evaluation.scoring import Request, score
+from emergence_train.models.begin_token import WithBeginToken
 from emergence_train.models.decoder import Decoder
 from emergence_train.models.hf_config import HFConfig, stored_tensors
 from emergence_train.models.hf_model import HFModel
@@ -319,6 +321,79 @@ def test_generation_without_their_cache_is_of_the_whole_text(kind, tmp_path, dat
             name: value for name, value in config.model.transformers.items() if name in SSM | {"time_step_limit": 0}
         }.items()
     )
+
+
+PHI3 = LLAMA | {"original_max_position_embeddings": 24, "pad_token_id": 0, "partial_rotary_factor": 0.5}
+FACTORS = {"short_factor": [1.0] * 2, "long_factor": [1.0, 8.0], "original_max_position_embeddings": 24}
+SCALED = {
+    "longrope": (
+        transformers.Phi3Config,
+        PHI3 | {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e2} | FACTORS},
+    ),
+    "dynamic": (
+        transformers.LlamaConfig,
+        LLAMA
+        | {
+            "max_position_embeddings": 40,
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e2, "factor": 4.0},
+        },
+    ),
+}
+
+
+@pytest.fixture(params=SCALED)
+def scaled(request):
+    """A model whose frequencies depend on the longest position of a call, ours, and a function: logits of a text passed alone
+    to one that has seen none before."""
+    config_class, sizes = SCALED[request.param]
+    torch.manual_seed(0)
+    theirs = transformers.AutoModelForCausalLM.from_config(config_class(**sizes)).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.mul_(8.0) if parameter.ndim > 1 else None
+    settings = theirs.config.to_dict()
+    ours = HFModel(HFConfig(vocab_size=320, max_sequence=theirs.config.max_position_embeddings, transformers=settings))
+    ours.model.load_state_dict(theirs.state_dict())
+
+    @torch.no_grad()
+    def alone(ids):
+        fresh = transformers.AutoModelForCausalLM.from_config(config_class(**sizes)).eval()
+        fresh.load_state_dict(theirs.state_dict())
+        return fresh(torch.tensor([ids]), use_cache=False).logits[0]
+
+    return ours.eval(), alone
+
+
+@pytest.mark.parametrize("begin", [None, 7])
+@pytest.mark.parametrize("greedy", [False, True])
+def test_a_score_does_not_depend_on_the_batch(scaled, begin, greedy):
+    """Beside longer texts, shared prefixes and padding, and after texts of other lengths: as of the text passed alone."""
+    ours, alone = scaled
+    model, start_ids = (ours, []) if begin is None else (WithBeginToken(ours, begin), [begin])
+    longest = ours.config.max_sequence - len(start_ids)
+    generator = torch.Generator().manual_seed(3)
+    ids = [tuple(torch.randint(1, 320, (n,), generator=generator).tolist()) for n in (longest + 1, 9, 21, 24, 25, 30)]
+    prefix = ids[2][:19]
+    ids += [prefix + tail for tail in ((5, 6), (7, 8, 9, 10, 11, 12), tuple(range(30, 30 + longest - 18)))]
+    requests = [Request(text, 2) for text in ids]
+    mesh = start(1)
+    together = score(model, requests, mesh, greedy=greedy)[:, 0]
+    again = np.concatenate([score(model, [request], mesh, greedy=greedy)[:, 0] for request in requests])
+    for text, *got in zip(ids, together, again):
+        log_p = alone([*start_ids, *text[:-1]]).double().log_softmax(-1)
+        wanted = sum(float(log_p[at, text[at + 1 - len(start_ids)]]) for at in (-2 + len(log_p), -1 + len(log_p)))
+        assert got == pytest.approx([wanted] * 2, abs=1e-4), len(text)
+
+
+def test_generation_goes_on_beyond_the_original_length(scaled):
+    """Of each token the logits of the whole text before it."""
+    ours, alone = scaled
+    ids = torch.randint(1, 320, (20,), generator=torch.Generator().manual_seed(4)).tolist()
+    [text] = generate(ours, [ids], 12, lambda ids: False, start(1))
+    for token in text:
+        assert token == int(alone(ids)[-1].argmax())
+        ids.append(token)
+    assert ours.has_cache
 
 
 def test_a_loss_has_the_gradient_of_its_weighted_mean(data_path, tmp_path):
