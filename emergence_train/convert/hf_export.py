@@ -284,7 +284,7 @@ def export_tokenizer(path: Path, end: int, out: Path, length: int, begin: int | 
             "clean_up_tokenization_spaces": False,
         },
     )
-    ids = (tokenizer.token_to_id(bos), end, tokenizer.token_to_id(pad))
+    ids = (end if begin is None else begin, end, tokenizer.token_to_id(pad))
     special = dict(zip(SPECIAL_IDS, ids))
     files.write_json(out / "generation_config.json", {**special, "do_sample": False})
     return special

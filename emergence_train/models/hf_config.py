@@ -80,6 +80,17 @@ def causal_model(settings: dict[str, Any]) -> Any:
         ) from error
 
 
+def float32_tensors(model: Any) -> dict[str, Any]:
+    """What transformers keeps in float32 in a model of 16 bits: buffers that are computed, and those weights that it names."""
+    stored = model.state_dict(keep_vars=True)
+    named = {name for part in model._keep_in_fp32_modules_strict or () for name in stored if f".{part}." in f".{name}."}
+    computed = {name: buffer for name, buffer in model.named_buffers() if name not in stored}
+    chosen = computed | {name: stored[name] for name in named}
+    return {
+        name: tensor for name, tensor in chosen.items() if tensor.dtype.itemsize == 4 and tensor.is_floating_point()
+    }
+
+
 def length_boundaries(model: Any) -> tuple[int, ...]:
     """Lengths at which transformers changes the rotary frequencies of a whole call (longrope, dynamic)."""
     config = model.config.get_text_config()

@@ -6,7 +6,7 @@ Shapes: B sequences, T tokens, V vocabulary.
 """
 
 import bisect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from emergence_kernels import PositionLoss, PositionSums
 from emergence_train.models import hf_probes
-from emergence_train.models.hf_config import HFConfig, causal_model, length_boundaries, stored_tensors
+from emergence_train.models.hf_config import HFConfig, causal_model, float32_tensors, length_boundaries, stored_tensors
 from emergence_train.models.initial_values import Slices, whole
 from emergence_train.models.language_model import IGNORED, LanguageModel
 
@@ -61,6 +61,17 @@ class HFModel(LanguageModel):
     def init_weights(self, seed: int, own: Slices = whole) -> None:
         """Not possible: each architecture draws by rules of its own."""
         raise NotImplementedError("models of kind hf are imported with their weights")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HFModel":
+        """Move or cast the model as transformers loads it: rotary frequencies and the like stay in float32. In bfloat16 an
+        angle would be off by up to 0.0012 a token."""
+        kept = float32_tensors(self.model)
+        super()._apply(fn, recurse)
+        for name, tensor in kept.items():
+            module, _, own = name.rpartition(".")
+            now = getattr(self.model.get_submodule(module), own)
+            now.data = tensor.detach().to(now.device)
+        return self
 
     def stored_tensors(self) -> dict[str, Tensor]:
         return stored_tensors(self)

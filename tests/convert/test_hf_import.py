@@ -385,6 +385,24 @@ def test_a_score_does_not_depend_on_the_batch(scaled, begin, greedy):
         assert got == pytest.approx([wanted] * 2, abs=1e-4), len(text)
 
 
+@pytest.mark.parametrize("kind", ["qwen3", "deepseek_v3"])
+def test_bfloat16_is_as_transformers_loads_it(kind, tmp_path, data_path):
+    """Equal bit for bit after moving and casting: rotary frequencies and expert biases are float32 in both."""
+    saved(tmp_path / "hf", data_path, kind)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.bfloat16).eval()
+    whole = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    ours = HFModel(HFConfig(vocab_size=320, max_sequence=64, transformers=hf_source.plain(whole.config)))
+    ours.model.load_state_dict(whole.state_dict())
+    ours = WithBeginToken(ours, 5).to("cpu").bfloat16().eval()
+    for name, tensor in [*theirs.named_parameters(), *theirs.named_buffers()]:
+        mine = dict([*ours.model.model.named_parameters(), *ours.model.model.named_buffers()])[name]
+        assert mine.dtype == tensor.dtype and torch.equal(mine, tensor), name
+    ids = torch.randint(0, 320, (2, 64), generator=torch.Generator().manual_seed(1))
+    ids[:, 0] = 5
+    with torch.no_grad():
+        assert torch.equal(ours(ids[:, 1:]), theirs(ids, use_cache=False).logits[:, 1:])
+
+
 def test_generation_goes_on_beyond_the_original_length(scaled):
     """Of each token the logits of the whole text before it."""
     ours, alone = scaled
