@@ -28,9 +28,9 @@ def check_stored(model: LanguageModel, weights: dict[str, Tensor], checkpoint: P
     wanted = {name: tensor.shape for name, tensor in model.stored_tensors().items()}
     held = {name: weight.shape for name, weight in weights.items()}
     buffers = wanted.keys() - dict(model.named_parameters())
-    if lacking := sorted(buffers - held.keys()):
+    if missing := sorted(buffers - held.keys()):
         raise InputError(
-            f"{checkpoint}: was imported without the buffers of its model ({lacking[0]}; {len(lacking)} missing) and "
+            f"{checkpoint}: was imported without the buffers of its model ({missing[0]}; {len(missing)} missing) and "
             f"computes another one; import it again, to another --out"
         )
     if held != wanted:
