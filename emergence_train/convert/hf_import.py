@@ -126,9 +126,8 @@ class _Target:
         model is checked too, where transformers runs it."""
         theirs = hf_source.read_model(source)
         weights = {name: tensor.detach() for name, tensor in stored_tensors(theirs).items()}
-        theirs.float()  # in storage of its own: `weights` keep their dtype
         if check_log and isinstance(self.model, HFConfig):
-            hf_source.check(theirs, source, check_log)
+            hf_source.check(theirs.float(), source, check_log)  # in storage of its own: `weights` keep their dtype
         logits = original_logits(self.model, theirs)
         if isinstance(self.model, DecoderConfig):
             return hf_names.decoder_weights(weights, self.model, self.described.model_type), logits

@@ -33,10 +33,12 @@ class LogitsCompared:
     reference: str
 
 
-def original_logits(model: ModelConfig, theirs: Callable[..., object]) -> Tensor | None:
-    """Logits [B, 1, V] of the model that is imported, in float32, for its checkpoint; None of one that is too large. Of the last
+def original_logits(model: ModelConfig, theirs: torch.nn.Module) -> Tensor | None:
+    """Logits [B, 1, V] of a model that is imported, made float32, for its checkpoint; None of one that is too large. Of the last
     position, which has seen all before it."""
-    return _logits(model, _their_logits(theirs))[:, -1:].clone() if model.parameters() <= MOST_PARAMETERS else None
+    if model.parameters() > MOST_PARAMETERS:
+        return None
+    return _logits(model, _their_logits(theirs.float()))[:, -1:].clone()
 
 
 def kept_logits(checkpoint: Path) -> Tensor | None:
