@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from emergence_train.data.tokenizer import ending
 from emergence_train.errors import InputError
-from emergence_train.models.language_model import IGNORED, NO_BRANCH
+from emergence_train.models.language_model import IGNORED
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import all_reduce_sum
 
@@ -94,7 +94,7 @@ def score(
         shared = {"branches_BT": branches} if chosen[0].shared else {}
         if real and getattr(model, "boundaries", None):
             padding = (targets != IGNORED).flip(1).cumsum(1).flip(1) == 0  # a row's last token has a target
-            shared = {"branches_BT": branches.masked_fill(padding, NO_BRANCH)}
+            shared = {"branches_BT": branches.masked_fill(padding, -1)}
         if greedy:
             log_p, likeliest = _from_logits(model(tokens, **shared), targets)
         else:

@@ -9,7 +9,6 @@ from emergence_kernels import PositionLoss
 from emergence_train.models.initial_values import Slices, whole
 
 IGNORED = -100  # a target that does not count
-NO_BRANCH = -1  # in `branches_BT` of a model with boundaries: padding
 
 
 class LanguageModel(nn.Module):
@@ -21,9 +20,7 @@ class LanguageModel(nn.Module):
 
     activation_checkpointing = "none"
     captured = False
-    boundaries: tuple[
-        int, ...
-    ] = ()  # lengths at which logits change with that of the call: padding must be of NO_BRANCH
+    boundaries: tuple[int, ...] = ()  # lengths at which logits change with that of the call: padding is of branch -1
 
     def forward(
         self,
