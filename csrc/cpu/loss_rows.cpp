@@ -82,7 +82,7 @@ CLONED void statistics(const Rows& rows, int64_t begin, int64_t end) {
       log_total = float(std::log(total));
       loss = (top - z_target) + log_total;
       correct = z_target == top;
-      entropy = std::max(log_total - float(dot / total), 0.0f);
+      entropy = log_total - float(dot / total);
       if (dz) {
         const float pull = 2.0f * rows.z_loss * (top + log_total), scale = rows.scale[r];
         const float p_target = known ? float(dz[target] / total) : 0.0f;

@@ -3,7 +3,7 @@
 // With top = max_v z_v, e_v = exp(z_v - top), total = sum e_v and y the target:
 //
 //   loss       = (top - z_y) + log total        two small numbers where the model is confident; lse - z_y would cancel
-//   entropy    = log total - sum e_v (z_v - top) / total
+//   entropy    = log total - sum e_v (z_v - top) / total         never negative: total >= 1, every summand <= 0
 //   correct    = [z_y = top]                    no argmax is needed; a tie with the target counts
 //   dz_v       = w * (p_v (1 + 2 c lse) - [v = y]),  p = e / total,  of  w * (loss + c * lse^2), lse = top + log total
 //   dz_y       = w * ((p_y - 1) + 2 c lse p_y)  in float32 before any rounding: p - 1 of a rounded p is all error
@@ -69,7 +69,7 @@ __device__ __forceinline__ void put(int64_t row, const Online& all, float log_of
   store(top + row, all.top);
   store(log_total + row, log_of_total);
   if (correct) store(correct + row, z_target == all.top);
-  if (entropy) store(entropy + row, fmaxf(log_of_total - all.dot / all.sum, 0.0f));
+  if (entropy) store(entropy + row, log_of_total - all.dot / all.sum);
 }
 
 // Those of an ignored row.

@@ -184,7 +184,7 @@ def _combine_kernel(
     tl.store(log_total_ptr + row, tl.where(counts, log_total, 0.0), mask=inside)
     if ENTROPY:
         entropy = log_total - dot / tl.where(counts, total, 1.0)
-        tl.store(entropy_ptr + row, tl.where(counts, tl.maximum(entropy, 0.0), 0.0), mask=inside)
+        tl.store(entropy_ptr + row, tl.where(counts, entropy, 0.0), mask=inside)
         tl.store(correct_ptr + row, counts & (z_target == top), mask=inside)
 
 

@@ -94,7 +94,7 @@ def _loss_rows_kernel(
         # (top - z) first: for a confident row both terms are small, while lse and z may be large.
         tl.store(loss_ptr + row, (top - z_target) + log_total)
         tl.store(lse_ptr + row, top + log_total)
-        tl.store(entropy_ptr + row, tl.maximum(log_total - dot / total, 0.0))
+        tl.store(entropy_ptr + row, log_total - dot / total)
         tl.store(correct_ptr + row, z_target == top)
 
     scale = tl.load(scale_ptr + row)

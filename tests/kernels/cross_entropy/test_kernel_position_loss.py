@@ -282,6 +282,35 @@ def test_only_what_is_needed(backend, device):
     assert torch.allclose(head.grad, weight.grad)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, in the interpreter
+@pytest.mark.parametrize("with_gradient", [True, False])
+def test_what_is_not_a_number_stays_so(with_gradient, backend, device):
+    """In loss, entropy and gradient of its row, and of no other: of a row of NaN, and of one whose last logit alone is NaN."""
+    inputs = ordinary(B=1, T=4, D=8, V=40)
+    inputs.hidden[..., :2] = inputs.weight[:, :2] = 0
+    inputs.weight[39, :2] = torch.tensor([1e30, -1e30])
+    inputs.hidden[0, 1, 4] = torch.nan
+    inputs.hidden[0, 2, :2] = 1e30  # inf - inf
+    inputs.targets[:] = 7
+    hidden, weight, targets = (t.to(device) for t in (inputs.hidden, inputs.weight, inputs.targets))
+    hidden.requires_grad_(with_gradient)
+    out = ek.position_loss(hidden, weight, targets, backend=backend)
+    rows = [out.token_loss[0], out.positions.loss_sum, out.positions.entropy_sum]
+    if with_gradient:
+        rows += torch.autograd.grad(out.loss, hidden)[0][0].unbind(-1)
+    assert out.loss.isnan() and all(row.isnan().tolist() == [False, True, True, False] for row in rows)
+
+
+def test_entropy_is_never_negative(backend, device):
+    """Of rows up to certain, where it is the difference of two near equals unless each is small."""
+    hidden, weight = torch.randn(1, 40, 8) * torch.linspace(1, 40, 40)[:, None], torch.eye(8)
+    targets = torch.zeros(1, 40, dtype=torch.int64)
+    entropy = ek.position_loss(*(t.to(device) for t in (hidden, weight, targets)), backend=backend).positions.entropy_sum
+    wide = hidden[0].double()
+    assert (entropy >= 0).all()
+    assert torch.allclose(entropy.cpu(), -(wide.softmax(-1) * wide.log_softmax(-1)).sum(-1), rtol=1e-5, atol=2e-5)
+
+
 @pytest.mark.parametrize("cause", ["every token ignored", "every weight zero"])
 def test_nothing_counts(cause, backend, device):
     inputs = ordinary().to(torch.float32, device)
