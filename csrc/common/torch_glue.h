@@ -119,7 +119,11 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
 
 #else
 
-inline int multiprocessors(int32_t) { return 3; }  // few enough for persistent kernels to loop more than once
+// Few enough for persistent kernels to loop more than once.
+inline int multiprocessors(int32_t) {
+  const char* count = std::getenv("EMERGENCE_EMULATE_MULTIPROCESSORS");
+  return count ? std::atoi(count) : 3;
+}
 
 // So that a row of some hundred columns is kept in part, and both paths are tested.
 inline int shared_bytes_per_multiprocessor(int32_t) { return 8 << 10; }

@@ -11,7 +11,8 @@
 //   - shared memory that is read before this block wrote it;
 //   - a barrier that some threads of the block never reach.
 // Each ends the launch with an exception that names the kernel's place. EMERGENCE_EMULATE_DROP=text skips the barriers with
-// that reason: a test drops each in turn and expects a report of the race detector.
+// that reason: a test drops each in turn and expects a report of the race detector. EMERGENCE_EMULATE_MULTIPROCESSORS: how
+// many the host's part of a kernel counts, else 3.
 //
 // Asynchronous operations (bulk copies, wgmma) wait in queues and happen at a random time before they are due.
 //

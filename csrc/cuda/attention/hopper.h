@@ -158,11 +158,16 @@ inline dim3 grid(int64_t blocks, int64_t heads) {
   return dim3(static_cast<unsigned>(blocks * heads));
 }
 
+#ifdef __CUDACC__
+constexpr int64_t kCached = 16 << 20;  // bytes that stay in the L2 cache
+#else
+constexpr int64_t kCached = 160 << 10;  // so that a few short heads of a test are several groups, the last one smaller
+#endif
+
 // bytes: of a head, that its blocks of rows share.
 inline Order order_of(int64_t blocks, int64_t heads, int64_t bytes, bool from_back, const Tensor& taken, int which) {
   glue::check_vector(taken, 2, glue::ScalarType::Int, "counts of blocks");
   CHECK_INPUT(blocks * heads < (int64_t(1) << 30), "emergence_cuda: attention of too many blocks");
-  constexpr int64_t kCached = 16 << 20;
   const int64_t together = std::clamp<int64_t>(kCached / std::max<int64_t>(bytes, 1), 1, std::max<int64_t>(heads, 1));
   return {int(blocks), int(heads), int(together), from_back, glue::pointer<int>(taken) + which};
 }

@@ -27,10 +27,11 @@ constexpr int kThreads = kGroup * (1 + kConsumers);
 constexpr int kA = kRows * kSwizzleRow, kB = kColumns * kSwizzleRow;  // bytes of a stage
 constexpr int kSlab = 64 * kSwizzleRow;                               // of 64 rows of 64 values
 constexpr int kWords = kColumns / 4;                                  // of a thread's rounded results, two each
+// kTogether: tiles of rows that are taken together, for all columns, so that the weights stay in the L2 cache.
 #ifdef __CUDACC__
-constexpr int kCluster = 2;  // blocks
+constexpr int kCluster = 2, kTogether = 16;  // blocks
 #else
-constexpr int kCluster = 1;  // the emulator has one at a time
+constexpr int kCluster = 1, kTogether = 2;  // the emulator has one block at a time, and few rows
 #endif
 constexpr int kForProducer = 24, kForConsumers = 240;
 static_assert(kGroup * (kForProducer + kConsumers * kForConsumers) <= 65536);
@@ -66,8 +67,7 @@ using number = std::integral_constant<int, N>;
 
 #if HOPPER_CODE
 
-constexpr int kTogether = 16;  // tiles of rows that are taken together, for all columns, so that the weights stay in the L2 cache
-constexpr int kTurn = 1;       // a barrier's number
+constexpr int kTurn = 1;  // a barrier's number
 
 // A block's way through the tiles.
 struct Walk {
