@@ -95,6 +95,27 @@ def test_dweight_is_of_rows_as_they_were_rounded(dtype, backend, device):
     assert torch.equal(torch.autograd.grad(y, weight, dy)[0], (dy * y.detach())[0])
 
 
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_rows_are_rounded_before_the_weight(dtype, backend, device):
+    """Llama's casting: to the bit, but where the last bit of a row's root decides."""
+    x, weight = (torch.randn(shape).to(device, dtype) for shape in ((40, 64), (64,)))
+    different = ek.rms_norm(x, weight, EPS, backend=backend) != plain(x, weight)[0]
+    assert different.sum() <= 2  # 26% if they are not rounded
+
+
+@pytest.mark.parametrize("rows, D", [(130, 8), (150, 257)])
+def test_dweight_has_the_share_of_every_row(rows, D, compiled, device, monkeypatch):
+    """On a CPU more rows than those of a share; on a GPU several rounds of a block, and more shares than are summed at once."""
+    monkeypatch.setenv("EMERGENCE_EMULATE_MULTIPROCESSORS", "9")
+    x, weight, upstream = (torch.randn(shape, device=device) for shape in ((rows, D), (D,), (rows, D)))
+    a, b = leaves(x, weight, dtype=torch.float64)
+    exact = torch.autograd.grad(plain(a, b)[0], (a, b), upstream.double())
+    tracked = leaves(x, weight)
+    got = torch.autograd.grad(ek.rms_norm(*tracked, EPS, backend=compiled), tracked, upstream)
+    for actual, expected in zip(got, exact):
+        assert (actual.double() - expected).norm() <= 1e-6 * expected.norm()
+
+
 def test_a_sum_over_thousands_of_rows(device):
     """dweight of the torch backend keeps PyTorch's exactness at a laptop's batch."""
     x, weight, upstream = (torch.randn(s, device=device) for s in ((4096, 32), (32,), (4096, 32)))
