@@ -51,12 +51,14 @@ GRADIENTS = (
 
 
 def view(t, kind):
-    """t's values in a layout with gaps, which hold numbers that would be seen in a result."""
+    """t's values in a layout with gaps, which hold numbers that would be seen in a result; "start": one value off."""
     if not t.dim():
         return t
     extra = (*t.shape[:-1], 2 * t.shape[-1] if kind == "features" else t.shape[-1] + 8)
     if kind == "sequences":
         extra = (t.shape[0], t.shape[1] + 1, *t.shape[2:]) if t.dim() > 1 else extra
+    if kind == "start":
+        return torch.cat([t.new_ones(1), t.flatten()])[1:].view(t.shape)
     if kind == "axes":
         wide = torch.empty_like(t.transpose(0, -1), memory_format=torch.contiguous_format).transpose(0, -1)
     else:
@@ -75,10 +77,12 @@ def results(op, tensors, options, upstreams):
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-@pytest.mark.parametrize("kind", ["features", "rows", "sequences", "axes"])
+@pytest.mark.parametrize("kind", ["features", "rows", "sequences", "axes", "start"])
 def test_views_give_what_their_copies_give(name, kind, backend, device):
     if name == ("attention" if backend in ("triton", "torch") else "attention_scores"):
         pytest.skip("the other case: sinks and alibi are computed by 'triton' and 'torch'")
+    if (kind, backend) == ("start", "torch"):
+        pytest.skip("the order of PyTorch's own sums depends on it")
     if backend != "cuda":
         skip_unless_offered(name, backend)
     elif name == "fp8_linear":
@@ -103,7 +107,7 @@ def test_views_give_what_their_copies_give(name, kind, backend, device):
             assert (got - exact).norm() <= 8 * torch.finfo(got.dtype).eps * exact.norm(), key
 
 
-@pytest.mark.parametrize("kind", ["features", "rows", "sequences", "axes"])
+@pytest.mark.parametrize("kind", ["features", "rows", "sequences", "axes", "start"])
 def test_gradients_are_joined_from_views(kind, triton_only, device):
     """Triton's join, where attention is by others."""
     from emergence_kernels.rotary.triton import join

@@ -128,6 +128,13 @@ def test_scales_that_are_not_positive(scale, backend, device):
         assert_as_good(name, *three, terms=upstream.float().norm().item())
 
 
+def test_documents_whose_ids_differ_above_32_bits(backend, device):
+    q = torch.randn(1, 8, 2, 16).to(device, of_attention(backend))
+    ids = torch.arange(8, device=device)[None] // 3
+    near, far = (ek.attention(q, q, q, document_ids=these, backend=backend) for these in (ids, ids << 32))
+    assert torch.equal(near, far) and not torch.equal(near, ek.attention(q, q, q, backend=backend))
+
+
 def test_upstream_gradients(backend, device):
     """Zero, and expanded as from .sum(); the caller's tensors are not written."""
     dtype = of_attention(backend)

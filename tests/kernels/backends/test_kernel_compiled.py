@@ -129,11 +129,17 @@ def test_gradient_from_known_statistics(softcap, compiled, device):
 
 
 def test_target_out_of_range_is_an_infinite_loss(compiled, device):
-    z, dz, targets, valid, scale = rows_of(4, 60, torch.float32, torch.float32, device)
-    targets[:] = torch.tensor([5, 60, -3, 1 << 40])
+    """And the target of no column, whatever its low 32 bits."""
+    z, dz, targets, valid, scale = rows_of(5, 60, torch.float32, torch.float32, device, in_place=False)
+    targets[:] = torch.tensor([5, 60, -3, 1 << 40, (1 << 32) + 3])
     valid[:] = True
-    loss, *_ = sweep(compiled, z, dz, 60, targets, valid, scale)
+    loss, top, log_total, *_ = sweep(compiled, z, dz, 60, targets, valid, scale)
     assert torch.isfinite(loss[0]) and torch.isinf(loss[1:]).all()
+    wanted = z[1:, :60].double().softmax(-1) * scale[1:, None]
+    assert torch.allclose(dz[1:, :60].double(), wanted, atol=1e-6)
+    dz.fill_(torch.nan)
+    operations(compiled).loss_rows_gradient(z, dz, 60, targets, valid, scale, top, log_total, 0.0, 0.0)
+    assert torch.allclose(dz[1:, :60].double(), wanted, atol=1e-6)
 
 
 def test_what_does_not_fit_is_refused(cuda_library, device):
@@ -144,6 +150,8 @@ def test_what_does_not_fit_is_refused(cuda_library, device):
         sweep("cuda", z[:, :58], dz, 60, targets, valid, scale)
     with pytest.raises(RuntimeError, match="logits and their gradients must be"):
         sweep("cuda", z[:, 1:].contiguous()[:, :58], dz, 59, targets, valid, scale)
+    with pytest.raises(RuntimeError, match="logits and their gradients must be"):
+        sweep("cuda", torch.zeros(4, 66, device=device)[:, :64], dz, 60, targets, valid, scale)
     with pytest.raises(RuntimeError, match="targets must be contiguous"):
         sweep("cuda", z, dz, 60, targets.int(), valid, scale)
     with pytest.raises(RuntimeError, match="float32, bfloat16 or float16"):

@@ -44,7 +44,7 @@ TRITON = {
     "swiglu": "float64 and (prime or packs or odd or expanded) or extreme",
     "adamw": "float64s",
     "position_loss": "float64 and (bfloat16 and (edges or off or blocks) or float16 and (confident or strided)) or descriptors "
-    "or logits or bits_repeat",
+    "or logits or bits_repeat or not_a_number",
     "linear_cross_entropy": "float64 and bfloat16 and (edges or confident or transposed or off) or tf32",
     "attention": "float64 and bfloat16 and (several and GQA or exact and 128 or window and documents and not windows) "
     "or float64 and prime or deterministic",
@@ -74,7 +74,7 @@ NVCC = {
         "rms_norm": "prime",
         "rotary": "float64",
         "swiglu": "float64 and (prime or packs or odd or expanded) or extreme",
-        "position_loss": "float64 and bfloat16 and (edges or confident or strided)",
+        "position_loss": "float64 and bfloat16 and (edges or confident or strided) or not_a_number",
         "linear_cross_entropy": "float64 and bfloat16 and (edges or strided)",
         "attention": "float64 and (GQA or peaked or wide or exact) or deterministic",
         "compiled": "rms_norm_shapes or bit_for_bit",

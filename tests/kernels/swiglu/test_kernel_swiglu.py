@@ -5,6 +5,7 @@ import torch
 from kernel_checks import DTYPES, assert_as_good, leaves, placed
 
 import emergence_kernels as ek
+from emergence_kernels.swiglu.op import activation_gradient
 
 
 def plain(x):
@@ -116,6 +117,17 @@ def test_any_upstream_gradient(upstream, backend, device):
     kept = grad.clone()
     (dx,) = torch.autograd.grad(ek.swiglu(x, backend=backend), x, grad)
     assert torch.allclose(dx.double(), exact(x.detach(), grad)[1], atol=1e-6) and torch.equal(grad, kept)
+
+
+def test_gradient_in_place_of_rows_apart(cpu_library):
+    """As a feed-forward layer asks for on a CPU; what lies beside the rows stays."""
+    if cpu_library:
+        pytest.skip(cpu_library)
+    wide, upstream = torch.randn(5, 24), torch.randn(5, 8)
+    kept, x = wide.clone(), wide[:, :16]
+    assert activation_gradient(upstream, x, "cpu", last=True) is x
+    assert torch.allclose(x.double(), exact(kept[:, :16], upstream)[1], atol=1e-6)
+    assert torch.equal(wide[:, 16:], kept[:, 16:])
 
 
 def test_second_backward(backend, device):
