@@ -417,14 +417,20 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     return validated(Config, tree, path)
 
 
+def file_of(run: Path) -> Path:
+    """The file in a run directory that holds its resolved configuration. Raises InputError where there is none."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise InputError(f"{run}: has no config.yaml; name the directory of a run that train or import wrote")
+    return path
+
+
 def load_run(run: Path) -> Config:
     """The resolved configuration that a run directory holds.
 
     Its data and the files of its tasks are looked for from here, else from every directory above the run.
     """
-    if not (run / "config.yaml").is_file():
-        raise InputError(f"{run}: is not a run directory (it has no config.yaml)")
-    config = load(run / "config.yaml")
+    config = load(file_of(run))
     data = config.data.model_copy(update={"path": files.from_run(run, config.data.path, "dataset.json")})
     paths = ("file", "include_path")
     tasks = [task.model_copy(update={k: files.from_run(run, getattr(task, k)) for k in paths}) for task in config.tasks]

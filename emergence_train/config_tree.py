@@ -37,6 +37,8 @@ def read(path: Path) -> dict:
         tree = yaml.load(read_text(path, encoding="utf-8-sig"), Loader)
     except FileNotFoundError:
         raise InputError(f"{path}: no such configuration file; see configs/ for examples") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a directory; give a configuration file, as the config.yaml in a run") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:

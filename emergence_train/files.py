@@ -61,12 +61,15 @@ def lock(directory: Path, *, busy: str, other: str, wait: float = 0.0) -> Iterat
                 f"{directory}: this file system has no locks ({error.strerror}); see to it yourself that one process at a "
                 f"time writes there"
             )
-        owner = os.getpid()
+        owner, getpid = (
+            os.getpid(),
+            os.getpid,
+        )  # at the interpreter's end, where a holder is left open, modules are gone
         try:
             yield note
         finally:
             # processes forked meanwhile have the file open, and the lock with it
-            if note is None and os.getpid() == owner:
+            if note is None and getpid() == owner:
                 fcntl.flock(file, fcntl.LOCK_UN)
 
 

@@ -87,6 +87,16 @@ def other_data(at: At, *over: str) -> list[str]:
 
 RUNS = [
     Row(
+        "has no config.yaml; name the directory of a run that train or import wrote",
+        lambda at: ["evaluate", str(at.run().parent)],
+        evaluate,
+    ),
+    Row(
+        "is a directory; give a configuration file, as the config.yaml in a run",
+        lambda at: ["config", str(at.run())],
+        lambda at: ["config", str(at.folder / "runs" / "run" / "config.yaml")],
+    ),
+    Row(
         "ask for fewer tokens or shorten the prompt",
         lambda at: ["generate", str(at.run()), "--prompt", "a", "--tokens", "10000"],
         lambda at: ["generate", str(at.folder / "runs" / "run"), "--prompt", "a", "--tokens", "4"],

@@ -172,7 +172,7 @@ def read_tokenizer(source: HFSource) -> HFTokenizer:
     if Path(source.name).is_file():
         content = read_text(tokenizers.find(source.name))
         return HFTokenizer(content, {}, begin=_begin(Tokenizer.from_str(content)))
-    with _one_line(source):
+    with _one_line(source, tokenizer=True):
         tokenizer = transformers.AutoTokenizer.from_pretrained(**source.place)
         files = read_files(source, TOKENIZER_FILES)
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -215,8 +215,9 @@ def _begin(tokenizer: Tokenizer) -> int | None:
 
 
 @contextlib.contextmanager
-def _one_line(source: HFSource) -> Iterator[None]:
-    """Within, what transformers raises for a model that it cannot read is an InputError; its warnings are left out."""
+def _one_line(source: HFSource, tokenizer: bool = False) -> Iterator[None]:
+    """Within, what transformers raises for a model, or its tokenizer, that it cannot read is an InputError; its warnings are left
+    out."""
     before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -224,6 +225,11 @@ def _one_line(source: HFSource) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
+        if tokenizer:
+            raise InputError(
+                f"{source.label}: transformers {transformers.__version__} cannot read its tokenizer ({reason}); give one with "
+                f"--tokenizer"
+            ) from None
         if source.is_offline:
             raise InputError(
                 f"{source.label}: is no directory, and the hub cannot be reached; give a directory that save_pretrained wrote"

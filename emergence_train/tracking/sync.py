@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from emergence_train.config import Config
+from emergence_train.config import Config, file_of
 from emergence_train.errors import InputError, RunError
 from emergence_train.input_files import read_text
 from emergence_train.recorder import tables
@@ -35,12 +35,11 @@ VALIDATION = "val/"
 
 def sync(run: Path, log: Callable[[str], None]) -> dict:
     """Send the points of `run` that are missing in W&B; return {"run", "mode", "sent"}, sent being their number."""
+    path = file_of(run)
     try:
-        config = Config.model_validate(yaml.safe_load(read_text(run / "config.yaml")))
+        config = Config.model_validate(yaml.safe_load(read_text(path)))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(
-            f"{run / 'config.yaml'}: cannot be read ({' '.join(str(error).split())[:200]}); is this a run directory?"
-        ) from None
+        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]}); restore it") from None
     mode = chosen_mode(config.logging.wandb.mode)
     if mode == "disabled":
         raise InputError(

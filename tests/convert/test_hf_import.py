@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import shutil
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -551,6 +552,9 @@ def test_a_refused_import_is_one_line_and_writes_nothing(tmp_path, data_path, co
     broken.mkdir()
     (broken / "config.json").write_text("{}")
     refused([broken], "cannot read it .*; give a directory that save_pretrained wrote")
+    bare = tmp_path / "bare"  # as a Trainer without a tokenizer saves it
+    shutil.copytree(good, bare, ignore=shutil.ignore_patterns("*token*"))
+    refused([bare], "bare: transformers .* cannot read its tokenizer .*; give one with --tokenizer")
     (tmp_path / "empty").mkdir()
     refused([tmp_path / "empty"], "has no config.json, and no directories named after steps")
     refused([good, other], "good: its name has no step .*; give --steps, one for each model")

@@ -4,6 +4,8 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -476,3 +478,15 @@ def test_an_error_is_not_hidden_by_a_lost_log(tmp_path):
     with pytest.raises(RunError, match="was moved, deleted or replaced"):
         recorder.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_recorder_left_open_ends_silently(tmp_path):
+    """Modules are gone when its lock ends with the interpreter, which was a traceback."""
+    program = (
+        "import torch\n"
+        "from emergence_train.recorder import Recorder\n"
+        "recorder = Recorder('mine', params=10, sequence=6)\n"
+        "recorder.add(torch.ones(1, 6), split='iid')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

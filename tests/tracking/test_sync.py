@@ -86,7 +86,10 @@ def test_a_server_that_fails_leaves_one_line(run, monkeypatch):
 
 
 def test_wrong_use(run, tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="is this a run directory"):
+    with pytest.raises(InputError, match=r"has no config\.yaml; name the directory of a run"):
+        sync(tmp_path, print)
+    (tmp_path / "config.yaml").write_text("a: [")
+    with pytest.raises(InputError, match=r"config\.yaml: cannot be read \(.*\); restore it"):
         sync(tmp_path, print)
     monkeypatch.setenv("WANDB_MODE", "disabled")
     with pytest.raises(InputError, match="disabled"):
