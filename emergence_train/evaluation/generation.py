@@ -72,7 +72,7 @@ def generate(
         texts: dict[int, list[int]] = {row: [] for row in rows}
         going = set(rows) if real else set()
         cache = model.new_cache()
-        tokens = torch.tensor([prompts[row] for row in rows], device=mesh.device)
+        tokens = torch.tensor([prompts[row] for row in rows], dtype=torch.int64, device=mesh.device)
         for _ in range(most):
             tokens = choose(model(tokens, cache=cache), rows)[:, None]
             for row, token in zip(rows, tokens[:, 0].tolist()):

@@ -17,22 +17,21 @@ from tokenizers import Tokenizer
 from emergence_train.data.tokenizer import ending
 from emergence_train.errors import InputError
 from emergence_train.evaluation import generation, scoring
-from emergence_train.evaluation.lm_eval_results import rows
+from emergence_train.evaluation.lm_eval_results import generation_settings, rows
+from emergence_train.models.begin_token import beginning
 from emergence_train.models.language_model import LanguageModel
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import broadcast_from_rank0
 
 try:
     import lm_eval
-    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.model import LM
     from lm_eval.tasks import TaskManager
 except ImportError as error:
     raise InputError("lm-eval is not installed: pip install 'emergence-train[tasks]'") from error
 
-NEW_TOKENS = 256
 
-
-class EmergenceLM(TemplateLM):
+class EmergenceLM(LM):
     """`model` is a LanguageModel or a DeepSpeed engine around one; `longest` the tokens it can look at."""
 
     def __init__(
@@ -48,18 +47,10 @@ class EmergenceLM(TemplateLM):
         self.each_batch = each_batch
         self.model, self.tokens, self.end, self.longest, self.mesh = model, tokenizer, end_of_text, longest, mesh
 
-    @property
-    def eot_token_id(self) -> int:
-        return self.end
-
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        return self.tokens.encode(string, add_special_tokens=False).ids
-
-    def _loglikelihood_tokens(self, requests: list[Any], **kwargs: Any) -> list[tuple[float, bool]]:
-        wanted = []
-        for _, context, continuation in requests:
-            ids = tuple([*context, *continuation][-(self.longest + 1) :])
-            wanted.append(scoring.Request(ids, min(len(continuation), len(ids) - 1)))
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Of each (context, continuation), whether greedy generation would give it, too."""
+        pairs = [request.args for request in requests]
+        wanted = [scoring.encode(self.tokens, context, text, self.end, self.longest) for context, text in pairs]
         return [(float(value), bool(greedy)) for value, greedy in self._score(wanted)]
 
     def _score(self, requests: list[scoring.Request]) -> np.ndarray:
@@ -74,31 +65,30 @@ class EmergenceLM(TemplateLM):
         as much context as fits."""
         windows, owner = [], []
         for number, request in enumerate(requests):
-            ids = [self.end, *self.tok_encode(request.args[0])]
+            ids = [self.end, *self._ids(request.args[0])]
             for begin in range(1, len(ids), self.longest):
                 end = min(begin + self.longest, len(ids))
-                windows.append(scoring.Request(tuple(ids[max(end - self.longest - 1, 0) : end]), end - begin))
+                start = max(end - self.longest - 1, 0)
+                windows.append(scoring.Request(tuple(ids[start:end]), end - begin, unconditional=start == 0))
                 owner.append(number)
         values = self._score(windows)[:, 0]
         return np.bincount(owner, values, len(requests)).tolist()
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokens.encode(text, add_special_tokens=False).ids
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Greedy continuations up to the first stop string."""
         texts = [""] * len(requests)
         groups: dict[tuple, list[int]] = {}
         for number, request in enumerate(requests):
-            settings = request.args[1]
-            if settings.get("do_sample") or settings.get("temperature", 0):
-                raise InputError(f"lm-eval asks for sampling ({settings}); only greedy generation is supported")
-            until = settings.get("until") or []
-            until = [until] if isinstance(until, str) else list(until)
-            groups.setdefault((settings.get("max_gen_toks", NEW_TOKENS), tuple(until)), []).append(number)
+            groups.setdefault(generation_settings(request.args[1]), []).append(number)
         for (most, until), numbers in groups.items():
             room = self.longest - most
             if room < 1:
                 raise InputError(f"a task generates up to {most} tokens, the model's context is {self.longest}")
             ends = [ending(self.tokens, requests[number].args[0], room) for number in numbers]
-            prompts = [self.tok_encode(text)[-room:] or [self.end] for text in ends]
+            prompts = [self._ids(text)[-room:] or beginning(self.model, self.end) for text in ends]
             done = lambda ids, until=until: ids[-1] == self.end or any(s in self.tokens.decode(ids) for s in until)  # noqa: E731
             generated = generation.generate(self.model, prompts, most, done, self.mesh, self.each_batch)
             for number, ids in zip(numbers, generated):
@@ -157,31 +147,34 @@ def _explained(names: str) -> Iterator[None]:
 
 def run_tasks(
     lm: EmergenceLM,
-    names: list[str],
+    name: str,
     shots: int | None = None,
     limit: int | None = None,
     include_path: str | None = None,
 ) -> list[dict]:
-    """Run tasks of lm-eval; return rows of metrics as metrics.choice_metrics does.
+    """Run a task, group or tag of lm-eval; return rows of metrics as metrics.choice_metrics does (see lm_eval_results.rows).
 
-    The rows are lm-eval's own accuracy or exact match, and for multiple choice also the continuous metrics of the same
-    log-likelihoods. Collective: rank 0's rows are broadcast, since under torchrun lm-eval returns nothing on the others.
+    Collective: rank 0's rows are broadcast, since under torchrun lm-eval returns nothing on the others.
     """
-    tasks(include_path, shots).check(names)
+    manager = tasks(include_path, shots)
+    manager.check([name])
     # lm-eval would seed torch, numpy and Python, whose random states the training run uses.
     seeds = dict(random_seed=None, numpy_random_seed=None, torch_random_seed=None)
-    with _explained(", ".join(names)), torch.no_grad():
+    with _explained(name), torch.no_grad():
+        group = manager.load([name])["groups"].get(name)
         results = lm_eval.simple_evaluate(
             lm,
-            tasks=names,
+            tasks=[name],
             num_fewshot=shots,
             limit=limit,
             bootstrap_iters=100,
-            task_manager=tasks(include_path, shots),
+            task_manager=manager,
             log_samples=True,
             **seeds,
         )
-    return broadcast_from_rank0(lambda: rows(results, names))
+    aggregates = (group.aggregate_metric_list if group else None) or []
+    by_size = {aggregate.metric: aggregate.weight_by_size for aggregate in aggregates}
+    return broadcast_from_rank0(lambda: rows(results, name, by_size))
 
 
 def _unknown(name: str, known: list[str]) -> str:

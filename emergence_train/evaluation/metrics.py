@@ -1,7 +1,8 @@
 """Metrics of a task from log-likelihoods, each with standard error, number of items and chance level.
 
 acc                   the likeliest choice is the right one
-acc_norm              the same with log-likelihoods divided by the choices' characters (lm-eval's acc_norm)
+acc_norm              the same with log-likelihoods divided by the choices' characters, the space before a choice not counted
+                      (lm-eval's acc_norm)
 correct_choice_prob   probability of the right choice, normalised over the choices (arXiv 2304.15004)
 brier                 sum over choices of (1[right] - p)^2, mean over items: uniform guessing among k gives 1 - 1/k, a
                       constant one-hot answer 2 (1 - 1/k). Some tools take the mean over choices: k times smaller
@@ -44,7 +45,7 @@ def choice_metrics(task: Task, log_likelihoods: list[np.ndarray]) -> list[dict]:
     each: dict[str, list[float]] = {name: [] for name in HIGHER_IS_BETTER}
     for item, values in zip(task.items, log_likelihoods):
         answer, choice = item.answer, item.choices[item.answer]
-        length = np.array([len(text) for text in item.choices])
+        length = np.array([len(text.removeprefix(" ")) for text in item.choices])  # lm-eval's has no delimiter
         p = np.exp(values - values.max())
         p /= p.sum()
         right = np.arange(len(values)) == answer

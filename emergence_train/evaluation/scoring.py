@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from emergence_train.data.tokenizer import ending
 from emergence_train.errors import InputError
+from emergence_train.models.begin_token import WithBeginToken
 from emergence_train.models.language_model import IGNORED
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import all_reduce_sum
@@ -24,11 +25,15 @@ LONGEST_SHARED = 4096  # tokens of a shared row: its mask grows with the square
 
 @dataclass(frozen=True)
 class Request:
-    """Token ids of a context and its continuation; the last `scored` ids are the continuation. `lost` more of it do not fit."""
+    """Token ids of a context and its continuation; the last `scored` ids are the continuation. `lost` more of it do not fit.
+
+    `unconditional`: the first id is no text but stands for its beginning, and a model's begin token takes its place.
+    """
 
     ids: tuple[int, ...]
     scored: int
     lost: int = 0
+    unconditional: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,25 +48,25 @@ class Row:
 def encode(tokenizer: Tokenizer, context: str, continuation: str, end_of_text: int, longest: int) -> Request:
     """Tokenize `context` + `continuation` as lm-eval does.
 
-    Spaces at the end of the context belong to the continuation, and the continuation's tokens are those of the whole text after
-    the number of tokens of the context. An empty context becomes an end-of-text token. Long contexts are truncated on the left.
+    Spaces at the end of the context belong to the continuation. The context has its own tokens, and the continuation those of the
+    whole text after as many, though the two may join characters differently. An empty context becomes an end-of-text token. Long
+    contexts are truncated on the left.
     """
     bare = context.rstrip()
     continuation = context[len(bare) :] + continuation
     bare = ending(tokenizer, bare, longest + 1)
     whole = tokenizer.encode(bare + continuation, add_special_tokens=False).ids
-    before = len(tokenizer.encode(bare, add_special_tokens=False).ids) if bare else 0
-    if not bare or len(whole) < 2:  # the first token has nothing to be predicted from
-        whole, before = [end_of_text, *whole], 1 if not bare else before + 1
-    # Where the last characters of the context and the first of the continuation are one token, that token is scored.
-    scored = max(len(whole) - before, 1)
-    kept = whole[-(longest + 1) :]
+    own = tokenizer.encode(bare, add_special_tokens=False).ids if bare else []
+    own = own[: max(len(whole) - 1, 0)]  # where nothing comes after as many, the last token is scored
+    rest = whole[len(own) :]
+    unconditional = not own and (len(rest) < 2 or rest[0] != end_of_text)
+    kept = ([end_of_text] * unconditional + own + rest)[-(longest + 1) :]
     if len(kept) < 2:
         raise InputError(
             f"nothing to score: the continuation {continuation!r} of {context[-40:]!r} has no tokens; fix the item"
         )
-    fitting = min(scored, len(kept) - 1)
-    return Request(tuple(kept), fitting, scored - fitting)
+    fitting = min(len(rest), len(kept) - 1)
+    return Request(tuple(kept), fitting, len(rest) - fitting, unconditional and len(rest) <= longest)
 
 
 def log_likelihoods(
@@ -82,6 +87,8 @@ def score(
 ) -> np.ndarray:
     """(R, 2): log-likelihood in nats, and with `greedy` 1 where every token of the continuation is the likeliest, else
     0. `greedy` needs the logits in memory."""
+    if isinstance(model, WithBeginToken) and any(request.unconditional for request in requests):
+        return _begun_once(model, requests, mesh, each_batch, greedy)
     batches = _batches(_rows(requests), mesh.gradients.size)
     scores = torch.zeros(len(requests), 2, dtype=torch.float64, device=mesh.device)
     was_training = model.training
@@ -111,6 +118,19 @@ def score(
             scores[of_request] = sums[rows]
     model.train(was_training)
     return all_reduce_sum(scores, mesh.gradients).cpu().numpy()
+
+
+def _begun_once(
+    model: WithBeginToken, requests: list[Request], mesh: Mesh, each_batch: Callable[[], None], greedy: bool
+) -> np.ndarray:
+    """As `score`, with the begin token alone before the unconditional requests."""
+    scores = np.empty((len(requests), 2))
+    alone = np.array([request.unconditional for request in requests])
+    begun = [Request((model.begin, *request.ids[1:]), request.scored) for request in requests if request.unconditional]
+    scores[alone] = score(model.model, begun, mesh, each_batch, greedy=greedy)
+    if others := [request for request in requests if not request.unconditional]:
+        scores[~alone] = score(model, others, mesh, each_batch, greedy=greedy)
+    return scores
 
 
 def _rows(requests: list[Request]) -> list[Row]:

@@ -15,6 +15,7 @@ from emergence_train.errors import InputError
 from emergence_train.evaluation import generation, items, synthetic
 from emergence_train.evaluation.metrics import answer_metrics, choice_metrics, open_metrics, steps_metrics
 from emergence_train.evaluation.scoring import Request, encode, log_likelihoods, score
+from emergence_train.models.begin_token import beginning
 from emergence_train.models.language_model import LanguageModel
 from emergence_train.parallel.mesh import Mesh
 
@@ -140,8 +141,8 @@ class Suite:
             lm = lm_eval_adapter.EmergenceLM(model, self.tokenizer, self.end, self.longest, mesh, each_batch)
             for config in self.of_lm_eval:
                 name = config.task.removeprefix(LM_EVAL)
-                scored = lm_eval_adapter.run_tasks(lm, [name], config.shots, config.items, config.include_path)
-                rows += [row | {"task": config.table_name} for row in scored]
+                scored = lm_eval_adapter.run_tasks(lm, name, config.shots, config.items, config.include_path)
+                rows += [row | {"task": config.table_name + row["task"].removeprefix(name)} for row in scored]
         return rows, time.monotonic() - began
 
     def _generated(
@@ -154,7 +155,7 @@ class Suite:
             self.tokenizer.encode(tokenizers.ending(self.tokenizer, item.context, room), add_special_tokens=False).ids[
                 -room:
             ]
-            or [self.end]
+            or beginning(model, self.end)
             for item in task.items
         ]
         whole = any(item.number for item in task.items)

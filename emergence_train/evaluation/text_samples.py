@@ -13,6 +13,7 @@ from emergence_train.data import tokenizer as tokenizers
 from emergence_train.errors import SURROGATE, InputError
 from emergence_train.evaluation.generation import generate, sampled
 from emergence_train.evaluation.saved_model import load_model
+from emergence_train.models.begin_token import beginning
 from emergence_train.models.language_model import LanguageModel
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import on_every_rank, start
@@ -30,9 +31,9 @@ class TextSamples:
         for text in samples.prompts:
             if SURROGATE.search(text):
                 raise InputError(f"the prompt {text[:40]!r} is not UTF-8; give it as text in that encoding")
-        self.prompts = [tokenizer.encode(text, add_special_tokens=False).ids or [end] for text in samples.prompts]
+        self.prompts = [tokenizer.encode(text, add_special_tokens=False).ids for text in samples.prompts]
         for text, ids in zip(samples.prompts, self.prompts):
-            if len(ids) + samples.tokens > longest:
+            if max(len(ids), 1) + samples.tokens > longest:
                 raise InputError(
                     f"the prompt {text[:40]!r} has {len(ids)} tokens, and with {samples.tokens} more it is longer than "
                     f"{longest}; ask for fewer tokens or shorten the prompt"
@@ -43,8 +44,9 @@ class TextSamples:
     ) -> list[dict[str, str]]:
         """[{"prompt", "text"}]: the same on every rank, whatever their number. Collective: all ranks call it."""
         choose = sampled(self.samples.temperature, self.samples.seed)
+        prompts = [ids or beginning(model, self.end) for ids in self.prompts]
         written = generate(
-            model, self.prompts, self.samples.tokens, lambda ids: ids[-1] == self.end, mesh, each_batch, choose=choose
+            model, prompts, self.samples.tokens, lambda ids: ids[-1] == self.end, mesh, each_batch, choose=choose
         )
         return [
             {"prompt": prompt, "text": self.tokenizer.decode(ids)} for prompt, ids in zip(self.samples.prompts, written)

@@ -65,3 +65,8 @@ class WithBeginToken(LanguageModel):
     @staticmethod
     def _begun(values_BT: Tensor, value: int) -> Tensor:
         return torch.cat([values_BT.new_full((len(values_BT), 1), value), values_BT], 1)
+
+
+def beginning(model: torch.nn.Module, end_of_text: int) -> list[int]:
+    """What stands for an empty prompt: the end of a text before, or nothing where the model begins every row itself."""
+    return [] if isinstance(model, WithBeginToken) else [end_of_text]

@@ -46,6 +46,24 @@ def harness_results(folder, step: int, accuracy: float, bits: float):
     return path
 
 
+def test_groups_of_lm_eval_have_their_items(tmp_path):
+    """lm-eval counts the items of tasks apart (n-samples), those of a group beside its scores alone."""
+    path = harness_results(tmp_path, 1000, accuracy=0.3, bits=1.0)
+    content = json.loads(path.read_text())
+    content["results"]["arc"] = {
+        "alias": "arc",
+        "sample_len": 3500,
+        "acc,none": 0.25,
+        "sample_count": {"acc,none": 3500},
+    }
+    content["results"]["arc_easy"]["sample_len"] = 2000
+    path.write_text(json.dumps(content))
+    frame, _ = read([path], tokens_per_step=8, loss="wikitext/bits_per_byte")
+    items = frame.loc[("pythia-70m", 1000)]["items"]
+    assert items["arc", "acc"] == 3500 and items["arc_easy", "acc"] == 2000
+    assert math.isnan(items["gsm8k", "exact_match_strict-match"])
+
+
 def test_results_of_lm_eval_are_evaluations(tmp_path):
     """A directory of results, the loss from one of them; steps from revisions, errors and items as they are."""
     for step in STEPS:

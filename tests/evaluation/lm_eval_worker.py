@@ -26,7 +26,7 @@ if __name__ == "__main__":
     tasks._load_spec = lambda spec: loads.append(spec) or load_spec(spec)
     lm_eval_adapter.tasks = lambda *settings: tasks
     lm_eval_adapter.reach(["sums"])
-    rows = [lm_eval_adapter.run_tasks(lm, ["sums"], shots=2) for _ in range(2)]
+    rows = [lm_eval_adapter.run_tasks(lm, "sums", shots=2) for _ in range(2)]
     result = json.dumps({"checkpoints": rows, "loads": len(loads)})
     (folder / f"{mesh.data.rank}-of-{mesh.data.size}.json").write_text(result)
     leave(0)

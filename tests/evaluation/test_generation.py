@@ -10,6 +10,7 @@ import torch
 from emergence_train import config as configs
 from emergence_train.evaluation import generation
 from emergence_train.evaluation.generation import generate, sampled
+from emergence_train.models.begin_token import WithBeginToken, beginning
 from emergence_train.models.decoder import Cache, Decoder
 from emergence_train.models.decoder_config import DecoderConfig
 from emergence_train.parallel.mesh import data_parallel
@@ -50,6 +51,20 @@ def test_generation_is_greedy_and_stops():
             text.append(token)
     stopped = generate(decoder, prompts, 10, lambda ids: len(ids) == 4, start(1))
     assert stopped == [ids[:4] for ids in generated]
+
+
+@torch.no_grad()
+def test_an_empty_prompt_follows_the_begin_token_alone():
+    """Of a model with a begin token nothing else stands before the text; of another the end of text does."""
+    decoder, begin, end = model(), 7, 1
+    begun = WithBeginToken(decoder, begin)
+    assert beginning(begun, end) == [] and beginning(decoder, end) == [end]
+    prompts = [beginning(begun, end), [4], []]
+    for prompt, ids in zip(prompts, generate(begun, prompts, 6, lambda ids: False, start(1))):
+        text = [begin, *prompt]
+        for token in ids:
+            assert token == int(decoder(torch.tensor([text]))[0, -1].argmax())
+            text.append(token)
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from emergence_train.errors import InputError  # noqa: E402
 from emergence_train.evaluation import lm_eval_adapter  # noqa: E402
 from emergence_train.evaluation.lm_eval_adapter import EmergenceLM, run_tasks  # noqa: E402
 from emergence_train.evaluation.lm_eval_results import choice_rows  # noqa: E402
+from emergence_train.models.begin_token import WithBeginToken  # noqa: E402
 from emergence_train.models.decoder import Decoder  # noqa: E402
 from emergence_train.models.decoder_config import DecoderConfig  # noqa: E402
 from emergence_train.parallel.ranks import start  # noqa: E402
@@ -56,6 +57,8 @@ def test_log_likelihoods_and_greediness_are_equal(both):
         ("A" * 300, " end of it"),
         ("one two", " three four five"),
         ("x\n", "y"),
+        ("the th", "e man"),  # tokens that join at the border
+        ("sat on the ma", "t and"),
     ]
     ours, theirs = (lm.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True) for lm in both)
     assert np.allclose([a for a, _ in ours], [a for a, _ in theirs], atol=1e-4)
@@ -86,6 +89,8 @@ def test_generations_are_equal(both):
         ("The cat sat on", {"until": ["\n"], "max_gen_toks": 12}),
         ("Once", {"until": ["e"], "max_gen_toks": 12}),
         ("word " * 60, {"until": ["\n\n"], "max_gen_toks": 12}),
+        ("Once", {"until": "\n\n\n", "max_new_tokens": 9, "do_sample": False, "temperature": 1.0}),
+        ("Once", {"until": [], "max_completion_tokens": 4}),
     ]
     ours, theirs = (lm.generate_until(requests("generate_until", prompts), disable_tqdm=True) for lm in both)
     assert ours == theirs
@@ -139,7 +144,7 @@ def test_a_whole_task_of_lm_eval_s_gives_the_same_accuracy(both, tmp_path, monke
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     manager = TaskManager(include_path=str(tmp_path))
     random = torch.get_rng_state()
-    rows = {row["metric"]: row for row in run_tasks(both[0], ["sums"], shots=0, include_path=str(tmp_path))}
+    rows = {row["metric"]: row for row in run_tasks(both[0], "sums", shots=0, include_path=str(tmp_path))}
     assert torch.equal(torch.get_rng_state(), random)  # it is the training run's
     theirs = lm_eval.simple_evaluate(
         both[1], tasks=["sums"], num_fewshot=0, bootstrap_iters=100, task_manager=manager, log_samples=True
@@ -153,7 +158,78 @@ def test_a_whole_task_of_lm_eval_s_gives_the_same_accuracy(both, tmp_path, monke
     assert same["acc_norm"]["value"] == rows["acc_norm"]["value"]
     assert same["brier"]["value"] == pytest.approx(rows["brier"]["value"], abs=1e-5) and rows["brier"]["chance"] == 0.75
     with pytest.raises(InputError, match="lm-eval has no task 'sumz'.*'sums'"):
-        run_tasks(both[0], ["sumz"], include_path=str(tmp_path))
+        run_tasks(both[0], "sumz", include_path=str(tmp_path))
+
+
+def test_groups_and_tags_have_the_scores_of_their_tasks(both, tmp_path, monkeypatch):
+    """A group whose tasks count alike, one without aggregates, a tag, and a task that scores several right answers itself."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    for name, choices, items in (("two", 2, 12), ("five", 5, 6)):
+        rows = [
+            {"q": f"{n} and {n} is", "choices": [str((n + k) % 7) for k in range(choices)], "gold": str((n + 1) % 7)}
+            for n in range(items)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        (tmp_path / f"{name}.yaml").write_text(
+            f"task: {name}\ntag: both\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/{name}.jsonl}}}}\n"
+            "output_type: multiple_choice\ntest_split: test\ndoc_to_text: q\ndoc_to_choice: choices\ndoc_to_target: gold\n"
+            "metric_list: [{metric: acc}, {metric: brier_score}]\nmetadata: {version: 1}\n"
+        )
+    group = "task: [two, five]\nmetadata: {version: 1}\n"
+    (tmp_path / "plain.yaml").write_text(f"group: plain\n{group}")
+    (tmp_path / "alike.yaml").write_text(
+        f"group: alike\naggregate_metric_list: [{{metric: acc, aggregation: mean, weight_by_size: false}}]\n{group}"
+    )
+    (tmp_path / "own.yaml").write_text(
+        "include: two.yaml\ntask: own\ntag: nothing\nprocess_results: !function scored.mass\nmetric_list: [{metric: acc}]\n"
+    )
+    (tmp_path / "scored.py").write_text("def mass(doc, results):\n    return {'acc': 0.7}\n")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    scored = {
+        name: {
+            (row["task"], row["metric"]): row for row in run_tasks(both[0], name, shots=0, include_path=str(tmp_path))
+        }
+        for name in ("alike", "plain", "both", "own")
+    }
+    theirs = lm_eval.simple_evaluate(
+        both[1],
+        tasks=["alike"],
+        num_fewshot=0,
+        bootstrap_iters=100,
+        task_manager=TaskManager(include_path=str(tmp_path)),
+    )
+    acc = scored["alike"]["alike", "acc"]
+    assert acc["value"] == theirs["results"]["alike"]["acc,none"] and acc["chance"] == pytest.approx(
+        (1 / 2 + 1 / 5) / 2
+    )
+    assert acc["items"] == 18 and acc["stderr"] == pytest.approx(theirs["results"]["alike"]["acc_stderr,none"])
+    for name in ("plain", "both"):
+        assert {task for task, _ in scored[name]} == {f"{name}/two", f"{name}/five"}
+        for task in ("two", "five"):
+            brier = scored[name][f"{name}/{task}", "brier_score"]
+            assert brier["value"] == pytest.approx(theirs["results"][task]["brier_score,none"], abs=1e-5)
+            assert scored[name][f"{name}/{task}", "acc"]["value"] == theirs["results"][task]["acc,none"]
+            assert scored[name][f"{name}/{task}", "brier"]["value"] == pytest.approx(brier["value"], abs=1e-6)
+    halves = [scored["both"][f"both/{task}", "correct_choice_prob"]["value"] for task in ("two", "five")]
+    assert scored["alike"]["alike", "correct_choice_prob"]["value"] == pytest.approx(np.mean(halves))
+    assert set(scored["own"]) == {("own", "acc")} and np.isnan(scored["own"]["own", "acc"]["chance"])
+
+
+def test_texts_after_the_begin_token_follow_nothing_else(both):
+    """A model with a begin token: an empty context, a whole text and an empty prompt, by plain logits after that token."""
+    ours, _ = both
+    begun = EmergenceLM(WithBeginToken(ours.model, 5), ours.tokens, ours.end, 63, ours.mesh)
+    ids = ours.tokens.encode("Once upon a time", add_special_tokens=False).ids
+    with torch.no_grad():
+        logits = ours.model(torch.tensor([[5, *ids]]))[0].double().log_softmax(-1)
+    expected = float(logits[range(len(ids)), ids].sum())
+    [(value, _)] = begun.loglikelihood(requests("loglikelihood", [("", "Once upon a time")]))
+    [rolling] = begun.loglikelihood_rolling(requests("loglikelihood_rolling", [("Once upon a time",)]))
+    assert value == pytest.approx(expected, abs=1e-4) and rolling == pytest.approx(expected, abs=1e-4)
+    [text] = begun.generate_until(requests("generate_until", [("", {"until": [], "max_gen_toks": 1})]))
+    assert text == ours.tokens.decode([int(logits[0].argmax())])
 
 
 def test_choices_that_differ_in_their_context_have_their_chance(both, tmp_path, monkeypatch):
@@ -177,7 +253,7 @@ def test_choices_that_differ_in_their_context_have_their_chance(both, tmp_path, 
     )
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     manager = TaskManager(include_path=str(tmp_path))
-    scored = run_tasks(both[0], ["nouns"], shots=0, include_path=str(tmp_path))
+    scored = run_tasks(both[0], "nouns", shots=0, include_path=str(tmp_path))
     by_metric = {row["metric"]: row for row in scored}
     theirs = lm_eval.simple_evaluate(both[1], tasks=["nouns"], num_fewshot=0, bootstrap_iters=100, task_manager=manager)
     assert by_metric["acc"]["value"] == theirs["results"]["nouns"]["acc,none"] and by_metric["acc"]["chance"] == 0.5
@@ -205,7 +281,7 @@ def test_shots_of_a_task_do_not_stay_for_the_next(both, tmp_path, monkeypatch):
             task_manager=TaskManager(include_path=str(tmp_path)),
         )
         wanted = {row["metric"]: row["value"] for row in choice_rows("sums", theirs["samples"]["sums"])}
-        scored = run_tasks(both[0], ["sums"], shots=shots, include_path=str(tmp_path))
+        scored = run_tasks(both[0], "sums", shots=shots, include_path=str(tmp_path))
         seen[shots] = {row["metric"]: row["value"] for row in scored}
         assert seen[shots]["answer_loglik"] == pytest.approx(wanted["answer_loglik"], abs=1e-4)
     assert abs(seen[0]["answer_loglik"] - seen[3]["answer_loglik"]) > 1e-3

@@ -3,10 +3,16 @@
 import random
 
 import pytest
+import torch
+from tokenizers import Tokenizer, models
 
 from emergence_train.data.tokenizer import ending, load_file
-from emergence_train.evaluation.scoring import Request, encode
+from emergence_train.evaluation.scoring import Request, encode, score
 from emergence_train.evaluation.suite import Suite
+from emergence_train.models.begin_token import WithBeginToken
+from emergence_train.models.decoder import Decoder
+from emergence_train.models.decoder_config import DecoderConfig
+from emergence_train.parallel.ranks import start
 from foreign_tokenizers import CORPUS, KINDS
 
 WORDS = [
@@ -31,11 +37,10 @@ def tokenizer_of(kind: str, data_path):
 
 
 def of_the_whole(tokenizer, context: str, continuation: str, longest: int) -> Request:
-    """As lm-eval does it: both texts tokenized whole, then cut."""
-    bare = context.rstrip()
-    whole = tokenizer.encode(context + continuation, add_special_tokens=False).ids
-    scored = len(whole) - len(tokenizer.encode(bare, add_special_tokens=False).ids)
-    return Request(tuple(whole[-(longest + 1) :]), min(max(scored, 1), longest))
+    """As lm-eval's _encode_pair: the context's own tokens, and of the whole text those after as many; then cut."""
+    own = tokenizer.encode(context.rstrip(), add_special_tokens=False).ids
+    rest = tokenizer.encode(context + continuation, add_special_tokens=False).ids[len(own) :]
+    return Request(tuple([*own, *rest][-(longest + 1) :]), min(len(rest), longest))
 
 
 @pytest.mark.parametrize("kind", ["own", *KINDS])
@@ -50,6 +55,51 @@ def test_a_long_context_gives_the_ids_of_the_whole(data_path, kind):
             assert (request.ids, request.scored) == tuple(
                 vars(of_the_whole(tokenizer, context, continuation, longest)).values()
             )[:2]
+
+
+def joined() -> Tokenizer:
+    """Words as in English, and "ab" joined to one token, as byte-pair merges do: a 0, b 1, ab 2, c 3, bc 4, "." 5."""
+    vocabulary = {"a": 0, "b": 1, "ab": 2, "c": 3, "bc": 4, ".": 5}
+    return Tokenizer(models.BPE(vocabulary, [("a", "b"), ("b", "c")]))
+
+
+@pytest.mark.parametrize(
+    "context, continuation, ids, scored",
+    [
+        (".a", "c", (5, 0, 3), 1),  # nothing joins
+        (".a", "bc", (5, 0, 3), 1),  # whole: . ab c; lm-eval has the context's . a and the third token on
+        (".a", "b", (5, 2), 1),  # whole: . ab; nothing is left after two tokens: the joined one
+        ("a", "b", (9, 2), 1),
+        ("", "c", (9, 3), 1),
+    ],
+)
+def test_tokens_that_join_are_split_as_lm_eval_s(context, continuation, ids, scored):
+    request = encode(joined(), context, continuation, 9, 8)
+    assert (request.ids, request.scored) == (ids, scored) and request.unconditional == (ids[0] == 9)
+
+
+def test_an_empty_context_follows_the_begin_token_alone():
+    """Log-likelihoods of plain logits after the begin token; those with a context have it before that, in any order."""
+    torch.manual_seed(0)
+    model = Decoder(DecoderConfig(layers=1, width=16, heads=2, kv_heads=1, ffn=24, vocab_size=32, max_sequence=32))
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    end, begin = 1, 7
+    texts = [((), (5, 6, 8)), ((9, 4), (5,)), ((), (8,)), ((end,), (5, 6))]
+    requests = [
+        Request((*context, *text) if context else (end, *text), len(text), unconditional=not context)
+        for context, text in texts
+    ]
+    for greedy in (False, True):
+        scores = score(WithBeginToken(model, begin), requests, start(1), greedy=greedy)
+        for (context, text), (value, likeliest) in zip(texts, scores):
+            ids = [begin, *context, *text]
+            with torch.no_grad():
+                log_p = model(torch.tensor([ids[:-1]]))[0].double().log_softmax(-1)[-len(text) :]
+            assert value == pytest.approx(float(log_p[range(len(text)), list(text)].sum()), abs=1e-5)
+            assert not greedy or likeliest == float(log_p.argmax(-1).tolist() == list(text))
+    assert score(model, requests[:1], start(1))[0, 0] != scores[0, 0]  # of a model without, after the end of text
 
 
 @pytest.mark.parametrize("text", ["a" * 30_000, "12 " * 9_000 + "7" * 30_000, " " * 30_000, "words of a short text"])

@@ -77,6 +77,16 @@ def test_metrics_by_hand():
     assert metrics["acc_norm"]["value"] == 0.5
 
 
+def test_acc_norm_counts_the_characters_lm_eval_counts():
+    """Its choices have no delimiter: -6/2 and -13/5 for "to" and "right"; with the space -6/3 and -13/6 are the other way."""
+    item = Item("x", (" to", " right"), 1)
+    metrics = by_metric(choice_metrics(Task("t", (item,)), [np.array([-6.0, -13.0])]))
+    assert metrics["acc"]["value"] == 0 and metrics["acc_norm"]["value"] == 1
+    bare = Item("x", ("to", "right"), 1)
+    assert by_metric(choice_metrics(Task("t", (bare,)), [np.array([-6.0, -13.0])]))["acc_norm"]["value"] == 1
+    assert metrics["answer_bits_per_byte"]["value"] == pytest.approx(13 / np.log(2) / 6)  # of the text that is scored
+
+
 def test_brier_of_uniform_and_of_constant_answers():
     """Sum over options: 0.75 for uniform guesses among four, 1.5 for always the same certain one."""
     task = Task("t", tuple(Item("x", ("a", "b", "c", "d"), answer) for answer in range(4)))

@@ -61,13 +61,15 @@ def _read_lm_eval(path: Path, options: ScoreOptions) -> list[Scores]:
         place["params"] = int(settings["model_num_parameters"])
     rows = []
     for task, values in content["results"].items():
-        samples = (content.get("n-samples") or {}).get(task) or {}
+        items = ((content.get("n-samples") or {}).get(task) or {}).get(
+            "effective", values.get("sample_len")
+        )  # groups: the latter
         shots = (content.get("n-shot") or {}).get(task, settings.get("num_fewshot"))
         for key, scores in _scores_of(values):
             metric, _, filtered = key.partition(",")
             better = (content.get("higher_is_better") or {}).get(task, {}).get(metric)
             named = metric if filtered in ("none", "") else f"{metric}_{filtered}"
-            about = {"task": task, "metric": named, "items": samples.get("effective"), "higher_is_better": better}
+            about = {"task": task, "metric": named, "items": items, "higher_is_better": better}
             rows.append(place | about | scores | {OTHER + SHOTS: shots})
     return [Scores(path, pd.DataFrame(rows), f"{path}: lm-eval, {len(content['results'])} tasks of {_named(place)}")]
 
