@@ -89,6 +89,7 @@ class PlannedSchedule:
     def _set_batch(self, batch: np.ndarray) -> None:
         """`batch` (K,) at each point, as a share of the run's mean."""
         self._batch = batch
+        self._own_decays: dict[tuple[str, float], np.ndarray] = {}
         rises = (np.diff(self.e / batch) > 1e-3) & (self.x[1:] > self.warmup_end)  # by more than a log's rounding
         self.rises_again = bool(rises.any())
 
@@ -107,7 +108,7 @@ class PlannedSchedule:
     def with_peak(self, peak: float) -> "PlannedSchedule":
         """The same course with another peak rate."""
         other = copy.copy(self)
-        other.peak = peak
+        other.peak, other._own_decays = peak, {}
         other._past = self._past and self._past.with_peak(peak)
         return other
 
@@ -166,6 +167,14 @@ class PlannedSchedule:
         """Summed rate up to `x` in steps at peak rate; beyond the plan the last rate continues."""
         x = np.asarray(x, float)
         return np.interp(x, self.x, self._clock) + np.maximum(x - self.x[-1], 0) * self.e[-1]
+
+    def interpolated_decays(self, x: np.ndarray, *kernels: Kernel) -> list[np.ndarray]:
+        """(n,) for each kernel and power of by_batch: decay() at the plan's own points, computed once, read off at steps `x`."""
+        keys = [(kernel, power) for kernel in kernels for power in self.by_batch]
+        for kernel, power in keys:
+            if (kernel.name, power) not in self._own_decays:
+                self._own_decays[kernel.name, power] = self.decay(self.x, kernel, power)
+        return [np.interp(x, self.x, self._own_decays[kernel.name, power]) for kernel, power in keys]
 
     def decay(self, x: np.ndarray, kernel: Kernel, by_batch: float | None = None) -> np.ndarray:
         """How much of the fall of the rate, over that power of the batch (the first of by_batch), has taken effect at `x`: 0

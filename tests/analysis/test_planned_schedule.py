@@ -121,6 +121,17 @@ def test_a_plan_behind_a_log_has_both_rates():
     assert plan.past is plan and plan.x[-1] == X[-1]
 
 
+def test_interpolated_decays_are_of_their_own_plan():
+    """They are computed once; a copy with another peak or batch has its own."""
+    plan = PlannedSchedule(X, 3e-4 * (1 - X / 20000))
+    tokens = np.where(X < 5000, X, 2 * X - 5000) * 100.0
+    for _ in range(2):
+        for each in (plan, plan.with_peak(3e-3), plan.with_batches(X, tokens)):
+            seen = each.interpolated_decays(each.x, AT_ONCE, MULTI_POWER)
+            exact = [each.decay(each.x, kernel, power) for kernel in (AT_ONCE, MULTI_POWER) for power in each.by_batch]
+            assert len(seen) == len(exact) and np.array_equal(seen, exact)
+
+
 def test_a_rate_below_zero_by_rounding_is_zero(tmp_path):
     """The last of a decay to 0 in float32 and float64; a rate that is negative is refused still."""
     decay = np.float32(1e-3) * (1 - np.sqrt(np.float32(1)) - np.float32(3e-8))

@@ -83,8 +83,7 @@ def _smooth(y: np.ndarray) -> np.ndarray:
 
 def _terms(x: np.ndarray, plan: PlannedSchedule) -> np.ndarray:
     """(n, k) functions of the steps that a course is made of."""
-    decays = [plan.decay(plan.x, kernel, power) for kernel in (AT_ONCE, INTRINSIC[2]) for power in plan.by_batch]
-    return np.column_stack([np.ones(len(x)), np.log(x), x**-0.5, *(np.interp(x, plan.x, decay) for decay in decays)])
+    return np.column_stack([np.ones(len(x)), np.log(x), x**-0.5, *plan.interpolated_decays(x, AT_ONCE, INTRINSIC[2])])
 
 
 def _off_course(y: np.ndarray, terms: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray]:

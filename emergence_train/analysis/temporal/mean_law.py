@@ -148,8 +148,7 @@ def _less_known(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) -> n
     """(n,) losses less their least-squares fit by a line in log steps and by what the rate has done, at once and later."""
     terms = [np.ones(len(x)), np.log(x)]
     if plan is not None:
-        decays = [plan.decay(plan.x, kernel, power) for kernel in (AT_ONCE, INTRINSIC[2]) for power in plan.by_batch]
-        terms += [np.interp(x, plan.x, decay) for decay in decays]
+        terms += plan.interpolated_decays(x, AT_ONCE, INTRINSIC[2])
     known = np.column_stack(terms)
     return y - known @ np.linalg.lstsq(known, y, rcond=None)[0]
 

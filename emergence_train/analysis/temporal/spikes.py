@@ -49,7 +49,7 @@ def rate_effect(x: np.ndarray, plan: PlannedSchedule | None) -> np.ndarray:
     if plan is None or not plan.rises_again:
         return np.zeros(len(x))
     drop, _ = priors.SHIPPED.decay("mixed", EFFECT.name, plan)
-    return -drop * np.interp(x, plan.x, plan.decay(plan.x, EFFECT))
+    return -drop * plan.interpolated_decays(x, EFFECT)[0]
 
 
 def noise_of(y: np.ndarray) -> float:
@@ -94,7 +94,7 @@ def _seen(correlation: np.ndarray) -> np.ndarray:
 def rounding_of(y: np.ndarray) -> float:
     """Standard deviation, nats, by which losses (n,) are off where all are written with DECIMALS decimals at most; else 0."""
     for decimals in range(DECIMALS + 1):
-        if np.allclose(np.round(y, decimals), y, rtol=1e-6, atol=0):
+        if np.all(np.abs(np.round(y, decimals) - y) <= 1e-6 * np.abs(y)):
             return float(10.0**-decimals / np.sqrt(12))
     return 0.0
 
@@ -134,6 +134,8 @@ def _raised_groups(y: np.ndarray, effect: np.ndarray) -> tuple[int, float]:
     level = y - effect
     for rows in range(min(MOST, len(y) - FEWEST), 0, -1):
         tail = slice(max(len(y) - rows - NOISE_ROWS, 0), len(y) - rows)
+        if level[-rows:].min() <= level[tail].min() + LEAST_RISE:
+            continue  # as of nearly all curves: the median below is no lower
         noise = noise_of(y[tail])
         before = without_spikes(level[tail], noise, np.zeros(len(level[tail])))[-BEFORE:]
         usual = float(np.median(before))
