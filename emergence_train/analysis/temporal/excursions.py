@@ -2,8 +2,8 @@
 
 They are looked for beside a course through most rows, a curve in log steps and what the planned rate does to the loss: first
 through a low quantile, which rows above it do not draw up, then through the rows that are not above the course before. A rise
-that only ends a dip (data that are easier for a while) is none. The limits were set on made curves, and on 90 public logs, each
-seen to 20, 40, 70 and 100%, so that none has one.
+that only ends a dip (data that are easier for a while), or that stays, is none. The limits were set on made curves, and on 90
+public logs, each seen to 20, 40, 70 and 100%, so that none has one.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ BESIDE, BEHIND = 8, 5  # rows on the course before and behind, at least
 RETURNING = 0.25  # of the rise: an end that is no higher is on its way back
 WAKE = 0.5  # of the way back from half the rise, by which it is above its course for longer than its noise shows
 MOST = 0.67  # share of the rows that are off it, at most
-LEFT = 0.25  # of a rise that a course with a dip before it leaves, at most, where the rise is the dip's end
+LEFT = 0.25  # of a rise that a course with another level leaves, at most, where the rise is that level's
 SAME_RATE = 0.02  # of the peak: where the rate rises by more before the loss does, it may be its doing
 
 
@@ -70,9 +70,15 @@ def excursions(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule) -> list[Excu
         if not _rises(first, last, levels, share):
             continue
         rise = Excursion(float(ends[first, 0]), float(ends[last - 1, -1]), float(above[first:last].max()))
-        fall = find_jump(x[x < rise.first], y[x < rise.first], plan)
-        fell = None if fall is None or fall.size > -rise.rise / 2 else steps >= fall.step
-        if fell is None or not _ends_dip(first, last, levels, terms, fell, above):
+        raised = np.arange(len(steps)) >= first + np.argmax(above[first:last] > rise.rise / 2)
+        fall, level = find_jump(x[x < rise.first], y[x < rise.first], plan), find_jump(x, y, plan)
+        others = []  # rows (n,) that may be on another level
+        if fall is not None and fall.size < -rise.rise / 2:  # a dip, which the rise ends
+            others.append((steps >= fall.step) & ~raised)
+        # a jump that stays: the rate's terms bend a course to what looks like a return
+        if level is not None and level.size > 0 and level.lasts and steps[first - BESIDE] <= level.step <= rise.last:
+            others.append(raised)
+        if not any(_off_by(other, levels, terms) < LEFT * rise.rise for other in others):
             rises.append(rise)
     return rises
 
@@ -159,10 +165,7 @@ def _rises(first: int, last: int, y: np.ndarray, share: np.ndarray) -> bool:
     return bool(smooth[top] - smooth[first - BESIDE : top + 1].min() > LEAST and raised <= SAME_RATE)
 
 
-def _ends_dip(first: int, last: int, y: np.ndarray, terms: np.ndarray, fallen: np.ndarray, above: np.ndarray) -> bool:
-    """Whether a course through all rows, lower from where they have `fallen` to the rise, has the rise on it."""
-    height = above[first:last]
-    dip = fallen & (np.arange(len(y)) < first + np.argmax(height > height.max() / 2))
-    lower = np.column_stack([terms, dip])
-    left = y - lower @ _course(lower, y, np.ones(len(y)))
-    return bool(_smooth(left)[first:last].max() < LEFT * height.max())
+def _off_by(other: np.ndarray, y: np.ndarray, terms: np.ndarray) -> float:
+    """How far losses `y` (n,) lie, smoothly, from a course through all of them that has `other` rows (n,) on another level."""
+    both = np.column_stack([terms, other])
+    return float(np.abs(_smooth(y - both @ _course(both, y, np.ones(len(y))))[BESIDE:]).max())
