@@ -25,7 +25,6 @@ CLEAR, LEAST = 5.0, 0.05  # deviations of the rows on the course, and nats, by w
 BESIDE, BEHIND = 8, 5  # rows on the course before and behind, at least
 RETURNING = 0.25  # of the rise: an end that is no higher is on its way back
 WAKE = 0.5  # of the way back from half the rise, by which it is above its course for longer than its noise shows
-MOST = 0.67  # share of the rows that are off it, at most
 LEFT = 0.25  # of a rise that a course with another level leaves, at most, where the rise is that level's
 SAME_RATE = 0.02  # of the peak: where the rate rises by more before the loss does, it may be its doing
 
@@ -102,8 +101,6 @@ def _off_course(y: np.ndarray, terms: np.ndarray) -> tuple[list[tuple[int, int]]
         out = np.zeros(len(y), bool)
         for first, last in ranges:
             out[first:last] = True
-        if out.mean() > MOST:
-            return [], above
         if (out == before).all():
             break
     return ranges, above
