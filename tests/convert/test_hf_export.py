@@ -104,7 +104,7 @@ def test_what_cannot_be_exported_is_one_line(tmp_path, data_path):
         export(run, 8, tmp_path / "a", print)
     with pytest.raises(InputError, match="is not an empty directory"):
         export(run, 7, run, print)
-    with pytest.raises(InputError, match="not a run directory"):
+    with pytest.raises(InputError, match="has no config.yaml"):
         export(tmp_path, None, tmp_path / "b", print)
     with pytest.raises(InputError, match="has no token 1000000, which ended the texts of the run"):
         export_tokenizer(data_path / "tokenizer.json", 1_000_000, tmp_path / "e", 32)

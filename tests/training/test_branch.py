@@ -151,7 +151,7 @@ def test_a_branch_leaves_out_what_its_parent_left_out(folder):
         (["name=a", "--from", "RUNS/stable@5"], "has no checkpoint of step 5"),
         (["name=b", "--from", "RUNS/stable@12"], "raise it"),
         (["name=c", "--from", "RUNS/stable@x"], "RUN or RUN@STEP"),
-        (["name=d", "--from", "RUNS/nothing"], "not a run directory"),
+        (["name=d", "--from", "RUNS/nothing"], "has no config.yaml"),
         (["name=h", "model.attention.sinks=true", "--from", "RUNS/stable@8"], "give model.attention.sinks=False"),
         (
             ["name=e", "model.width=32", "model.ffn=48", "--from", "RUNS/stable@8"],
