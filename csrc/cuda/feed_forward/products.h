@@ -29,7 +29,7 @@ constexpr int kSlab = 64 * kSwizzleRow;                               // of 64 r
 constexpr int kWords = kColumns / 4;                                  // of a thread's rounded results, two each
 // kTogether: tiles of rows that are taken together, for all columns, so that the weights stay in the L2 cache.
 #ifdef __CUDACC__
-constexpr int kCluster = 2, kTogether = 16;  // blocks
+constexpr int kCluster = 2, kTogether = 16;  // kCluster: blocks
 #else
 constexpr int kCluster = 1, kTogether = 2;  // the emulator has one block at a time, and few rows
 #endif

@@ -61,9 +61,8 @@ def _read_lm_eval(path: Path, options: ScoreOptions) -> list[Scores]:
         place["params"] = int(settings["model_num_parameters"])
     rows = []
     for task, values in content["results"].items():
-        items = ((content.get("n-samples") or {}).get(task) or {}).get(
-            "effective", values.get("sample_len")
-        )  # groups: the latter
+        counts = (content.get("n-samples") or {}).get(task) or {}
+        items = counts.get("effective", values.get("sample_len"))  # of a group: the latter
         shots = (content.get("n-shot") or {}).get(task, settings.get("num_fewshot"))
         for key, scores in _scores_of(values):
             metric, _, filtered = key.partition(",")

@@ -25,7 +25,9 @@ CLEAR, LEAST = 5.0, 0.05  # deviations of the rows on the course, and nats, by w
 BESIDE, BEHIND = 8, 5  # rows on the course before and behind, at least
 RETURNING = 0.25  # of the rise: an end that is no higher is on its way back
 WAKE = 0.5  # of the way back from half the rise, by which it is above its course for longer than its noise shows
-LEFT = 0.25  # of a rise that a course with another level leaves, at most, where the rise is that level's
+LEFT = 0.25  # of a rise that a course with a dip before it leaves, at most, where the rise is that dip's end
+# Of a rise, and of the noise, that a course with another level leaves, at most, where the rise stays; slow returns leave more
+LEVEL_LEFT, NOISE_LEFT = 0.1, 2.5
 SAME_RATE = 0.02  # of the peak: where the rate rises by more before the loss does, it may be its doing
 
 
@@ -52,6 +54,7 @@ class Excursion:
 
 def excursions(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule) -> list[Excursion]:
     """Those of losses `y` (n,), nats, at steps `x` (n,) ascending, at the rates of `plan`."""
+    logged = x, y
     x, y, effect, _ = returned_part(x, y, plan)
     keep = x >= max(FIRST * x[-1], 1.2 * plan.warmup_end, 1e-9)
     x, y, effect = x[keep], y[keep], effect[keep]
@@ -64,20 +67,28 @@ def excursions(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule) -> list[Excu
     terms = _terms(steps, plan)
     ranges, above = _off_course(levels, terms)
     above, share, ends = _smooth(above), plan.share_over_batch(steps), x[rows].reshape(-1, each)
+    jump = find_jump(*logged, plan) if ranges else None  # the one that a forecast looks for
     rises = []
     for first, last in (_with_wake(first, last, above) for first, last in ranges):
         if not _rises(first, last, levels, share):
             continue
         rise = Excursion(float(ends[first, 0]), float(ends[last - 1, -1]), float(above[first:last].max()))
         raised = np.arange(len(steps)) >= first + np.argmax(above[first:last] > rise.rise / 2)
-        fall, level = find_jump(x[x < rise.first], y[x < rise.first], plan), find_jump(x, y, plan)
-        others = []  # rows (n,) that may be on another level
-        if fall is not None and fall.size < -rise.rise / 2:  # a dip, which the rise ends
-            others.append((steps >= fall.step) & ~raised)
-        # a jump that stays: the rate's terms bend a course to what looks like a return
-        if level is not None and level.size > 0 and level.lasts and steps[first - BESIDE] <= level.step <= rise.last:
-            others.append(raised)
-        if not any(_off_by(other, levels, terms) < LEFT * rise.rise for other in others):
+        fall = find_jump(x[x < rise.first], y[x < rise.first], plan)
+        ends_dip = (
+            fall is not None
+            and fall.size < -rise.rise / 2
+            and _off_by((steps >= fall.step) & ~raised, levels, terms) < LEFT * rise.rise
+        )
+        stays = (  # the rate's terms bend a course to what looks like a return
+            jump is not None
+            and jump.size > 0
+            and jump.lasts
+            and steps[first - BESIDE] <= jump.step <= rise.last
+            and _off_by(raised, levels, terms)
+            < max(LEVEL_LEFT * min(rise.rise, jump.size), NOISE_LEFT * noise_of(levels))
+        )
+        if not (ends_dip or stays):
             rises.append(rise)
     return rises
 

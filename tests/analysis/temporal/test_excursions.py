@@ -181,3 +181,14 @@ def test_what_is_left_out_is_said_during_training():
     loss = true + FORMS["plateau"](100)
     ahead = forecast_final(step[:200], loss[:200], step, rate, step[-1])
     assert ahead.low95 <= true[-1] <= ahead.high95 and "left out of the fit" in ahead.reason
+
+
+@pytest.mark.parametrize("kind", ["power", "cosine", "wsd", "constant"])
+def test_a_slow_return_is_no_new_level(kind):
+    """A course with another level leaves more of it than noise."""
+    for seed in range(4):
+        step, rate, true = truth_of(kind, seed)
+        back = 0.5 * np.where(ROW < 50, 0.0, np.exp(-(ROW - 50) / 43))
+        loss = true + back + np.random.default_rng(seed).normal(0, 0.01, 300)
+        (rise,) = excursions(step[:172], loss[:172], PlannedSchedule(step[:172], rate[:172]))
+        assert rise.first == pytest.approx(step[50], abs=8 * step[0])
