@@ -1,5 +1,6 @@
 """An exported checkpoint is loaded by transformers and computes the same logits."""
 
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -97,6 +98,23 @@ def test_bfloat16_and_several_files_are_loaded(tmp_path, data_path):
     with torch.no_grad():
         wanted, got = decoder(tokens), theirs(tokens).logits.float()
     assert (got - wanted).abs().max() < 0.05 * wanted.std()
+
+
+def test_rounded_weights_are_freed_before_the_comparison(tmp_path, data_path, monkeypatch):
+    """It loads one or two more models."""
+    run, _ = saved_run(tmp_path, data_path, {})
+    alive = []  # tensors in bfloat16, of other tests too
+
+    def counted(*given):
+        tensors = [thing for thing in gc.get_objects() if type(thing) is torch.Tensor]
+        alive.append(sum(tensor.dtype == torch.bfloat16 for tensor in tensors))
+        return "not compared"
+
+    counted()
+
+    monkeypatch.setattr(hf_export, "compare", counted)
+    export(run, None, tmp_path / "out", print, dtype="bf16")
+    assert alive[1] <= alive[0]
 
 
 def test_what_cannot_be_exported_is_one_line(tmp_path, data_path):
