@@ -61,10 +61,8 @@ def lock(directory: Path, *, busy: str, other: str, wait: float = 0.0) -> Iterat
                 f"{directory}: this file system has no locks ({error.strerror}); see to it yourself that one process at a "
                 f"time writes there"
             )
-        owner, getpid = (
-            os.getpid(),
-            os.getpid,
-        )  # at the interpreter's end, where a holder is left open, modules are gone
+        # At the interpreter's end, where a holder is left open, modules are gone.
+        owner, getpid = os.getpid(), os.getpid
         try:
             yield note
         finally:

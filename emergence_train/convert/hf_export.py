@@ -84,14 +84,18 @@ def export(
     with torch.device("meta"):
         shadow = build_model(config.model)
     check_stored(shadow, weights, chosen)
+    if constants := shadow.stored_tensors().keys() - weights.keys():  # transformers does not set all that a file lacks
+        built = build_model(config.model).stored_tensors().items()
+        weights |= {name: tensor.detach().clone() for name, tensor in built if name in constants}
+        del built
     architecture = (settings.get("architectures") or [settings["model_type"]])[0]
     with _unfinished(out) as folder:
         special = _tokenizer(run, *tokenizer, folder, settings["max_position_embeddings"], config.imported, log)
         files.write_json(folder / "config.json", dict(sorted((settings | special | {"dtype": dtype}).items())))
-        rounded = {name: weight.to(DTYPES[dtype]) for name, weight in weights.items()}
-        for name in weights.keys() - dict(shadow.named_parameters()):  # buffers keep their own: some are integers
-            rounded[name] = weights[name].to(shadow.get_buffer(name).dtype)
+        buffers = dict(shadow.named_buffers())  # keep their own: some are integers
+        rounded = {name: w.to(buffers[name].dtype if name in buffers else DTYPES[dtype]) for name, w in weights.items()}
         _write_weights(folder, _by_their_names(rounded, config.model), file_bytes)
+        del rounded  # one or two more models are loaded now
         compared = compare(config.model, weights, folder, kept_logits(chosen))
         card = model_card(
             run,
@@ -240,11 +244,13 @@ def _tokenizer(
     if imported is None:
         return export_tokenizer(path, end, out, length)
     original = run / ORIGINAL_FILES
-    if not (original / "tokenizer.json").is_file():  # a tokenizer.json was given for it
-        special = export_tokenizer(path, end, out, length, imported.begin_token)
+    if not (original / "tokenizer.json").is_file():  # another was given, to which nothing of the original applies
         if not original.is_dir():
-            log(f"{run}: was imported without its tokenizer's settings; import it again for its own end and pad tokens")
-            return special
+            log(
+                f"{run}: was imported without its tokenizer's settings; import it again, to another --out, for its own end and "
+                f"pad tokens"
+            )
+        return export_tokenizer(path, end, out, length, imported.begin_token)
     for kept in sorted(original.iterdir()):
         if kept.name != "config.json":
             shutil.copyfile(kept, out / kept.name)

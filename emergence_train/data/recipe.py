@@ -30,20 +30,21 @@ def read(root: Path) -> dict | None:
     """The recipe of a prepared data set; None where it cannot be read."""
     try:
         recipe = known(json.loads(read_text(root / FILE)))
-    except (OSError, ValueError, RecursionError):
+        _parts(recipe)
+    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError):  # the last three: other JSON
         return None
-    return recipe if isinstance(recipe, dict) else None
+    return recipe
 
 
 def check(data: Data) -> None:
     """Raise InputError where `data.path` was prepared from another section than `data`, of which a run would record settings that
-    nothing has. Weights are the run's own, and it may leave out sources."""
+    nothing has. Weights are the run's own, and it may leave out sources and validation sets: they are those of the data."""
     root = Path(data.path)
     before = read(root)
     if before is None:  # its index and checksums say what it is
         return
     ours, theirs = _parts(known(of_texts(data))), _parts(before)
-    left_out = {key for key in theirs.keys() - ours.keys() if key.startswith("sources of ")}
+    left_out = {key for key in theirs.keys() - ours.keys() if " of " in key}
     for key in sorted((ours.keys() | theirs.keys()) - left_out):
         if (wanted := ours.get(key)) != (has := theirs.get(key)):
             other = f"another data.{key}" if " of " in key else f"data.{key} = {has}, not {wanted}"

@@ -77,7 +77,10 @@ def normalised(serialised: str, end_of_text: str | None = None) -> Tokenizer:
     cuts = {
         token: f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in _special(tokenizer) if len(token) > 1
     }
-    is_cut = lambda cut: json.dumps(cut)[1:-1] in json.dumps(before)  # noqa: E731 - what is left then stands for unknown characters
+
+    def is_cut(cut: str) -> bool:  # what is left then stands for unknown characters
+        return json.dumps(cut)[1:-1] in json.dumps(before)
+
     forged = [token for token, cut in cuts.items() if not is_cut(cut) and _makes(tokenizer, token)]
     if not forged:
         return tokenizer

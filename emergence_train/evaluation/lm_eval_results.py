@@ -42,6 +42,8 @@ def rows(results: dict, name: str, by_size: Mapping[str, bool] | None = None) ->
     scores = []
     for metric, label, given in own:
         parts = [row for scored in tasks.values() for row in scored if row["metric"] == label]
+        if not parts:  # of another version of lm-eval: no task has it
+            continue
         scores.append(_mean(parts, by_size.get(metric, True)) | given | {"task": name})
     for metric in CONTINUOUS:
         parts = [row for scored in tasks.values() for row in scored if row["metric"] == metric]
@@ -141,8 +143,8 @@ def _likelihoods(sample: dict, pairs: list[tuple[str, str]]) -> np.ndarray:
 
 
 def _right(sample: dict, pairs: list[tuple[str, str]], delimiter: str) -> tuple[int, ...]:
-    """Indices of the right choices as lm-eval takes them: a number is an index, a text that of the choice; () where none is
-    given.
+    """Indices of the right choices as lm-eval takes them: a number is an index (true is 1), a text that of the choice; () where
+    none is given.
 
     Where choices differ in the context instead (WinoGrande) the target is their common continuation, and of two choices the right
     one follows from lm-eval's score of the likeliest.
@@ -155,5 +157,5 @@ def _right(sample: dict, pairs: list[tuple[str, str]], delimiter: str) -> tuple[
     if isinstance(gold, str):
         texts = [text.removeprefix(delimiter) for _, text in pairs]
         gold = texts.index(gold) if gold in texts else -1
-    golds = set(gold if isinstance(gold, list) else [gold])
-    return tuple(sorted(index for index in golds if isinstance(index, int) and 0 <= index < len(pairs)))
+    golds = gold if isinstance(gold, list) else [gold]
+    return tuple(index for index in range(len(pairs)) if index in golds)

@@ -45,7 +45,7 @@ def choice_metrics(task: Task, log_likelihoods: list[np.ndarray]) -> list[dict]:
     each: dict[str, list[float]] = {name: [] for name in HIGHER_IS_BETTER}
     for item, values in zip(task.items, log_likelihoods):
         answer, choice = item.answer, item.choices[item.answer]
-        length = np.array([len(text.removeprefix(" ")) for text in item.choices])  # lm-eval's has no delimiter
+        length = np.array([len(text.removeprefix(" ")) or 1 for text in item.choices])  # lm-eval's has no delimiter
         p = np.exp(values - values.max())
         p /= p.sum()
         right = np.arange(len(values)) == answer

@@ -12,6 +12,9 @@ from emergence_train.models.imported import Imported
 from emergence_train.models.language_model import LanguageModel
 from emergence_train.models.registry import build_model
 
+# Buffers that the classes of Apertus and MiniMax set themselves: an import without them computes the same model.
+CONSTANTS = ("beta", "eps", "slope_rate", "query_decay", "key_decay", "diagonal_decay")
+
 
 def load_model(config: ModelConfig, checkpoint: Path, imported: Imported | None = None) -> LanguageModel:
     """Load the model with a verified checkpoint's weights in float32, saved at any ZeRO stage and world size; an imported one
@@ -25,13 +28,17 @@ def load_model(config: ModelConfig, checkpoint: Path, imported: Imported | None 
 
 def check_stored(model: LanguageModel, weights: dict[str, Tensor], checkpoint: Path) -> None:
     """Raise InputError where a checkpoint's `weights` are not all that the model has, or of other shapes."""
-    wanted = {name: tensor.shape for name, tensor in model.stored_tensors().items()}
     held = {name: weight.shape for name, weight in weights.items()}
+    wanted = {
+        name: tensor.shape
+        for name, tensor in model.stored_tensors().items()
+        if name in held or name.rpartition(".")[2] not in CONSTANTS
+    }
     buffers = wanted.keys() - dict(model.named_parameters())
     if missing := sorted(buffers - held.keys()):
         raise InputError(
             f"{checkpoint}: was imported without the buffers of its model ({missing[0]}; {len(missing)} missing) and "
-            f"computes another one; import it again, to another --out"
+            f"may compute another one; import it again, to another --out"
         )
     if held != wanted:
         raise InputError(f"{checkpoint}: holds a model of another shape; restore the config.yaml of its run")

@@ -95,9 +95,8 @@ def length_boundaries(model: Any) -> tuple[int, ...]:
     """Lengths at which transformers changes the rotary frequencies of a whole call (longrope, dynamic)."""
     config = model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
-    each = (
-        [rope] if "rope_type" in rope else [part for part in rope.values() if isinstance(part, dict)]
-    )  # of kinds of layers
+    of_layers = [part for part in rope.values() if isinstance(part, dict)]  # by kind of layer
+    each = [rope] if "rope_type" in rope else of_layers
     lengths = {part["original_max_position_embeddings"] for part in each if part.get("rope_type") == "longrope"}
     lengths |= {config.max_position_embeddings for part in each if part.get("rope_type") == "dynamic"}
     return tuple(sorted(lengths))

@@ -109,7 +109,11 @@ def other_tasks(run: Path, tasks: list[TaskConfig]) -> str:
         return ""
     known, scored = {task.table_name for task in before.tasks}, _scored(run)
     names = [(task.table_name, task) for task in tasks if task not in before.tasks]
-    left = [name for name, _ in names if name in known or name not in scored]
+    left = [
+        name
+        for name, _ in names  # a tag of lm-eval has rows NAME/TASK
+        if name in known or not any(f"{row}/".startswith(f"{name}/") for row in scored)
+    ]
     write_config(run, before.model_copy(update={"tasks": tasks}))
     if not left:
         return ""

@@ -1,5 +1,6 @@
 """An exported checkpoint is loaded by transformers and computes the same logits."""
 
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 import yaml
+from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from emergence_train import cli, config, files
@@ -96,6 +98,23 @@ def test_bfloat16_and_several_files_are_loaded(tmp_path, data_path):
     with torch.no_grad():
         wanted, got = decoder(tokens), theirs(tokens).logits.float()
     assert (got - wanted).abs().max() < 0.05 * wanted.std()
+
+
+def test_rounded_weights_are_freed_before_the_comparison(tmp_path, data_path, monkeypatch):
+    """It loads one or two more models."""
+    run, _ = saved_run(tmp_path, data_path, {})
+    alive = []  # tensors in bfloat16, of other tests too
+
+    def counted(*given):
+        tensors = [thing for thing in gc.get_objects() if type(thing) is torch.Tensor]
+        alive.append(sum(tensor.dtype == torch.bfloat16 for tensor in tensors))
+        return "not compared"
+
+    counted()
+
+    monkeypatch.setattr(hf_export, "compare", counted)
+    export(run, None, tmp_path / "out", print, dtype="bf16")
+    assert alive[1] <= alive[0]
 
 
 def test_what_cannot_be_exported_is_one_line(tmp_path, data_path):
@@ -221,6 +240,38 @@ def test_special_tokens_go_out_as_they_came_in(kind, tmp_path):
         assert path.read_bytes() == (places[2] / path.name).read_bytes(), path.name
 
 
+def special_ids(exported) -> list[dict[str, int]]:
+    """Of config.json, generation_config.json and the tokenizer's own texts."""
+    tokenizer = Tokenizer.from_file(str(exported / "tokenizer.json"))
+    read = {name: json.loads((exported / f"{name}.json").read_text()) for name in ("config", "generation_config")}
+    texts = json.loads((exported / "tokenizer_config.json").read_text())
+    names = ("bos", "eos", "pad")
+    by_text = {f"{name}_token_id": tokenizer.token_to_id(texts[f"{name}_token"]) for name in names}
+    return [{name: ids[name] for name in by_text} for ids in (read["config"], read["generation_config"], by_text)]
+
+
+@pytest.mark.parametrize("has_generation_config", [True, False])
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_given_tokenizer_goes_out_with_its_own_ids(begins, has_generation_config, data_path, tmp_path):
+    """Another tokenizer than the model's, with its end, the token 0, before each text or not: the original's ids are not its."""
+    begin_token_model(tmp_path / "hf", "llama")
+    if not has_generation_config:
+        (tmp_path / "hf" / "generation_config.json").unlink()
+    given = Tokenizer.from_file(str(data_path / "tokenizer.json"))
+    end = given.token_to_id("<|endoftext|>")
+    if begins:
+        given.post_processor = TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", end)])
+    given.save(str(tmp_path / "given.json"))
+    (tmp_path / "x.txt").write_text("A text of the dog, who was lazy and over 42. " * 40)
+    options = ImportOptions(texts=[str(tmp_path / "x.txt")], tokenizer=str(tmp_path / "given.json"))
+    run = import_hf([str(tmp_path / "hf")], tmp_path / "run", options, print)
+    export(run, None, tmp_path / "out", print)
+    wanted = {"bos_token_id": end, "eos_token_id": end}
+    for ids in special_ids(tmp_path / "out"):
+        assert ids == wanted | {"pad_token_id": given.token_to_id("<|padding|>") or end}
+    assert (given.encode("a dog").ids[0] == end) is begins
+
+
 @pytest.mark.parametrize("given", ["tokenizer.json alone", "imported before"])
 def test_a_begin_token_goes_out_without_the_original_files(given, tmp_path):
     """Where a tokenizer.json was given for the model, and of a run whose import kept no files."""
@@ -233,12 +284,14 @@ def test_a_begin_token_goes_out_without_the_original_files(given, tmp_path):
     if not alone:
         shutil.rmtree(run / hf_export.ORIGINAL_FILES)
     export(run, None, tmp_path / "out", lines.append)
-    assert any("without its tokenizer's settings; import it again" in line for line in lines) is not bool(alone)
+    says = "without its tokenizer's settings; import it again, to another --out"
+    assert any(says in line for line in lines) is not bool(alone)
     theirs, ours = (transformers.AutoTokenizer.from_pretrained(tmp_path / name) for name in ("hf", "out"))
     assert ours("The quick")["input_ids"] == theirs("The quick")["input_ids"] and ours.bos_token == "<s>"
     loaded = transformers.AutoConfig.from_pretrained(tmp_path / "out")
-    assert loaded.bos_token_id == ids["bos_token_id"]
-    assert loaded.eos_token_id == (ids["eos_token_id"] if alone else ids["eos_token_id"][0])
+    expected = ids | {"eos_token_id": ids["eos_token_id"][0]}
+    assert loaded.eos_token_id == expected["eos_token_id"]
+    assert special_ids(tmp_path / "out") == [expected] * 3
 
 
 def test_the_card_and_the_result_have_what_was_measured(tmp_path, config_file, capsys):

@@ -95,6 +95,13 @@ BUFFERED = {  # what is trained in buffers
 }
 MODELS |= {kind: (type(transformers.AutoConfig.for_model(kind)), sizes, HFModel) for kind, sizes in BUFFERED.items()}
 
+# What a class sets itself, in buffers too.
+CONSTANT = {
+    "apertus": SMALL | {"num_key_value_heads": 4},
+    "minimax": SMALL | {"num_key_value_heads": 4, "head_dim": 8, "num_local_experts": 4},
+}
+MODELS |= {kind: (type(transformers.AutoConfig.for_model(kind)), sizes, HFModel) for kind, sizes in CONSTANT.items()}
+
 SSM = {"state_size": 4, "num_heads": 8, "head_dim": 8, "n_groups": 1}  # its time_step_limit is [0, infinity]
 MODELS["mamba2"] = transformers.Mamba2Config, SMALL | SSM, HFModel
 
@@ -108,7 +115,7 @@ def saved(path, data_path, kind: str, seed: int = 0, **changes):
         for parameter in model.parameters():
             parameter.mul_(4.0) if parameter.ndim > 1 else parameter.add_(0.3 * torch.randn(parameter.shape))
         for name, buffer in model.named_buffers():
-            if name in model.state_dict():
+            if name in model.state_dict() and kind not in CONSTANT:
                 whole = not buffer.is_floating_point()
                 buffer.copy_(torch.randperm(len(buffer)) if whole else buffer + 0.5 * torch.randn(buffer.shape))
     model.save_pretrained(path)
@@ -202,6 +209,16 @@ def test_an_import_that_computes_another_model_is_refused(tmp_path, data_path, c
         return {name: tensor + name.endswith("norm.weight") for name, tensor in stored_tensors(model).items()}
 
     run = tmp_path / "run"
+
+    def not_finite(*given):
+        model = load_model(*given)
+        model.stored_tensors()["model.model.norm.weight"].data.fill_(torch.nan)
+        return model
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hf_import, "load_model", not_finite)
+        with pytest.raises(RunError, match="is another model once imported: .* by nan"):
+            imported([tmp_path / "hf"], run, config_file)
     with monkeypatch.context() as patch:
         patch.setattr(hf_import, "stored_tensors", others)
         with pytest.raises(
@@ -218,6 +235,23 @@ def test_an_import_that_computes_another_model_is_refused(tmp_path, data_path, c
             command()
     other = imported([tmp_path / "hf"], tmp_path / "other", config_file)
     assert evaluate(other, log=print)["loss"] and export(other, None, tmp_path / "out", print)
+
+
+@pytest.mark.parametrize("kind", CONSTANT)
+def test_an_import_without_constants_is_the_same_model(kind, tmp_path, data_path, config_file, monkeypatch):
+    """As imports were written before buffers were kept: losses and export equal those of one that has them."""
+    theirs = saved(tmp_path / "hf", data_path, kind)
+    whole = imported([tmp_path / "hf"], tmp_path / "whole", config_file)
+    with monkeypatch.context() as patch:
+        patch.setattr(hf_import, "stored_tensors", lambda model: dict(model.named_parameters()))
+        before = imported([tmp_path / "hf"], tmp_path / "before", config_file)
+    assert len(read_weights(checkpoints.newest(before))) < len(read_weights(checkpoints.newest(whole)))
+    assert evaluate(before, log=print)["loss"] == evaluate(whole, log=print)["loss"]
+    assert export(before, None, tmp_path / "out", print).logits.max_difference < 1e-5
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    ids = torch.randint(0, 320, (2, 32), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert (again(ids).logits - theirs(ids).logits).abs().max() < 1e-5
 
 
 def test_one_short_text_is_enough(tmp_path, data_path, monkeypatch, capsys):

@@ -249,7 +249,8 @@ def test_a_stream_reads_across_shards_as_if_they_were_one(tmp_path_factory, leng
         ({"validation": {"fraction": 0.3}}, "data.validation"),
         ({"shard_tokens": 2000}, "data.shard_tokens"),
         ({"text_field": "body"}, "another data.sources of manuals"),
-        ({"ood": []}, "another data.ood of"),
+        ({"ood": [{"domain": "books", "sample": "manuals"}]}, "another data.ood of books"),
+        ({"ood": [{"domain": "mails", "sample": "manuals"}]}, "another data.ood of mails"),
     ],
 )
 def test_another_section_than_was_prepared_is_refused(data_path, changed, message):
@@ -262,10 +263,20 @@ def test_another_section_than_was_prepared_is_refused(data_path, changed, messag
         recipe.check(other.model_copy(update={"sources": sources}))
 
 
+@pytest.mark.parametrize("content", ["{", "3", "[1]", '{"sources": "x"}', '{"tokenizer": "x"}', '{"ood": [{}]}'])
+def test_an_unreadable_recipe_is_passed_over(copy, content):
+    """Cut, or JSON of another form: index and checksums say what the data are; `prepare` says that it cannot be read."""
+    (copy / recipe.FILE).write_text(content)
+    recipe.check(data_of(copy))
+    with pytest.raises(InputError, match="recipe.json: cannot be read"):
+        prepare(data_of(copy), lambda line: None)
+
+
 def test_weights_and_sources_left_out_are_the_runs_own(data_path):
+    """A validation set that is left out is measured nevertheless, as that of a source is."""
     data = data_of(data_path, workers=2, bad_rows=0.5)
     weighted = [source.model_copy(update={"weight": 7.0, "in_iid": False}) for source in data.sources]
-    recipe.check(data.model_copy(update={"sources": weighted[:1]}))
+    recipe.check(data.model_copy(update={"sources": weighted[:1], "ood": []}))
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])

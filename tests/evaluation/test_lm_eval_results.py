@@ -100,9 +100,19 @@ def multiple_choice(name: str, targets: list, values: list[list[float]], choices
 P = np.array([0.5, 0.3, 0.2])  # of the choices
 
 
-@pytest.mark.parametrize("targets, right", [(["3", "1"], (0, 1)), ([2, 0], (2, 0)), (["2", "3"], (2, 0))])
+@pytest.mark.parametrize(
+    "targets, right",
+    [
+        (["3", "1"], (0, 1)),
+        ([2, 0], (2, 0)),
+        (["2", "3"], (2, 0)),
+        ([True, False], (1, 0)),
+        (list(np.array([2, 1])), (2, 1)),
+        ([np.True_, 2.0], (1, 2)),
+    ],
+)
 def test_a_target_is_an_index_or_a_text(targets, right):
-    """The text "2" is the third choice, the number 2 is the third place, as in lm-eval's task.py."""
+    """The text "2" is the third choice, the number 2 is the third place, as in lm-eval's task.py; true equals the place 1."""
     scored = by_metric("t", multiple_choice("t", targets, [np.log(P)] * 2, ["3", "1", "2"]))
     assert scored["correct_choice_prob"]["value"] == pytest.approx(P[list(right)].mean())
     assert scored["answer_loglik"]["value"] == pytest.approx(np.log(P)[list(right)].mean())
@@ -180,6 +190,13 @@ def test_a_groups_chance_is_unknown_where_a_tasks_is(parts):
     parts["configs"]["three"]["process_results"] = "def f(): ..."
     scored = by_metric("group", parts)
     assert set(scored) == {"acc"} and np.isnan(scored["acc"]["chance"]) and scored["acc"]["items"] == 6
+
+
+def test_a_groups_metric_that_no_task_has_is_left_out(parts):
+    """lm-eval 0.4.13 gives none; another version's results are read."""
+    parts["results"]["group"] = {"acc,none": 0.5, "exact_match,strict": 0.25}
+    scored = by_metric("group", parts)
+    assert scored["acc"]["items"] == 6 and "exact_match_strict" not in scored
 
 
 @pytest.mark.parametrize("own", [{}, {"group": {"alias": "group", "name": "group"}}])

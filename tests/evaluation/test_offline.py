@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from emergence_train import config as configs
@@ -13,6 +14,7 @@ from emergence_train.evaluation.offline import chosen, evaluate
 from emergence_train.evaluation.saved_model import load_model
 from emergence_train.parallel import ranks
 from emergence_train.training.run import train
+from emergence_train.training.run_directory import other_tasks, write_config
 from support import metrics
 
 ITEMS = [
@@ -100,6 +102,14 @@ def test_a_finished_run_says_which_tasks_are_not_scored(config_file, items):
     assert {row["task"] for row in evaluate(run, log=lambda line: None)["tasks"]} == {"copying", "mine"}
     assert start(more).endswith("nothing to do")
     assert len(metrics(run)) == 2
+
+
+@pytest.mark.parametrize("rows, is_left", [(["glue/cola", "glue/sst2"], False), (["glue"], False), (["glued"], True)])
+def test_a_tag_is_scored_by_the_rows_of_its_tasks(rows, is_left, config_file, tmp_path):
+    write_config(tmp_path, configs.load(config_file, ["tasks=[]"]))
+    (tmp_path / "evaluations").mkdir()
+    pd.DataFrame({"task": rows}).to_parquet(tmp_path / "evaluations" / "step-0000000002.parquet")
+    assert ("tasks glue are new" in other_tasks(tmp_path, [TaskConfig(task="lm-eval/glue")])) is is_left
 
 
 def test_a_process_may_train_again_after_a_command(config_file):

@@ -87,6 +87,13 @@ def test_acc_norm_counts_the_characters_lm_eval_counts():
     assert metrics["answer_bits_per_byte"]["value"] == pytest.approx(13 / np.log(2) / 6)  # of the text that is scored
 
 
+def test_acc_norm_of_a_space_has_a_length():
+    """A choice of the space alone counts one character: -1/1 against -3/1 and against -0.5/1."""
+    for other, right in ((-3.0, 1.0), (-0.5, 0.0)):
+        rows = choice_metrics(Task("t", (Item("x", (" ", " b"), 0),)), [np.array([-1.0, other])])
+        assert by_metric(rows)["acc_norm"]["value"] == by_metric(rows)["acc"]["value"] == right
+
+
 def test_brier_of_uniform_and_of_constant_answers():
     """Sum over options: 0.75 for uniform guesses among four, 1.5 for always the same certain one."""
     task = Task("t", tuple(Item("x", ("a", "b", "c", "d"), answer) for answer in range(4)))
