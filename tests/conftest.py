@@ -54,10 +54,16 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(autouse=True)
-def whole_floats():
-    """Tests that start a process group in this process flush denormals; hypothesis draws them."""
+def no_group():
+    """Tests that start a process group in this process flush denormals, which hypothesis draws, and set variables by which
+    transformers' Trainer would join one."""
+    before = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     yield
     torch.set_flush_denormal(False)
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
 
 
 @pytest.fixture(scope="session")
