@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emergence_train.config import load
 from emergence_train.data import parts, recipe, sources, tokenizer
 from emergence_train.data import prepare as module
 from emergence_train.data.dataset import Dataset
@@ -21,7 +22,7 @@ from emergence_train.data.prepare import document_hash, prepare
 from emergence_train.data.shards import TokenStream, token_dtype
 from emergence_train.data_config import Source
 from emergence_train.errors import InputError, RunError
-from support import data_of, tree
+from support import ROOT, data_of, tree
 
 
 def test_shards_hold_the_training_documents_in_order(data_path):
@@ -288,3 +289,12 @@ def test_files_are_readable_as_the_umask_has_it(tmp_path, umask):
         os.umask(before)
     written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert len(written) > 5 and {path.stat().st_mode & 0o777 for path in written} == {0o666 & ~umask}
+
+
+def test_shipped_configurations_share_no_data_unless_alike():
+    """What one of them prepared the other would refuse."""
+    sections = {path.name: load(path).data for path in (ROOT / "configs").glob("*.yaml")}
+    prepared: dict[str, dict] = {}
+    for name, data in sections.items():
+        section = recipe.of_texts(data)
+        assert prepared.setdefault(data.path, section) == section, name
