@@ -162,7 +162,7 @@ def test_a_failed_or_killed_export_can_be_done_again(tmp_path, data_path, monkey
 
 def test_export_import_export_is_the_same_bit_for_bit(tmp_path, data_path, config_file):
     """Of a Llama, a Phi-3 and a model that transformers runs, in float32 and bfloat16; the card, which has a name, aside."""
-    from convert.test_hf_import import saved
+    from foreign_models import saved
 
     pytest.importorskip("transformers")
     for number, (model, dtype) in enumerate([({}, "fp32"), ({"rotary_fraction": 0.5, "tied": True}, "bf16")]):
