@@ -114,8 +114,7 @@ def judge(
         reason = (
             f"{len(able)} of {len(np.unique(rows.run))} runs are far above chance and above the lowest run, which the loss "
             "does not explain"
-            + " (or they give one answer throughout: a column majority tells)"
-            * bool(np.isnan(majority))
+            + (" (or they give one answer throughout: a column majority tells)" if np.isnan(majority) else "")
         )
         return Verdict("not-identified", 1.0, probabilities, None, None, change, drawn, reason, able=able)
     if top == "at-chance":
