@@ -63,9 +63,8 @@ class _Exchange(torch.autograd.Function):
         return _all_to_all(x, group)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dx: Tensor) -> tuple[Tensor, None]:
-        return _all_to_all(dx.contiguous(), ctx.group), None
+        return _Exchange.apply(dx.contiguous(), ctx.group), None
 
 
 def _all_to_all(x: Tensor, group: SequenceGroup) -> Tensor:

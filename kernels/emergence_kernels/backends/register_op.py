@@ -102,19 +102,20 @@ def register_op(
 
 
 def first_order(backward: Callable) -> Callable:
-    """Mark an autograd.Function's backward as not differentiable: gradients of its results raise.
+    """Mark an autograd.Function's backward as not differentiable: with create_graph=True it raises.
 
-    torch's once_differentiable alone returns constants where the upstream gradient needs none, as that of a sum: what a second
-    backward pass should add would be missing without an error.
+    torch's once_differentiable raises in the second backward pass alone, and only where that pass reaches the upstream
+    gradients: a Hessian-vector product by autograd.grad or torch.autograd.functional would be 0, or lack a part, without an error.
     """
-    once = torch.autograd.function.once_differentiable(backward)
 
     @functools.wraps(backward)
     def run(ctx: Any, *grads: Tensor | None) -> Any:
-        if not torch.is_grad_enabled():
-            return backward(ctx, *grads)
-        # create_graph=True
-        return once(ctx, *(None if grad is None else grad.detach().requires_grad_() for grad in grads))
+        if torch.is_grad_enabled():
+            name = type(ctx).__name__.removesuffix("Backward")
+            raise RuntimeError(
+                f"{name} has first derivatives only, and create_graph=True asks for second ones; use PyTorch's operations there"
+            )
+        return backward(ctx, *grads)
 
     return run
 
