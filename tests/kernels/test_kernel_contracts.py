@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import emergence_kernels as ek
 
@@ -134,6 +135,21 @@ def test_meta_tensors_have_shapes(name, device):
     meta = op(*(t.to("meta") for t in (x, *parameters)), backend="torch")
     real = op(x, *parameters, backend="torch")
     assert meta.shape == real.shape and meta.dtype == real.dtype
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fake_tensors_have_shapes_and_gradients(name, backend, device):
+    """What a memory estimate runs: a program without compiler, of tensors without values."""
+    skip_unless_offered(name, backend)
+    with FakeTensorMode():
+        op, x, parameters = given(name, device)
+        leaves = [each.requires_grad_() for each in (x, *parameters)]
+        result = op(x, *parameters, backend=backend)
+        grads = torch.autograd.grad(result.sum(), leaves)
+    op, x, parameters = given(name, device)
+    real = op(x, *parameters, backend=backend)
+    assert (result.shape, result.dtype, result.device) == (real.shape, real.dtype, real.device)
+    assert [grad.shape for grad in grads] == [leaf.shape for leaf in leaves]
 
 
 def test_norm_under_autocast_promotes_to_the_residual(backend, device):

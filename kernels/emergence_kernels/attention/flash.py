@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..backends.tracing import constant_while_tracing
+from ..backends.tracing import constant_while_tracing, traced
 from .document_ranges import DocumentPlan
 from .inputs import grouped
 
@@ -50,7 +50,7 @@ def generation(q: Tensor) -> int | None:
     major = torch.cuda.get_device_capability(q.device)[0]
     for each in GENERATIONS:
         # 4 compiles its kernels in Python, which torch.compile cannot trace, and supports head dims up to 128 beyond Hopper.
-        fits = each != 4 or (not torch.compiler.is_compiling() and (major == 9 or q.shape[-1] <= 128))
+        fits = each != 4 or (not traced() and (major == 9 or q.shape[-1] <= 128))
         if major in GENERATIONS[each] and fits and import_error(each) is None:
             return each
     return None

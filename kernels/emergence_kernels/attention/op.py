@@ -12,7 +12,7 @@ from ..backends.checks import autocast, check_float, checks_values, require
 from ..backends.dispatch import dtype_limits, resolve_backend, slow_products
 from ..backends.ranking import fastest
 from ..backends.register_op import Op, register_op
-from ..backends.tracing import profiled
+from ..backends.tracing import profiled, traced
 from . import compiled as compiled_attention
 from . import cpu as cpu_attention
 from . import flash as flash_backend
@@ -107,7 +107,7 @@ def document_plan(
         ValueError: ids of a wrong dtype, or on a CPU (elsewhere with EMERGENCE_KERNELS_DEBUG=1) `adjacent` ids that come back.
     """
     plan = DocumentPlan(document_ids)
-    if torch.compiler.is_compiling():
+    if traced():
         return plan
     require(
         document_ids.dim() == 2,

@@ -17,7 +17,7 @@ from ..backends.checks import autocast, check_float, require
 from ..backends.layout import rows_for_copies
 from ..backends.library import operations
 from ..backends.register_op import first_order
-from ..backends.tracing import profiled
+from ..backends.tracing import profiled, traced
 from ..rotary.op import check_angles
 from . import hopper
 from .document_ranges import DocumentPlan
@@ -84,7 +84,7 @@ def projected_attention(
     q, k = (x.new_empty(()).expand(*x.shape[:2], n, weight.shape[0] // count) for n in (heads, kv_heads))
     check_angles(op, q, cos, sin)
     options, chosen = checked(op, q, k, k, options, plan, backend)
-    compiling = torch.compiler.is_compiling()
+    compiling = traced()
     require(main_grad is None or not compiling, lambda: f"{op}: main_grad is not supported in compiled graphs")
     if not compiling and chosen == "cuda" and turns_in_product(q, x, cos, sin):
         return _Projected.apply(x, weight, cos, sin, main_grad, heads, kv_heads, *options.arguments(chosen))

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..backends.checks import autocast, check_float, require
 from ..backends.dispatch import dtype_limits, resolve_backend
 from ..backends.register_op import Op, first_order, register_graph_op
-from ..backends.tracing import profiled
+from ..backends.tracing import profiled, traced
 from ..rotary.op import check_angles, rotary, rotate
 from .document_ranges import DocumentPlan
 from .op import OWN, as_plan, by_others, checked, kernels_of, sinks_gradient
@@ -100,7 +100,7 @@ def attention_of_qkv(
 ) -> Tensor:
     """rotary_attention of arguments that are checked; `chosen`: the backend of attention, `backend`: the one asked for."""
     rotation = resolve_backend("auto" if backend == "flash" else backend, "rotary", qkv.device, dtype_limits(qkv))
-    if torch.compiler.is_compiling():
+    if traced():
         if chosen in OWN:
             return _in_graph(qkv, cos, sin, heads, kv_heads, rotation, *options.arguments(chosen))[0]
         turned, v = _heads(qkv, heads, kv_heads).split([heads + kv_heads, kv_heads], 2)

@@ -6,6 +6,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from .tracing import traced
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 DEBUG = "EMERGENCE_KERNELS_DEBUG"
 
@@ -19,7 +21,7 @@ def require(condition: bool, message: str | Callable[[], str]) -> None:
 
 def checks_values(device: torch.device) -> bool:
     """Whether to check values: free on the CPU, a device sync elsewhere (so only with EMERGENCE_KERNELS_DEBUG=1)."""
-    if torch.compiler.is_compiling():
+    if traced():
         return False
     return device.type == "cpu" or os.environ.get(DEBUG, "0") == "1"
 

@@ -12,6 +12,7 @@ import os
 import torch
 
 from . import library
+from .tracing import traced
 
 BACKENDS = ("auto", "triton", "cuda", "cpu", "flash", "torch")
 ENVIRONMENT = "EMERGENCE_KERNELS_BACKEND"
@@ -91,7 +92,7 @@ def resolve_backend(
     if asked == "auto":
         if device.type != "cuda":
             # Interpreter and emulation are test tools, used only where named. In a graph Inductor fuses elementwise passes.
-            compiled = op in CPU_OPERATIONS and not torch.compiler.is_compiling() and not limits.get("cpu")
+            compiled = op in CPU_OPERATIONS and not traced() and not limits.get("cpu")
             return "cpu" if compiled and library.unsupported_reason("cpu", device) is None else "torch"
         known = [name for name in IMPLEMENTED[op] if name not in ("cuda", "cpu")]
         names = [name for name in dict.fromkeys([*measured, *known]) if name in IMPLEMENTED[op] and name not in avoid]

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.library import CustomOpDef
 
+from .tracing import traced
+
 NAMESPACE = "emergence_kernels"
 
 
@@ -96,7 +98,7 @@ def register_op(
     named(Eager, forward.schema.partition("(")[0])
 
     def run(*inputs: Any) -> Any:
-        return (op if torch.compiler.is_compiling() else Eager.apply)(*inputs)
+        return (op if traced() else Eager.apply)(*inputs)
 
     return run
 
@@ -105,7 +107,7 @@ def first_order(backward: Callable) -> Callable:
     """Mark an autograd.Function's backward as not differentiable: with create_graph=True it raises.
 
     torch's once_differentiable raises in the second backward pass alone, and only where that pass reaches the upstream
-    gradients: a Hessian-vector product by autograd.grad or torch.autograd.functional would be 0, or lack a part, without an error.
+    gradients: a Hessian-vector product by autograd.grad or torch.autograd.functional would lack a part, or be 0, without error.
     """
 
     @functools.wraps(backward)

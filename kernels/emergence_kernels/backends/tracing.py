@@ -1,4 +1,4 @@
-"""Functions that torch.compile treats as constants, and names for torch's profiler."""
+"""Whether tensors have values, functions that torch.compile treats as constants, and names for torch's profiler."""
 
 import functools
 from collections.abc import Callable
@@ -8,6 +8,11 @@ import torch
 from torch.autograd import profiler
 
 Function = TypeVar("Function", bound=Callable)
+
+
+def traced() -> bool:
+    """Whether tensors have shapes but no values: a graph is made, or a FakeTensorMode asks what a program would need."""
+    return torch.compiler.is_compiling() or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
 
 
 def constant_while_tracing(function: Function) -> Function:
@@ -24,7 +29,7 @@ def profiled(function: Function) -> Function:
 
     @functools.wraps(function)
     def run(*inputs: Any, **options: Any) -> Any:
-        if torch.compiler.is_compiling() or not profiler._is_profiler_enabled:
+        if traced() or not profiler._is_profiler_enabled:
             return function(*inputs, **options)
         with profiler.record_function(name):
             return function(*inputs, **options)

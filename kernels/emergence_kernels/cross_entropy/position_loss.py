@@ -9,7 +9,7 @@ from ..backends.checks import autocast, check_loss_inputs, check_weights, requir
 from ..backends.dispatch import HAS_TRITON, dtype_limits, resolve_backend, slow_products
 from ..backends.ranking import fastest
 from ..backends.register_op import Op, last_backward, register_op
-from ..backends.tracing import profiled
+from ..backends.tracing import profiled, traced
 from . import cpu, reference
 from .compiled import rows_stay
 from .options import LossInputs, RowOptions
@@ -87,7 +87,7 @@ def position_loss(
     backend = resolve_backend(
         backend, "position_loss", hidden.device, dtype_limits(hidden), slow_products(hidden), measured
     )
-    if backend == "cpu" and not torch.compiler.is_compiling() and cpu.fits(hidden, weight):
+    if backend == "cpu" and not traced() and cpu.fits(hidden, weight):
         loss, token_loss, *sums = cpu.AtOnce.apply(
             hidden, weight, targets, weights, ignore_index, z_loss, need_dx, need_dw
         )
@@ -112,7 +112,7 @@ def position_loss(
 def _sums(
     token_loss_BT: Tensor, valid_BT: Tensor, correct_BT: Tensor, entropy_BT: Tensor, backend: str
 ) -> PositionSums:
-    if backend in ("cuda", "cpu") and not torch.compiler.is_compiling():  # Inductor fuses what follows by itself
+    if backend in ("cuda", "cpu") and not traced():  # Inductor fuses what follows by itself
         from .compiled import position_sums
 
         return PositionSums(*position_sums(token_loss_BT, valid_BT, correct_BT, entropy_BT, backend=backend))

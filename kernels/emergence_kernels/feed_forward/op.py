@@ -19,7 +19,7 @@ from ..backends.checks import autocast, check_float, require
 from ..backends.dispatch import dtype_limits, resolve_backend
 from ..backends.products import linear_apart
 from ..backends.register_op import first_order, last_backward
-from ..backends.tracing import profiled
+from ..backends.tracing import profiled, traced
 from ..swiglu.op import activated, activation_gradient, swiglu
 from . import compiled
 
@@ -72,7 +72,7 @@ def feed_forward(
     require(main_grads is None or len(main_grads) == 2, "feed_forward: main_grads are two, of both weights")
     for main_grad, weight in zip(main_grads or (), (gate_up_weight, down_weight)):
         check_main_grad("feed_forward", main_grad, weight)
-    compiling = torch.compiler.is_compiling()  # a graph has the three parts
+    compiling = traced()  # a graph has the three parts
     fuses = (
         not compiling
         and x.device.type == "cuda"

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from ..backends.register_op import first_order
+from ..backends.tracing import traced
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
     if residual is not None:
         x = x + residual
-    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling():
+    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not traced():
         y = _FewPasses.apply(x.reshape(-1, x.shape[-1]), weight, eps).view(x.shape)
     else:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backends.register_op import first_order
+from ..backends.tracing import traced
 
 
 def rotary(x_BTHD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
@@ -13,7 +14,7 @@ def rotary(x_BTHD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
     R = cos_TR.shape[-1]
     wide = torch.promote_types(x_BTHD.dtype, torch.float32)
     cos, sin = (t.to(wide).unsqueeze(-2) for t in (cos_TR, sin_TR))
-    if x_BTHD.device.type == "cpu" and x_BTHD.dtype == wide and not torch.compiler.is_compiling():
+    if x_BTHD.device.type == "cpu" and x_BTHD.dtype == wide and not traced():
         return _Rotation.apply(x_BTHD, cos, sin)
     first, second = x_BTHD[..., :R].to(wide), x_BTHD[..., R : 2 * R].to(wide)
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x_BTHD.dtype)

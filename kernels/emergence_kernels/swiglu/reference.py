@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backends.register_op import first_order
+from ..backends.tracing import traced
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up of (..., 2F), gate first; computed in float32 and rounded once."""
-    if gate_up.device.type == "cpu" and not torch.compiler.is_compiling():
+    if gate_up.device.type == "cpu" and not traced():
         wide = gate_up.to(torch.promote_types(gate_up.dtype, torch.float32))
         return _OneBuffer.apply(wide).to(gate_up.dtype)
     gate, up = gate_up.chunk(2, -1)
