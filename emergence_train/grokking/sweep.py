@@ -98,17 +98,18 @@ class Run:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep's file and its runs."""
+    """A sweep's file, its runs, and what decides the table that they are trained on (tasks.identity)."""
 
     path: Path
     sweep: Sweep
     runs: tuple[Run, ...]
+    task: dict[str, Any]
 
     def digest(self, run: Run) -> str:
         """Of all that decides a run's numbers: its name in the store."""
         settings = {
             "numbers": NUMBERS,
-            "task": self.sweep.task.model_dump(),
+            "task": self.task,
             "training": self.sweep.training.model_dump(),
             "entropy": run.entropy,
         }
