@@ -182,7 +182,21 @@ def test_progress_names_the_time_that_is_left(sweep_file, tmp_path):
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        ({"seeds": [1, 1]}, "seeds: a value is listed twice; list each once"),
+        ({"seeds": [1, 1]}, "seeds: a value is listed twice, to six digits; list each once"),
+        ({"weight_decays": [0.12345671, 0.12345672]}, "weight_decays: a value is listed twice, to six digits"),
+        (
+            {"fractions": [0.79, 0.5, 0.8, 0.7]},
+            ".yaml: fractions: 0.79 and 0.8 are both 39 of 49 questions, so the same runs; keep one",
+        ),
+        (
+            {
+                "models": {
+                    "a": {"kind": "mlp", "width": 16, "hidden": 16},
+                    "b": {"kind": "mlp", "width": 16, "hidden": 16, "layers": 1},
+                }
+            },
+            "models: 'a' and 'b' are the same model, so the same runs; keep one",
+        ),
         (
             {"fractions": [0.001]},
             ".yaml: fractions: 0.001 of 49 questions leaves none to train on or to hold out; choose another",
@@ -214,6 +228,11 @@ def test_a_wrong_sweep_is_one_line(sweep_file, tmp_path, capsys, keys, says):
     assert cli.main(["grok", str(sweep_file(**keys)), "--out", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err
     assert says in message and len(message.strip().splitlines()) == 1
+
+
+def test_seeds_of_many_digits_are_apart(sweep_file):
+    sweep = read(sweep_file(seeds=[12345671, 12345672]))
+    assert len({run.name for run in runs_of(sweep, 49)}) == 4
 
 
 def test_a_stack_beyond_memory_is_one_line(sweep_file, tmp_path, capsys):
