@@ -226,8 +226,8 @@ class Faults(Section):
 
 class TaskConfig(Section):
     """A downstream task, scored at every checkpoint. Its items come from `file` (JSONL of context, choices, answer), or
-    are generated from `seed`: copying, modular-addition, unscrambling, continuation (of held-out text), latest, recall, sums
-    and cipher (planted skills); or it is lm-eval/NAME, a task of lm-eval (pip install 'emergence-train[tasks]')."""
+    are generated from `seed`, those of planted skills among them (docs/how-to/tasks.md); or it is lm-eval/NAME, a task of lm-eval
+    (pip install 'emergence-train[tasks]')."""
 
     task: str = Field(min_length=1, description="a generated task, lm-eval/NAME, or any name for a file")
     name: str | None = Field(default=None, min_length=1, description="name in the tables; None: that of the task")

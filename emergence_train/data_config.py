@@ -19,7 +19,7 @@ class Source(Section):
     sample: str | None = Field(default=None, description="a domain of the embedded sample")
     planted: str | None = Field(
         default=None,
-        description="a planted skill, as text generated from a fixed seed: latest, recall, sums, cipher (docs/how-to/data.md)",
+        description="a planted skill, as text generated from a fixed seed (docs/how-to/data.md has them)",
     )
     text_field: str = Field(default="text", description="field or column that holds the text; dotted for nested ones")
     weight: float = Field(

@@ -14,6 +14,9 @@ KEYS = {
 }
 
 
+SAME = {name: KEYS["models"]["m"] for name in "mn"}
+
+
 def grok(at: At, **keys: object) -> list[str]:
     """Of two updates."""
     path = at.write("sweep.yaml", yaml.safe_dump(KEYS | keys))
@@ -49,7 +52,9 @@ def parity(**keys: object) -> dict:
 
 SWEEPS = [
     sweep("see {} for examples", {"fractions": []}, {}),
-    sweep("a value is listed twice; list each once", {"seeds": [1, 1]}, {"seeds": [1]}),
+    sweep("a value is listed twice, to six digits; list each once", {"seeds": [1, 1]}, {"seeds": [1]}),
+    sweep("are the same model, so the same runs; keep one", {"models": SAME}, {}),
+    sweep("are both {} of {} questions, so the same runs; keep one", {"fractions": [0.6, 0.61]}, {"fractions": [0.6]}),
     sweep("none to train on or to hold out; choose another", {"fractions": [0.01]}, {"fractions": [0.5]}),
     sweep("betas lie in [0, 1); set them so", {"training": KEYS["training"] | {"betas": [0.9, 1.0]}}, {}),
     sweep("needs a prime modulus, not {}; set another", task(modulus=9, operation="divide"), task(operation="divide")),

@@ -9,15 +9,17 @@ the distance happens to be that; tests/data/test_planted.py has the scores.
 """
 
 import hashlib
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-VERSION = 1  # of the text: raise it with any change, so that prepared data are known to be of another
+from emergence_train.errors import InputError
+
 CHOICES = 4
 HELD_OUT = 4  # one line in so many is asked, never written
 LINES = 20  # of a document
-LOOKED = 200  # lines looked at for a task of several steps, before there is said to be too few
+LOOKED = 200  # lines looked at for one that is written or asked, before there are said to be too few
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 DIGITS = "0123456789"
 
@@ -116,29 +118,40 @@ SKILLS: dict[str, Callable[[random.Random], Exercise]] = {
     "sums": sums,
     "cipher": cipher,
 }
+# Of a skill's text, from 1: raise it here with any change, so that prepared data are known to be of another.
+VERSIONS: dict[str, int] = {}
 
 
 def documents(skill: str) -> Iterator[str]:
-    """Training text of a skill, without end: LINES exercises a document, none of them held out."""
+    """Training text of a skill, without end: LINES exercises a document, none of them held out.
+
+    Raises:
+        InputError: nearly all of its lines are held out.
+    """
     draw = random.Random(f"planted/{skill}/text")
     while True:
-        lines: list[str] = []
-        while len(lines) < LINES:
-            exercise = SKILLS[skill](draw)
-            if not exercise.held_out:
-                lines.append(exercise.text() + "\n")
+        looked = (SKILLS[skill](draw) for _ in range(LOOKED * LINES))
+        lines = [each.text() + "\n" for each in itertools.islice((e for e in looked if not e.held_out), LINES)]
+        if len(lines) < LINES:
+            raise InputError(
+                f"skill {skill!r}: of {LOOKED * LINES} lines {len(lines)} may be written; draw more different ones"
+            )
         yield "".join(lines)
 
 
 def questions(skill: str, count: int, seed: int) -> list[Question]:
-    """`count` questions, each on a held-out line of its own; CHOICES choices, so chance is 1/4."""
+    """`count` questions, each on a held-out line of its own; CHOICES choices, so chance is 1/4.
+
+    Raises:
+        InputError: held-out lines that ask among so many symbols are too rare.
+    """
     draw = random.Random(f"planted/{skill}/questions/{seed}")
-    drawn: list[Question] = []
-    while len(drawn) < count:
-        exercise = SKILLS[skill](draw)
-        places = _askable(exercise)
-        if exercise.held_out and places:
-            drawn.append(_question(exercise, draw.choice(places), draw))
+    drawn = [_question(line, draw.choice(places), draw) for line, places in _asking(skill, draw, count, 1)]
+    if len(drawn) < count:
+        raise InputError(
+            f"skill {skill!r}: of {LOOKED * count} lines {len(drawn)} are held out and ask among {CHOICES} symbols; give "
+            f"`asked` {CHOICES} in more lines"
+        )
     return drawn
 
 
@@ -149,15 +162,17 @@ def chains(skill: str, steps: int, count: int, seed: int) -> list[tuple[Question
         Fewer than `count`, or none, where lines of the skill that can be asked so often are too rare.
     """
     draw = random.Random(f"planted/{skill}/steps/{seed}")
-    drawn: list[tuple[Question, ...]] = []
-    for _ in range(LOOKED * count):
-        exercise = SKILLS[skill](draw)
-        places = _askable(exercise)
-        if exercise.held_out and len(places) >= steps:
-            drawn.append(tuple(_question(exercise, place, draw) for place in places[-steps:]))
-        if len(drawn) == count:
-            break
-    return drawn
+    return [
+        tuple(_question(line, place, draw) for place in places[-steps:])
+        for line, places in _asking(skill, draw, count, steps)
+    ]
+
+
+def _asking(skill: str, draw: random.Random, count: int, steps: int) -> Iterator[tuple[Exercise, list[int]]]:
+    """Held-out lines that can be asked in so many places, with those: `count`, or as many as there are in LOOKED times that."""
+    looked = (SKILLS[skill](draw) for _ in range(LOOKED * count))
+    asking = ((line, places) for line in looked if line.held_out and len(places := _askable(line)) >= steps)
+    return itertools.islice(asking, count)
 
 
 def _askable(exercise: Exercise) -> list[int]:

@@ -36,7 +36,9 @@ def documents(source: Source, skip: int = 0) -> Iterator[str | Bad]:
 
 
 def check(source: Source) -> None:
-    """Raise InputError where a source is missing, empty, or begins with bad rows only."""
+    """Raise InputError where a source is missing, empty, or begins with bad rows only, or a skill cannot be asked."""
+    if source.planted:
+        planted.questions(_skill(source), 1, seed=0)
     first = list(itertools.islice(documents(source), LOOKED_AT))
     if not first:
         raise InputError(f"source {source.domain!r} is empty: {source.files or source.hub or source.sample}")
@@ -48,14 +50,14 @@ def check(source: Source) -> None:
 
 def listing(source: Source) -> list[list]:
     """[path, size in bytes, time of the last change in ns] of each file of a local source; [] of a hub's. For planted text the
-    version of its generator stands for the size.
+    version of its skill stands for the size.
 
     The same listing is taken as the same input.
     """
     if source.hub:
         return []
     if source.planted:
-        return [[f"planted:{_skill(source)}", planted.VERSION, 0]]
+        return [[f"planted:{_skill(source)}", planted.VERSIONS.get(_skill(source), 1), 0]]
     if source.sample:
         return [[f"sample:{source.sample}", paths(source)[0].stat().st_size, 0]]
     return [[str(path), (status := _stat(path)).st_size, status.st_mtime_ns] for path in paths(source)]

@@ -67,10 +67,19 @@ class Sweep(Section):
     @model_validator(mode="after")
     def _each_once(self) -> "Sweep":
         for name in ("fractions", "weight_decays", "seeds"):
-            values = getattr(self, name)
+            values = [in_name(value) for value in getattr(self, name)]
             if len(set(values)) < len(values):
-                raise ValueError(f"{name}: a value is listed twice; list each once")
+                raise ValueError(f"{name}: a value is listed twice, to six digits; list each once")
+        names: dict[Section, str] = {}
+        for name, section in self.models.items():
+            if (first := names.setdefault(section, name)) != name:
+                raise ValueError(f"models: {first!r} and {name!r} are the same model, so the same runs; keep one")
         return self
+
+
+def in_name(value: float) -> str:
+    """A share, a weight decay or a seed as the name of a run has it."""
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        return f"{self.model}-f{self.fraction:g}-d{self.weight_decay:g}-s{self.seed}"
+        fraction, decay, seed = map(in_name, (self.fraction, self.weight_decay, self.seed))
+        return f"{self.model}-f{fraction}-d{decay}-s{seed}"
 
     @property
     def entropy(self) -> list[int]:
@@ -98,17 +108,18 @@ class Run:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep's file and its runs."""
+    """A sweep's file, its runs, and what decides the table that they are trained on (tasks.identity)."""
 
     path: Path
     sweep: Sweep
     runs: tuple[Run, ...]
+    task: dict[str, Any]
 
     def digest(self, run: Run) -> str:
         """Of all that decides a run's numbers: its name in the store."""
         settings = {
             "numbers": NUMBERS,
-            "task": self.sweep.task.model_dump(),
+            "task": self.task,
             "training": self.sweep.training.model_dump(),
             "entropy": run.entropy,
         }
@@ -128,16 +139,24 @@ def runs_of(sweep: Sweep, questions: int, path: str | Path = "sweep") -> tuple[R
     """Every run of a sweep over a table of so many questions, smaller shares first; `path` is its file, for errors.
 
     Raises:
-        InputError: a share that leaves nothing to train on or nothing held out.
+        InputError: a share that leaves nothing to train on or nothing held out, or two that are one number of questions: their
+            runs would be the same ones.
     """
-    runs = []
-    axes: Any = itertools.product(sweep.models.items(), sweep.fractions, sweep.weight_decays, sweep.seeds)
-    for (name, section), fraction, decay, seed in axes:
+    shares: dict[int, float] = {}  # by questions trained on
+    for fraction in sweep.fractions:
         trained_on = round(fraction * questions)
         if not 0 < trained_on < questions:
             raise InputError(
                 f"{path}: fractions: {fraction:g} of {questions} questions leaves none to train on or to hold out; "
                 "choose another"
             )
-        runs.append(Run(name, section, fraction, decay, seed, trained_on))
-    return tuple(runs)
+        if (first := shares.setdefault(trained_on, fraction)) != fraction:
+            raise InputError(
+                f"{path}: fractions: {first:g} and {fraction:g} are both {trained_on} of {questions} questions, so the same "
+                "runs; keep one"
+            )
+    axes = itertools.product(sweep.models.items(), shares.items(), sweep.weight_decays, sweep.seeds)
+    return tuple(
+        Run(name, section, fraction, decay, seed, trained_on)
+        for (name, section), (trained_on, fraction), decay, seed in axes
+    )

@@ -1,12 +1,13 @@
 """Tasks as tables: every question with its answer. Which of them are trained on is drawn by each run."""
 
 import csv
+import hashlib
 import io
 import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -31,6 +32,14 @@ class QuestionTable:
     answers: np.ndarray
     symbols: int
     classes: int
+
+    @property
+    def digest(self) -> str:
+        """Of all of it."""
+        content = hashlib.sha256(repr((self.questions.shape, self.symbols, self.classes)).encode())
+        for part in (self.questions, self.answers):
+            content.update(np.ascontiguousarray(part, dtype="<i8").data)
+        return content.hexdigest()
 
 
 def _operation(text: str) -> str:
@@ -112,6 +121,11 @@ def load(task: Modular | Permutations | Parity | AnyTable, folder: Path) -> Ques
     if isinstance(task, Parity):
         return _parity(task)
     return _from_file(folder / task.file, task.question, task.answer)
+
+
+def identity(task: Modular | Permutations | Parity | AnyTable, table: QuestionTable) -> dict[str, Any]:
+    """What decides a task's table: the keys of the task, or of a file what it holds, whatever it is called."""
+    return {"kind": task.kind, "table": table.digest} if isinstance(task, AnyTable) else task.model_dump()
 
 
 def parse_polynomial(text: str) -> list[tuple[int, int, int]]:

@@ -42,7 +42,8 @@ def train(path: str | Path, out: str | Path | None, log: Callable[[str], None], 
     table = tasks.load(sweep.task, Path(path).parent)
     if sweep.device == "cuda" and not torch.cuda.is_available():
         raise InputError(f"{path}: device cuda: no GPU is visible here; set device to cpu")
-    plan = SweepPlan(Path(path), sweep, runs_of(sweep, len(table.answers), path))
+    runs = runs_of(sweep, len(table.answers), path)
+    plan = SweepPlan(Path(path), sweep, runs, tasks.identity(sweep.task, table))
     out = Path(out) if out is not None else Path("runs") / sweep.name
     with files.lock(out, busy=BUSY, other="--out") as note:
         if note:

@@ -14,8 +14,9 @@ if TYPE_CHECKING:  # a configuration is read without torch
 class OptimizerConfig(Section):
     """Base class. A kind is a subclass in a file of its own and a line in registry.OPTIMIZERS.
 
-    The optimizer must skip the update where its attribute `found_inf` is 1, as torch's fused optimizers do, and keep its state
-    in tensors of the parameter's shape, which are saved and loaded at any world size and ZeRO stage.
+    The optimizer must leave parameters without a gradient as they are, which skips a step, and keep its state in tensors of the
+    parameter's shape, which are saved and loaded at any world size and ZeRO stage. On a GPU at stage 0 one of torch that is built
+    with fused=True does not make the host wait for the gradient's norm.
     """
 
     moments: ClassVar[int] = 2  # float32 numbers that it keeps of a parameter, at most: models.memory counts them

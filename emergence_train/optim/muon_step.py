@@ -64,12 +64,10 @@ def orthogonalised(matrix_MN: Tensor) -> Tensor:
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon for groups that are `orthogonal`, AdamW for the others. It skips the update where `found_inf` is 1.
+    """Muon for groups that are `orthogonal`, AdamW for the others.
 
     `attach` says where the matrices are; before, a step of theirs is an error.
     """
-
-    found_inf: Tensor | None = None
 
     def __init__(self, groups: list[dict], lr: float, momentum: float, betas: tuple[float, float], eps: float) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "orthogonal": False})
@@ -92,8 +90,6 @@ class MuonAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        if self.found_inf is not None and bool(self.found_inf):
-            return
         for group in self.param_groups:
             for flat in group["params"]:
                 if flat.grad is not None:

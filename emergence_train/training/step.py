@@ -109,13 +109,15 @@ class Stepper:
     def _clip(self, most: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Clip the gradients' norm to `most`; return the norm before, and whether it is finite: if not, the step is skipped."""
         norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        finite = norm.isfinite()
-        # On a CPU what need not be done is known without waiting for it.
-        if self.mesh.device.type == "cpu" and finite and norm <= most:
-            self.engine.optimizer.found_inf = None
-        else:
+        finite, optimizer = norm.isfinite(), self.engine.optimizer
+        if self.mesh.device.type != "cpu" and optimizer.defaults.get("fused"):
             clip_grads_with_norm_(self.parameters, most, norm)
-            self.engine.optimizer.found_inf = (~finite).float()  # a fused optimizer then skips the step
+            optimizer.found_inf = (~finite).float()  # torch's fused optimizers then skip the step, and nothing waits
+        elif not finite:
+            for parameter in self.parameters:
+                parameter.grad = None  # which every optimizer leaves as it is
+        elif norm > most:
+            clip_grads_with_norm_(self.parameters, most, norm)
         return norm, finite
 
     def _unless_spike(

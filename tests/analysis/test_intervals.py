@@ -1,9 +1,12 @@
 """Half-widths by closed forms and by hand."""
 
+import warnings
+
 import numpy as np
 import pytest
+from scipy import stats
 
-from emergence_train.analysis.intervals import jackknife_error, mean_reach95, reach95, welch_p
+from emergence_train.analysis.intervals import jackknife_error, mean_reach95, reach95, welch_p, welch_reach95
 
 VALUES = np.array([2.0, 4.0, 9.0])  # mean 5, variance 13
 
@@ -35,3 +38,23 @@ def test_welch_of_equal_groups_is_students_test():
     cosine = 1 / (1 + t**2 / 4) ** 0.5
     sine = (1 - cosine**2) ** 0.5
     assert welch_p(first, first + 2) == pytest.approx(1 - sine * (1 + cosine**2 / 2))
+
+
+@pytest.mark.parametrize("second", [[1.0, 1.5, 7.0, 2.0], [2.1, 2.1, 2.1]])
+def test_welch_is_that_of_scipy(second):
+    """Also where one group does not vary, without a warning; scipy has one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reach, p = welch_reach95(VALUES, np.array(second)), welch_p(VALUES, np.array(second))
+        warnings.simplefilter("ignore")
+        known = stats.ttest_ind(VALUES, second, equal_var=False)
+    ends = known.confidence_interval(0.95)
+    assert reach == pytest.approx((ends.high - ends.low) / 2) and p == pytest.approx(known.pvalue)
+
+
+def test_copies_have_no_interval_of_their_difference():
+    """0.1 three times has a mean that is not 0.1."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(welch_reach95(np.full(3, 0.1), np.full(4, 2.1)))
+        assert np.isnan(welch_p(np.full(3, 0.1), np.full(4, 2.1)))

@@ -9,6 +9,7 @@ import pytest
 from emergence_train.data import planted
 from emergence_train.data.dataset import Dataset
 from emergence_train.data.prepare import prepare
+from emergence_train.errors import InputError
 from support import data_of
 
 QUESTIONS = 500
@@ -17,7 +18,7 @@ SPREAD = 4 * (CHANCE * (1 - CHANCE) / QUESTIONS) ** 0.5  # four standard errors:
 
 
 CHAINED = ("recall", "sums", "cipher")
-CIPHER_OF_ABCD = "fryb"  # written in prepared data: another cipher would be another VERSION of the text
+CIPHER_OF_ABCD = "fryb"  # written in prepared data: another cipher would be another version of the text
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +134,51 @@ def test_steps_of_a_chain_are_answered_one_after_another(skill):
 
 def test_a_skill_whose_lines_ask_seldom_has_no_chains():
     assert len(planted.chains("latest", 4, 3, seed=2)) < 3
+
+
+def parity(draw):
+    """Bits and their parity: two symbols to choose from."""
+    bits = draw.choices("01", k=9)
+    return planted.Exercise((*bits, str(bits.count("1") % 2)), {9: ("0", "1")})
+
+
+def held_out(draw):
+    return planted.Exercise(("g",), {0: tuple("abcd")})
+
+
+def written(draw):
+    return planted.Exercise(("a",), {0: tuple("abcd")})
+
+
+@pytest.mark.parametrize("skill", [parity, written])
+def test_a_skill_that_cannot_be_asked_is_one_line(skill, monkeypatch, tmp_path):
+    """Before anything is prepared too. The lines of `written` are none of those held out."""
+    monkeypatch.setitem(planted.SKILLS, "own", skill)
+    says = "skill 'own': of {} lines 0 are held out and ask among 4 symbols; give `asked` 4 in more lines"
+    with pytest.raises(InputError, match=says.format(600)):
+        planted.questions("own", 3, seed=0)
+    data = data_of(tmp_path / "data", sources=[{"domain": "own", "planted": "own"}], ood=[])
+    with pytest.raises(InputError, match=says.format(200)):
+        prepare(data, log=lambda line: None)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_skill_without_training_text_is_one_line(monkeypatch):
+    monkeypatch.setitem(planted.SKILLS, "own", held_out)
+    with pytest.raises(InputError, match="skill 'own': of 4000 lines 0 may be written; draw more different ones"):
+        next(planted.documents("own"))
+
+
+def test_another_version_of_a_skill_is_other_data(monkeypatch, tmp_path):
+    """Of that skill alone."""
+    for name in ("own", "other"):
+        monkeypatch.setitem(planted.SKILLS, name, planted.SKILLS["recall"])
+        sources = [{"domain": "a", "planted": name, "limit_documents": 40}]
+        prepare(data_of(tmp_path / name, sources=sources, ood=[]), log=lambda line: None)
+    monkeypatch.setitem(planted.VERSIONS, "own", 2)
+    with pytest.raises(InputError, match="planted:own: has 2 bytes, and had 1"):
+        prepare(data_of(tmp_path / "own", sources=[sources[0] | {"planted": "own"}], ood=[]), log=lambda line: None)
+    prepare(data_of(tmp_path / "other", sources=sources, ood=[]), log=lambda line: None)
 
 
 def test_one_line_in_four_is_held_out():

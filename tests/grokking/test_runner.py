@@ -24,7 +24,8 @@ def silent(line: str) -> None: ...
 def store_of(path, out) -> tuple[Store, tasks.QuestionTable]:
     sweep = read(path)
     table = tasks.load(sweep.task, path.parent)
-    return Store(out, SweepPlan(path, sweep, runs_of(sweep, len(table.answers)))), table
+    runs = runs_of(sweep, len(table.answers))
+    return Store(out, SweepPlan(path, sweep, runs, tasks.identity(sweep.task, table))), table
 
 
 def curves(path, out, **keys):
@@ -76,6 +77,51 @@ def test_another_setting_is_another_run(sweep_file, tmp_path):
     other = curves(sweep_file("b.yaml", training={"lr": 2e-2}), tmp_path / "out")
     assert not other.equals(first)
     assert other.equals(curves(sweep_file("b.yaml", training={"lr": 2e-2}), tmp_path / "anew"))
+
+
+def table_of(answer) -> str:
+    """36 questions of two symbols, numbers i and j; `answer`: of both."""
+    return "a,b,answer\n" + "".join(f"a{i},b{j},{answer(i, j)}\n" for i in range(6) for j in range(6))
+
+
+ONE, OTHER = table_of(lambda i, j: j % 2), table_of(lambda i, j: i * j % 3 % 2)
+
+
+TABLE = {"kind": "table", "file": "t.csv", "question": ["a", "b"]}
+
+
+def test_a_rewritten_table_is_trained_anew(sweep_file, tmp_path):
+    """By its content, not its name; of the same number of questions, symbols and answers."""
+    path, place = sweep_file(task=TABLE), tmp_path / "t.csv"
+    place.write_text(ONE)
+    first = curves(path, tmp_path / "out")
+    place.write_text(OTHER)
+    other = curves(path, tmp_path / "out")
+    assert not other.equals(first) and other.equals(curves(path, tmp_path / "anew"))
+
+
+def test_a_table_rewritten_after_a_stop_begins_anew(sweep_file, tmp_path):
+    path, place = sweep_file(task=TABLE), tmp_path / "t.csv"
+    place.write_text(ONE)
+    store, table = store_of(path, tmp_path / "out")
+    runner.train_stack(store, table, stacks(store.plan)[0], lambda: True, lambda *at: None)
+    place.write_text(OTHER)
+    assert curves(path, tmp_path / "out").equals(curves(path, tmp_path / "anew"))
+
+
+def test_a_renamed_table_is_the_same(sweep_file, tmp_path):
+    (tmp_path / "t.csv").write_text(ONE)
+    first = curves(sweep_file(task=TABLE), tmp_path / "out")
+    kept = sorted(path.name for path in (tmp_path / "out" / "runs").iterdir())
+    (tmp_path / "t.csv").rename(tmp_path / "u.csv")
+    assert curves(sweep_file(task=TABLE | {"file": "u.csv"}), tmp_path / "out").equals(first)
+    assert sorted(path.name for path in (tmp_path / "out" / "runs").iterdir()) == kept
+
+
+def test_stores_of_generated_tasks_keep_their_names(sweep_file, tmp_path):
+    """The digest of a finished sweep of before, as it stands on disks."""
+    store, _ = store_of(sweep_file(), tmp_path)
+    assert store.curve_path(store.plan.runs[0]).name == "h8-f0.5-d1-s1-43d709f8e477015c.npy"
 
 
 def test_settled_runs_leave_with_the_numbers_they_have(sweep_file, tmp_path):
@@ -136,7 +182,21 @@ def test_progress_names_the_time_that_is_left(sweep_file, tmp_path):
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        ({"seeds": [1, 1]}, "seeds: a value is listed twice; list each once"),
+        ({"seeds": [1, 1]}, "seeds: a value is listed twice, to six digits; list each once"),
+        ({"weight_decays": [0.12345671, 0.12345672]}, "weight_decays: a value is listed twice, to six digits"),
+        (
+            {"fractions": [0.79, 0.5, 0.8, 0.7]},
+            ".yaml: fractions: 0.79 and 0.8 are both 39 of 49 questions, so the same runs; keep one",
+        ),
+        (
+            {
+                "models": {
+                    "a": {"kind": "mlp", "width": 16, "hidden": 16},
+                    "b": {"kind": "mlp", "width": 16, "hidden": 16, "layers": 1},
+                }
+            },
+            "models: 'a' and 'b' are the same model, so the same runs; keep one",
+        ),
         (
             {"fractions": [0.001]},
             ".yaml: fractions: 0.001 of 49 questions leaves none to train on or to hold out; choose another",
@@ -168,6 +228,11 @@ def test_a_wrong_sweep_is_one_line(sweep_file, tmp_path, capsys, keys, says):
     assert cli.main(["grok", str(sweep_file(**keys)), "--out", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err
     assert says in message and len(message.strip().splitlines()) == 1
+
+
+def test_seeds_of_many_digits_are_apart(sweep_file):
+    sweep = read(sweep_file(seeds=[12345671, 12345672]))
+    assert len({run.name for run in runs_of(sweep, 49)}) == 4
 
 
 def test_a_stack_beyond_memory_is_one_line(sweep_file, tmp_path, capsys):

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from emergence_train.analysis.grokking.result import Efficiency, RunResult
+from emergence_train.analysis.intervals import welch_reach95
 
 LATE = 0.75  # of the budget: before, norms still move
 KNOWN, UNKNOWN = 0.99, 0.5  # accuracies of a solution that is there, and of one that is not
@@ -29,19 +29,17 @@ def efficiency(runs: list[RunResult], curves: pd.DataFrame, budget: int) -> Effi
         return None
     level = float(np.sqrt(low * high))
     memorising, generalising = (
-        np.log(rows[np.abs(np.log(rows["train_loss"] / level)) <= np.log(EQUAL_LOSS)].groupby("run")["norm"].median())
+        np.log(
+            rows[np.abs(np.log(rows["train_loss"] / level)) <= np.log(EQUAL_LOSS)].groupby("run")["norm"].median()
+        ).to_numpy()
         for rows in solutions
     )
-    if memorising.empty or generalising.empty:
+    if not len(memorising) or not len(generalising):
         return None
     change = float(generalising.mean() - memorising.mean())
     reach = np.nan
     if min(len(memorising), len(generalising)) >= LEAST_RUNS:
-        parts = [values.var(ddof=1) / len(values) for values in (memorising, generalising)]
-        spread = sum(parts)
-        if spread > 0:
-            freedom = spread**2 / sum(part**2 / (len(v) - 1) for part, v in zip(parts, (memorising, generalising)))
-            reach = float(stats.t.ppf(0.975, freedom) * np.sqrt(spread))
+        reach = welch_reach95(memorising, generalising)
     return Efficiency(
         model=runs[0].model,
         params=runs[0].params,

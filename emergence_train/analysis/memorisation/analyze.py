@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from emergence_train.analysis.intervals import welch_reach95
 from emergence_train.analysis.memorisation.counterfactual import counterfactual
 from emergence_train.analysis.memorisation.items import checked
 from emergence_train.analysis.memorisation.result import MemorisationResult, MemorisedShare, RunMemorisation
@@ -104,8 +105,8 @@ def _against_controls(rows: pd.DataFrame) -> RunMemorisation:
         )
     a, n, b, m = int(trained["extracted"].sum()), len(trained), int(controls["extracted"].sum()), len(controls)
     low, high = difference(a, n, b, m)
-    gain = stats.ttest_ind(controls["loss"], trained["loss"], equal_var=False)
-    ends = gain.confidence_interval(0.95)
+    gain = float(controls["loss"].mean() - trained["loss"].mean())
+    reach = welch_reach95(controls["loss"].to_numpy(), trained["loss"].to_numpy())
     return RunMemorisation(
         run=run,
         params=int(rows["params"].iloc[0]),
@@ -114,7 +115,7 @@ def _against_controls(rows: pd.DataFrame) -> RunMemorisation:
         of_100_low95=100 * low,
         of_100_high95=100 * high,
         p=float(stats.fisher_exact([[a, n - a], [b, m - b]], alternative="greater").pvalue),
-        loss_gain=float(controls["loss"].mean() - trained["loss"].mean()),
-        loss_gain_low95=float(ends.low),
-        loss_gain_high95=float(ends.high),
+        loss_gain=gain,
+        loss_gain_low95=gain - reach if np.isfinite(reach) else None,
+        loss_gain_high95=gain + reach if np.isfinite(reach) else None,
     )

@@ -36,7 +36,7 @@ def format_table(result: MemorisationResult) -> str:
         lines.append(f"{row.run:<{width}}  {row.step:>7}  {row.seen:>7}  {counted:>12}  {ends}  {row.loss:.4f}")
     for run in result.runs:
         ends = f"[{run.of_100_low95:.1f}, {run.of_100_high95:.1f}]"
-        gain = f"{run.loss_gain:+.4f} [{run.loss_gain_low95:+.4f}, {run.loss_gain_high95:+.4f}]"
+        gain = _signed(Interval(run.loss_gain, run.loss_gain_low95, run.loss_gain_high95), 4)
         lines.append(
             f"{run.run}: of 100 trained sequences {run.of_100:.1f} {ends} beyond controls; loss lower by {gain} nats"
         )
@@ -50,6 +50,6 @@ def format_table(result: MemorisationResult) -> str:
     return "\n".join(lines)
 
 
-def _signed(value: Interval) -> str:
-    ends = "no interval" if value.low95 is None else f"{value.low95:+.3f}, {value.high95:+.3f}"
-    return f"{value.value:+.3f} [{ends}]"
+def _signed(value: Interval, digits: int = 3) -> str:
+    ends = "no interval" if value.low95 is None else f"{value.low95:+.{digits}f}, {value.high95:+.{digits}f}"
+    return f"{value.value:+.{digits}f} [{ends}]"

@@ -36,8 +36,8 @@ class RunMemorisation:
     of_100_high95: float
     p: Annotated[Probability | None, "of equal shares, Fisher's exact test, one-sided"]
     loss_gain: Annotated[Nats, "loss of controls - loss of trained sequences, on continuations"]
-    loss_gain_low95: Annotated[Nats, "Welch"]
-    loss_gain_high95: Nats
+    loss_gain_low95: Annotated[Nats | None, "Welch; null where all losses of each kind are equal"]
+    loss_gain_high95: Nats | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from scipy import stats
 
 from emergence_train.analysis.memorisation import analyze, counterfactual
 from emergence_train.analysis.memorisation.analyze import difference, wilson
+from emergence_train.analysis.memorisation.output import format_table
 from emergence_train.errors import InputError
 
 
@@ -24,6 +25,16 @@ def test_of_a_hundred_items_seventy_against_thirty():
     assert (small.run, small.of_100, large.of_100) == ("small", pytest.approx(30), pytest.approx(70))
     assert small.of_100_high95 < large.of_100_low95 and max(small.p, large.p) < 1e-6
     assert small.loss_gain == pytest.approx(1.5) and small.loss_gain_low95 < 1.5 < small.loss_gain_high95
+
+
+def test_equal_losses_give_no_interval():
+    """A memorised set and controls whose losses do not vary at all."""
+    frame = items(3, 5, 0, 5)
+    frame["loss"] = np.where(frame["seen"] > 0, 0.1, 2.1)
+    result = analyze(frame)
+    assert result.runs[0].loss_gain == pytest.approx(2)
+    assert (result.runs[0].loss_gain_low95, result.runs[0].loss_gain_high95) == (None, None)
+    assert "loss lower by +2.0000 [no interval] nats" in format_table(result)
 
 
 @pytest.mark.parametrize(("right", "count"), [(0, 20), (7, 20), (20, 20)])
