@@ -18,6 +18,7 @@ from emergence_train.analysis.logs.names import (
     find,
     is_another_loss,
     plain,
+    samples_of,
     unknown_units,
 )
 from emergence_train.analysis.logs.numbers import ROLES, Role, are_sizes, is_ambiguous, numbers_of, scales_of
@@ -142,7 +143,8 @@ def _curve(log: Log, options: LogOptions) -> Curve:
     steps_from_tokens = "step" not in columns and "tokens" in columns
     missing = [name for name in ("step", "loss") if name not in columns and not (name == "step" and steps_from_tokens)]
     if missing:
-        flags = " ".join(f"--column {name}=NAME" for name in missing)
+        samples = samples_of(log) if "step" in missing else None
+        flags = " ".join(f"--column {name}={samples if samples and name == 'step' else 'NAME'}" for name in missing)
         several = (
             ", or --column loss='*' where each is a run" if "loss" in missing and len(log.rows.columns) > 2 else ""
         )
@@ -150,7 +152,10 @@ def _curve(log: Log, options: LogOptions) -> Curve:
         several += (
             f"; {listed(others, SHOWN)} {'are' if others[1:] else 'is'} no step's own loss by name" if others else ""
         )
-        several += "; where none counts steps, add a column step that does" if "step" in missing else ""
+        if samples is not None:
+            flags += " --tokens-per-step N with the tokens of a sample, which it counts"
+        elif "step" in missing:
+            several += "; where none counts steps, add a column step that does"
         raise InputError(
             f"{log.path}: no column was recognised as {' or '.join(missing)} (it has {listed(log.rows, SHOWN)}); give "
             f"{flags}{several}"

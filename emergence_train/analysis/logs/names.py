@@ -58,6 +58,8 @@ WRAPPED = re.compile(r"^(?:metrics?|data|log|values|scalars|history)[/.]")  # wh
 TOKENS = re.compile(
     r"^(?!.*(?:val|test|per_|batch|target|max|data)).*_(?:tokens|tokens_(?:seen|consumed|trained|processed))$"
 )
+# A count of samples, in which no curve is read unless it is named as the step
+SAMPLES = re.compile(r"(?:^|_)samples?(?:_(?:seen|consumed|processed))?$")
 # Of an optimizer or group: "lr-Adam/group0", no "gpt-lr-1e-4"
 RATE = re.compile(r"(^|_)(lr|learning_rate)(_(?!x?\d+e|0_0)|$)")
 NO_RATE = re.compile(r"loss|max|min|peak|init|base|decay|scale|mult|ratio|warm|end|final|schedule")
@@ -178,6 +180,11 @@ def increases(cells: pd.Series) -> bool:
     numbers = numbers_of(cells, "count").to_numpy()
     numbers = numbers[np.isfinite(numbers)]
     return bool(len(numbers) > 1 and numbers[-1] > numbers[0] and (numbers[1:] >= numbers[:-1]).mean() > 0.9)
+
+
+def samples_of(log: Log) -> str | None:
+    """The first column that counts the samples of all so far by its name; None where none does."""
+    return next((c for c in log.rows.columns if SAMPLES.search(plain(c)) and increases(log.rows[c])), None)
 
 
 def _tells_apart(log: Log, column: str | None) -> bool:
