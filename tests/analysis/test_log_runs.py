@@ -80,6 +80,14 @@ def test_runs_that_a_column_tells_apart_are_refused(column, values, turn, tmp_pa
     assert {run: rows for run, (_, rows) in curves(path, columns={"run": column}).items()} == expected
 
 
+@pytest.mark.parametrize("column", ["vram_gb", "tok_per_s", "gpu_util", "peak_memory", "step_time"])
+def test_what_a_machine_measures_names_no_runs(column, tmp_path):
+    """A trial of a few steps before the run, in one file: the run's rows count."""
+    rows = [{"step": s, "loss": x + 1, column: 66.73} for s, x in KNOWN[0][:10]]
+    rows += [{"step": s, "loss": x, column: 54.64} for s, x in KNOWN[0]]
+    assert curves(written(tmp_path / "x.csv", rows)) == {"x": (0, KNOWN[0])}
+
+
 def test_runs_that_two_columns_tell_apart_are_refused(tmp_path):
     rows = [
         {"config": {"width": w, "depth": d}, "step": s, "loss": x}
