@@ -88,6 +88,19 @@ def test_what_a_machine_measures_names_no_runs(column, tmp_path):
     assert curves(written(tmp_path / "x.csv", rows)) == {"x": (0, KNOWN[0])}
 
 
+def test_columns_of_a_summary_are_not_the_rows_own(tmp_path):
+    """The end of a log of events has a likelier name of the steps, and tokens and a rate that no row has."""
+    rows = [{"event": "train", "iter": s, "loss": x, "learning_rate": 0.1, "_step": 2 * s} for s, x in KNOWN[0]]
+    path = written(tmp_path / "x.jsonl", [*rows, {"event": "end", "iterations": 990, "total_tokens": 10**6, "lr": 0.5}])
+    (curve,) = logs.read(path, LogOptions())
+    assert [*zip(curve.frame["step"], curve.frame["loss"])] == KNOWN[0] and {*curve.frame["lr"]} == {0.1}
+    assert curve.notes == ["read: step from 'iter', loss from 'loss', lr from 'learning_rate'"]
+    with pytest.raises(
+        InputError, match="no row has both 'iterations' and 'loss', whose rows have event, iter, loss, lear"
+    ):
+        logs.read(path, LogOptions(columns={"step": "iterations"}))
+
+
 def test_runs_that_two_columns_tell_apart_are_refused(tmp_path):
     rows = [
         {"config": {"width": w, "depth": d}, "step": s, "loss": x}

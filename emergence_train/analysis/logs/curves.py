@@ -311,9 +311,10 @@ def _with_loss(
     """The rows that have a step and a finite loss, one a step; what is left out is counted in `notes`."""
     rows = values[values["loss"].notna() & values["step"].notna()]
     if rows.empty:
+        beside = log.rows.loc[values["loss"].notna()].dropna(axis=1, how="all")
         raise InputError(
-            f"{log.path}: no row has both {columns.get('step', 'a step')!r} and {columns['loss']!r}; "
-            f"name others with --column step=NAME --column loss=NAME"
+            f"{log.path}: no row has both {columns.get('step', 'a step')!r} and {columns['loss']!r}, whose rows have "
+            f"{listed(beside, SHOWN)}; name others with --column step=NAME --column loss=NAME"
         )
     bad = ~np.isfinite(rows["loss"]) | ~np.isfinite(rows["step"])
     if bad.any():

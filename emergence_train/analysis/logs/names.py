@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -11,15 +12,15 @@ from emergence_train.analysis.logs.numbers import is_logarithm, numbers_of, with
 from emergence_train.analysis.logs.units import unknown_unit, without_brackets
 from emergence_train.errors import InputError, listed
 
-# The names by which frameworks log each quantity, the likeliest first, as `plain` writes them. A counter that the logger
-# itself made (W&B's _step counts its own calls) comes after the trainer's.
+# The names by which frameworks log each quantity, the loss before those that stand beside it; the likeliest first, as `plain`
+# writes them. A counter that the logger itself made (W&B's _step counts its own calls) comes after the trainer's.
 NAMES = {
-    "step": "step train_step train_global_step trainer_global_step global_step optimizer_step training_step "
-    "steps training_steps num_steps iteration iterations iter train_iter iters num_updates updates update "
-    "train_batch time_batch train_time_batch current_steps _step",
     "loss": "loss train_loss lm_loss train_lm_loss loss_train training_loss train_loss_step train_ce_loss "
     "train_crossentropyloss train_cross_entropy_loss optim_ce_loss nll_loss reduced_train_loss "
     "loss_train_total loss_out train_loss_train_total loss_metrics_global_avg_loss",
+    "step": "step train_step train_global_step trainer_global_step global_step optimizer_step training_step "
+    "steps training_steps num_steps iteration iterations iter train_iter iters num_updates updates update "
+    "train_batch time_batch train_time_batch current_steps _step",
     "lr": "lr learning_rate train_lr train_learning_rate optim_lr optim_learning_rate lr_adamw lr_adam lr_muon "
     "optim_lr_group_0 optim_learning_rate_group0 lr_decoupledadamw_group0 train_lr_decoupledadamw_group0",
     "tokens": "tokens consumed_tokens tokens_seen total_tokens train_tokens num_tokens n_tokens tokens_consumed "
@@ -90,8 +91,8 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
         known.setdefault(plain(without_brackets(column)), column)
         known.setdefault(plain(WRAPPED.sub("", without_unit(column))), column)
         known.setdefault(plain(WRAPPED.sub("", str(column))), column)
-    columns = {}
-    for quantity, names in NAMES.items():
+    columns: dict[str, str] = {}
+    for quantity in NAMES:
         if quantity == "run" and options.columns.get("run") == ONE_RUN:
             continue
         if quantity in options.columns:
@@ -101,10 +102,11 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
                     f"--column {quantity}={column}"
                 )
             columns[quantity] = column
-        elif column := next((known[name] for name in _all(quantity, names) if _is_of(quantity, known.get(name))), None):
-            columns[quantity] = column
-    if "loss" not in columns and len(others := [c for c in known.values() if is_loss(c)]) == 1:
-        columns["loss"] = others[0]
+        else:
+            candidates = [known[name] for name in _all(quantity) if _is_of(quantity, known.get(name))]
+            others = [c for c in known.values() if is_loss(c)] if quantity == "loss" and not candidates else []
+            if column := _likeliest(quantity, others if len(others) == 1 else candidates, log, columns):
+                columns[quantity] = column
     if (
         "loss" not in columns
         and "value" in known
@@ -127,6 +129,21 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
     ):
         columns["run"] = column
     return columns
+
+
+def _likeliest(quantity: str, candidates: list[str], log: Log, columns: Mapping[str, str]) -> str | None:
+    """The first of a quantity's columns, but none that seldom stands in the rows of the loss where another does: a summary's.
+
+    Rates and tokens may have rows of their own, with a step.
+    """
+    rows = {"step": ("loss",), "lr": ("loss", "step"), "tokens": ("loss", "step")}.get(quantity, ())
+    beside = [columns[name] for name in rows if name in columns]
+    if not candidates or not beside:
+        return candidates[0] if candidates else None
+    counts = log.rows[[*dict.fromkeys(candidates)]].notna()[log.rows[beside].notna().any(axis=1)].sum()
+    if quantity != "step" and not counts.any():
+        return None
+    return next(column for column in candidates if 2 * counts[column] >= counts.max())
 
 
 def _is_of(quantity: str, column: str | None) -> bool:
@@ -156,11 +173,11 @@ def _is_called(quantity: str, name: str) -> bool:
 @functools.cache
 def known_names() -> frozenset[str]:
     """Every name by which a quantity is found, as `plain` writes them."""
-    return frozenset(name for quantity, names in NAMES.items() for name in _all(quantity, names))
+    return frozenset(name for quantity in NAMES for name in _all(quantity))
 
 
-def _all(quantity: str, names: str) -> list[str]:
-    return names.split() + ([*VALIDATION.split(), *OTHER_UNITS, *SUMS.split()] if quantity == "loss" else [])
+def _all(quantity: str) -> list[str]:
+    return NAMES[quantity].split() + ([*VALIDATION.split(), *OTHER_UNITS, *SUMS.split()] if quantity == "loss" else [])
 
 
 def is_loss(column: str) -> bool:
