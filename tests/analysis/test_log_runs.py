@@ -9,6 +9,7 @@ import pytest
 
 from emergence_train.analysis import logs
 from emergence_train.analysis.logs import LogOptions
+from emergence_train.analysis.runs import load
 from emergence_train.errors import InputError
 
 STEPS = list(range(10, 1000, 10))
@@ -99,6 +100,13 @@ def test_columns_of_a_summary_are_not_the_rows_own(tmp_path):
         InputError, match="no row has both 'iterations' and 'loss', whose rows have event, iter, loss, lear"
     ):
         logs.read(path, LogOptions(columns={"step": "iterations"}))
+
+
+def test_runs_of_one_row_each_are_refused(tmp_path):
+    """W&B's table of runs: each has a name, a few rows of one step and its last loss."""
+    rows = [{"run_name": f"size-{k}", "iter": 5000, "loss": x, "seed": s} for k in range(4) for s, x in KNOWN[k][:2]]
+    with pytest.raises(InputError, match="has a row a run, which is no curve; name the log of one run"):
+        load([written(tmp_path / "x.csv", rows)])
 
 
 def test_runs_that_two_columns_tell_apart_are_refused(tmp_path):
