@@ -149,6 +149,7 @@ def test_samples_of_an_epoch_are_no_steps(name, tmp_path):
         logs.read(tmp_path / name, LogOptions(tokens_per_step=32768))
     (curve,) = logs.read(tmp_path / name, LogOptions(tokens_per_step=512, columns={"step": "sample"}))
     assert curve.frame["tokens"].tolist() == [32768 * s for s in STEPS] and curve.frame["loss"].tolist() == LOSSES
+    assert any(note.startswith("'sample' counts samples: the steps here are those") for note in curve.notes)
 
 
 def test_bars_of_a_validation_part_no_epochs(tmp_path):

@@ -13,6 +13,7 @@ from emergence_train.analysis.logs.names import (
     EPOCHS,
     NAMES,
     ONE_RUN,
+    SAMPLES,
     SHOWN,
     VALIDATION,
     find,
@@ -173,6 +174,8 @@ def _curve(log: Log, options: LogOptions) -> Curve:
     values["loss"] = units.to_nats(values["loss"], unit)
     notes = [_reading(columns, options, per_step), *log.notes, *unknown_units(log, columns)]
     notes += [] if options.loss_unit == "nats" else units.notes(column, unit)
+    if SAMPLES.search(plain(columns.get("step", ""))):
+        notes.append(f"{columns['step']!r} counts samples: the steps here are those, and more than the optimizer's")
     if "run" in columns and log.rows[columns["run"]].nunique() > 1:
         run = columns["run"]
         notes.append(f"{run!r} changes while the steps go on: read as one run; --column run={run} parts it")
