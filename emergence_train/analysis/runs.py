@@ -79,7 +79,10 @@ def _planned(by_split: list[Series], curves: list[Series], planned_lr: np.ndarra
 def _read(path: Path, options: LogOptions) -> tuple[list[Series], list[Series]]:
     """(series of positions by split, training curves) of one path."""
     if _is_log(path, options):
-        return [], [_from_log(curve) for curve in logs.read(path, options)]
+        curves = logs.read(path, options)
+        if len(curves) > 1 and all(len(curve.frame) == 1 for curve in curves):
+            raise InputError(f"{path}: has a row a run, which is no curve; name the log of one run")
+        return [], [_from_log(curve) for curve in curves]
     if options.given and options.format != "table" and path.exists():
         what = "a run directory" if path.is_dir() else "a table of positions"
         raise InputError(
@@ -89,12 +92,12 @@ def _read(path: Path, options: LogOptions) -> tuple[list[Series], list[Series]]:
     kinds = _kinds(path)
     matrices = read_matrices(path) if "positions" in kinds else []
     by_split = [_from_matrix(matrix) for matrix in matrices]
-    curves = _from_curves(tables.read(tables.CURVES, path)) if "curves" in kinds else []
+    of_runs = _from_curves(tables.read(tables.CURVES, path)) if "curves" in kinds else []
     if is_run(path):
         vocabulary = _vocabulary(path)
-        for series in by_split + curves:
+        for series in by_split + of_runs:
             series.source, series.vocabulary = path, vocabulary
-    return by_split, curves
+    return by_split, of_runs
 
 
 def _vocabulary(run: Path) -> str:

@@ -260,6 +260,15 @@ def test_the_step_of_a_line_counts_not_its_bar(tmp_path):
     assert curve.frame["step"].tolist() == STEPS.tolist() and curve.log.end_step == 1000
 
 
+def test_a_rounded_step_is_the_count_of_its_bar(tmp_path):
+    """NeMo's bar from 100,000 steps on, of which three digits are left; it counts from 1 and the step from 0."""
+    steps = (100_000 + STEPS).tolist()
+    bar = "Epoch 0: :  95%|# | {}/200000 [06:19<07:13, v_num=8-06, reduced_train_loss={}, global_step={}]\r"
+    (tmp_path / "run.log").write_text("".join(bar.format(s, x, f"{s - 1:.2e}") for s, x in zip(steps, LOSSES)))
+    (curve,) = logs.read(tmp_path / "run.log", LogOptions())
+    assert curve.frame["step"].tolist() == steps and curve.frame["loss"].tolist() == LOSSES.tolist()
+
+
 @pytest.mark.parametrize("time_of_a_step", ["time/step: 100.43ms", "sec per step: 12.40", "time/step: 100ms"])
 def test_the_time_of_a_step_is_no_step(time_of_a_step, tmp_path):
     for form in (

@@ -55,6 +55,35 @@ TEXTS = {
         lambda s, x: f"epoch: {(s - 1) // 1000 + 1:6d}/3 |     Batches [{(s - 1) % 1000 + 1:6d}/1000] loss: {x}"
     ),
     "log.txt": text(lambda s, x: f"{s} val {x + 1:.4f}\n{s} hella 0.2413\n{s} train {x}") + "3100 trai",
+    "minimind.log": text(
+        lambda s, x: (
+            f"Epoch:[{(s - 1) // 1000 + 1}/3]({(s - 1) % 1000 + 1}/1000), loss: {x}, aux_loss: 0.0000, lr: 0.0005"
+        )
+    ),
+    "minimind_old.log": text(
+        lambda s, x: (
+            f"Epoch:[{(s - 1) // 1000 + 1}/3]({(s - 1) % 1000 + 1}/1000) loss:{x} lr:0.0005 epoch_Time:12.0min:"
+        )
+    ),
+    "bars.log": "".join(
+        f"\rEpoch {s // 1001}:  5%|# | {(s - 1) % 1000 + 1}/1000 [00:10<01:00, 1.6it/s, loss={x}, v_num=0]"
+        for s, x in ROWS
+    ),
+    "bars_of.log": text(
+        lambda s, x: (
+            f"epoch {s // 1001 + 1}/3 [train]:  5%|# | {(s - 1) % 1000 + 1}/1000 [00:10<01:00, 1.6s/it, loss={x}]"
+        )
+    ),
+    "bars_said.log": text(
+        lambda s, x: (
+            f"Epoch {s // 1001 + 1} loss {x} lr 3.0e-04:  5%|# | {(s - 1) % 1000 + 1}/1000 [00:10<01:00, 1.6it/s]"
+        )
+    ),
+    "bar_said.log": text(lambda s, x: f"loss {x} lr 3.0e-04:   0%|# | {s}/3000 [00:10<10:00,  1.6it/s]"),
+    "bare.log": text(
+        lambda s, x: f"iter {s:6d} | train {x:.3f} | val {x + 1:.3f} | lr 1.7e-04 | 66.73 GB | {s / 1000}B tok"
+    ),
+    "bare_pairs.log": text(lambda s, x: f"step {s:5d} | train {x:.3f} val {x + 1:.3f}"),
     "counted_on.log": text(lambda s, x: f"Epoch {(s - 1) // 1000}, iteration {s}/3000 loss: {x}"),
     "cut.log": text(lambda s, x: f"step: {s}, loss: {x}") + "step: 3100, lo",
     "table.txt": "step,loss\n" + text(lambda s, x: f"{s},{x}"),
@@ -64,7 +93,16 @@ TEXTS = {
 }
 
 
-EPOCHS = ("tutorial.log", "from_zero.log", "pytorch.log", "in_epochs.log", "padded.log", "padded_wide.log")
+EPOCHS = (
+    "tutorial.log",
+    "from_zero.log",
+    "pytorch.log",
+    "in_epochs.log",
+    "padded.log",
+    "padded_wide.log",
+    "minimind.log",
+)
+EPOCHS += ("minimind_old.log", "bars.log", "bars_of.log", "bars_said.log")
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -90,6 +128,47 @@ def test_padded_steps_of_epochs_are_one_run(end, width, tmp_path):
     assert [note for note in curve.notes if "counted through" in note] == [
         "steps are counted in each epoch: they are counted through"
     ]
+
+
+SAMPLES = {
+    "mnist.log": "Train Epoch: {e} [{n}/64000 ({p:.0f}%)]\tLoss: {x:.6f}",  # pytorch/examples
+    "padded.log": "2022-01-01 INFO Train Epoch: {e} [{n:>8}/64000 ({p:.0f}%)] Data (t): 0.1 LR: 0.1 Loss: {x} (7)",  # open_clip
+    "keyed.log": "Train Epoch: {e} [{n}/64000 ({p:3.0f}%)]   loss={x:.4f}",
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_samples_of_an_epoch_are_no_steps(name, tmp_path):
+    """In batches of 64, to which each sample gives 512 tokens: what the message asks for counts these."""
+    rows = [(s // 1001 + 1, (s - 1) % 1000 + 1, x) for s, x in ROWS]
+    lines = [SAMPLES[name].format(e=epoch, n=64 * k, p=k / 10, x=x) for epoch, k, x in rows]
+    (tmp_path / name).write_text("\n".join(lines) + "\n")
+    with pytest.raises(
+        InputError, match=r"--column step=sample --tokens-per-step N with the tokens of a sample, which"
+    ):
+        logs.read(tmp_path / name, LogOptions(tokens_per_step=32768))
+    (curve,) = logs.read(tmp_path / name, LogOptions(tokens_per_step=512, columns={"step": "sample"}))
+    assert curve.frame["tokens"].tolist() == [32768 * s for s in STEPS] and curve.frame["loss"].tolist() == LOSSES
+    assert any(note.startswith("'sample' counts samples: the steps here are those") for note in curve.notes)
+
+
+def test_bars_of_a_validation_part_no_epochs(tmp_path):
+    """An epoch's last bar alone is left in a file, and a validation's with its own length behind it."""
+    bar = "Epoch {e}/5: 100%|##| 935/935 [01:10<00:00, 13it/s, loss={x}]\n"
+    other = "Validation: 100%|##| 19/19 [00:01<00:00, 19it/s, val_loss=9.5]\n"
+    (tmp_path / "x.log").write_text("".join(bar.format(e=e, x=LOSSES[e]) + other for e in range(1, 6)))
+    (curve,) = logs.read(tmp_path / "x.log", LogOptions())
+    assert curve.frame["step"].tolist() == [935 * e for e in range(1, 6)] and curve.log.end_step == 935 * 5
+    assert curve.frame["loss"].tolist() == LOSSES[1:6]
+
+
+def test_a_bare_number_beside_losses_is_none(tmp_path):
+    """An evaluation of both splits between the steps' own losses."""
+    (tmp_path / "x.log").write_text(
+        text(lambda s, x: f"step {s} | train {x + 1:.2f} | val 9.99\nstep {s} | loss {x} | lr 0.1")
+    )
+    (curve,) = logs.read(tmp_path / "x.log", LogOptions())
+    assert curve.frame["loss"].tolist() == LOSSES and not any("without a name" in note for note in curve.notes)
 
 
 def test_tokens_are_enough_for_a_line(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 from emergence_train.analysis import logs
 from emergence_train.analysis.logs import LogOptions
+from emergence_train.analysis.runs import load
 from emergence_train.errors import InputError
 
 STEPS = list(range(10, 1000, 10))
@@ -78,6 +79,34 @@ def test_runs_that_a_column_tells_apart_are_refused(column, values, turn, tmp_pa
         curves(path)
     expected = {str(value): KNOWN[k] for k, value in enumerate(values)}
     assert {run: rows for run, (_, rows) in curves(path, columns={"run": column}).items()} == expected
+
+
+@pytest.mark.parametrize("column", ["vram_gb", "tok_per_s", "gpu_util", "peak_memory", "step_time"])
+def test_what_a_machine_measures_names_no_runs(column, tmp_path):
+    """A trial of a few steps before the run, in one file: the run's rows count."""
+    rows = [{"step": s, "loss": x + 1, column: 66.73} for s, x in KNOWN[0][:10]]
+    rows += [{"step": s, "loss": x, column: 54.64} for s, x in KNOWN[0]]
+    assert curves(written(tmp_path / "x.csv", rows)) == {"x": (0, KNOWN[0])}
+
+
+def test_columns_of_a_summary_are_not_the_rows_own(tmp_path):
+    """The end of a log of events has a likelier name of the steps, and tokens and a rate that no row has."""
+    rows = [{"event": "train", "iter": s, "loss": x, "learning_rate": 0.1, "_step": 2 * s} for s, x in KNOWN[0]]
+    path = written(tmp_path / "x.jsonl", [*rows, {"event": "end", "iterations": 990, "total_tokens": 10**6, "lr": 0.5}])
+    (curve,) = logs.read(path, LogOptions())
+    assert [*zip(curve.frame["step"], curve.frame["loss"])] == KNOWN[0] and {*curve.frame["lr"]} == {0.1}
+    assert curve.notes == ["read: step from 'iter', loss from 'loss', lr from 'learning_rate'"]
+    with pytest.raises(
+        InputError, match="no row has both 'iterations' and 'loss', whose rows have event, iter, loss, lear"
+    ):
+        logs.read(path, LogOptions(columns={"step": "iterations"}))
+
+
+def test_runs_of_one_row_each_are_refused(tmp_path):
+    """W&B's table of runs: each has a name, a few rows of one step and its last loss."""
+    rows = [{"run_name": f"size-{k}", "iter": 5000, "loss": x, "seed": s} for k in range(4) for s, x in KNOWN[k][:2]]
+    with pytest.raises(InputError, match="has a row a run, which is no curve; name the log of one run"):
+        load([written(tmp_path / "x.csv", rows)])
 
 
 def test_runs_that_two_columns_tell_apart_are_refused(tmp_path):

@@ -60,9 +60,11 @@ REFUSED = {
     # a counter of batches begins anew in each epoch: read as steps, one epoch would be left
     "epochs.csv": ("epoch,batch,loss\n" + lines(lambda s, x: f"{s // 1000},{s % 1000},{x}"), "recognised as step"),
     "bar.log": (
-        lines(lambda s, x: f"Epoch {s // 1000}: 5%|#| {s % 1000}/1000 [00:10<01:00, loss={x}]"),
-        "not a log that is known",
+        lines(lambda s, x: f"Training epochs on cpu: 5%|#| {s}/3000 [00:10<01:00, loss={x}]"),
+        "without a step",
     ),
+    "epoch.log": (lines(lambda s, x: f"Epoch:  5%|#| {s}/3000 [00:10<01:00, loss={x}]"), "without a step"),
+    "unit.log": (lines(lambda s, x: f" 5%|#| {s}/3000 [00:10<01:00, 1.19epoch/s, loss={x}]"), "without a step"),
     "negative.csv": ("step,loss\n" + lines(lambda s, x: f"{s},{-x}"), "'loss' is negative, as a log-likelihood is"),
 }
 

@@ -13,11 +13,13 @@ from emergence_train.analysis.logs.names import (
     EPOCHS,
     NAMES,
     ONE_RUN,
+    SAMPLES,
     SHOWN,
     VALIDATION,
     find,
     is_another_loss,
     plain,
+    samples_of,
     unknown_units,
 )
 from emergence_train.analysis.logs.numbers import ROLES, Role, are_sizes, is_ambiguous, numbers_of, scales_of
@@ -142,7 +144,8 @@ def _curve(log: Log, options: LogOptions) -> Curve:
     steps_from_tokens = "step" not in columns and "tokens" in columns
     missing = [name for name in ("step", "loss") if name not in columns and not (name == "step" and steps_from_tokens)]
     if missing:
-        flags = " ".join(f"--column {name}=NAME" for name in missing)
+        samples = samples_of(log) if "step" in missing else None
+        flags = " ".join(f"--column {name}={samples if samples and name == 'step' else 'NAME'}" for name in missing)
         several = (
             ", or --column loss='*' where each is a run" if "loss" in missing and len(log.rows.columns) > 2 else ""
         )
@@ -150,7 +153,10 @@ def _curve(log: Log, options: LogOptions) -> Curve:
         several += (
             f"; {listed(others, SHOWN)} {'are' if others[1:] else 'is'} no step's own loss by name" if others else ""
         )
-        several += "; where none counts steps, add a column step that does" if "step" in missing else ""
+        if samples is not None:
+            flags += " --tokens-per-step N with the tokens of a sample, which it counts"
+        elif "step" in missing:
+            several += "; where none counts steps, add a column step that does"
         raise InputError(
             f"{log.path}: no column was recognised as {' or '.join(missing)} (it has {listed(log.rows, SHOWN)}); give "
             f"{flags}{several}"
@@ -168,6 +174,8 @@ def _curve(log: Log, options: LogOptions) -> Curve:
     values["loss"] = units.to_nats(values["loss"], unit)
     notes = [_reading(columns, options, per_step), *log.notes, *unknown_units(log, columns)]
     notes += [] if options.loss_unit == "nats" else units.notes(column, unit)
+    if SAMPLES.search(plain(columns.get("step", ""))):
+        notes.append(f"{columns['step']!r} counts samples: the steps here are those, and more than the optimizer's")
     if "run" in columns and log.rows[columns["run"]].nunique() > 1:
         run = columns["run"]
         notes.append(f"{run!r} changes while the steps go on: read as one run; --column run={run} parts it")
@@ -306,9 +314,10 @@ def _with_loss(
     """The rows that have a step and a finite loss, one a step; what is left out is counted in `notes`."""
     rows = values[values["loss"].notna() & values["step"].notna()]
     if rows.empty:
+        beside = log.rows.loc[values["loss"].notna()].dropna(axis=1, how="all")
         raise InputError(
-            f"{log.path}: no row has both {columns.get('step', 'a step')!r} and {columns['loss']!r}; "
-            f"name others with --column step=NAME --column loss=NAME"
+            f"{log.path}: no row has both {columns.get('step', 'a step')!r} and {columns['loss']!r}, whose rows have "
+            f"{listed(beside, SHOWN)}; name others with --column step=NAME --column loss=NAME"
         )
     bad = ~np.isfinite(rows["loss"]) | ~np.isfinite(rows["step"])
     if bad.any():

@@ -27,10 +27,10 @@ from emergence_train.analysis.logs.lines import (
     of_commoner_form,
     with_loss_units,
 )
-from emergence_train.analysis.logs.log import Format, Log, finished_apart, frame_of
+from emergence_train.analysis.logs.log import SPLIT, TRAINING, Format, Log, finished_apart, frame_of
 from emergence_train.analysis.logs.names import NAMES, known_names, plain
 from emergence_train.analysis.logs.numbers import in_full
-from emergence_train.analysis.logs.validation import SPLIT, split_of
+from emergence_train.analysis.logs.validation import split_of
 from emergence_train.errors import InputError
 
 # Whole or not at all: of 47.22GiB nothing is a number
@@ -57,8 +57,10 @@ STEP = re.compile(
     re.IGNORECASE,
 )
 BEHIND_A_NUMBER = re.compile(r" \d")  # "iteration 100/3000 loss: 5.9"
-# tqdm's; one an epoch counts anew in each
-BAR = re.compile(r"^(?!\s*epoch).*\|\s*(\d+)/(\d+)\s*\[[\d:?]+<", re.IGNORECASE)
+PAIR = re.compile(rf"([A-Za-z_][\w./()-]*+) {NUMBER}")  # "loss 5.9 lr 3e-4", before a bar's colon
+BAR = re.compile(r"^.*\|\s*(\d+)/(\d+)\s*\[[\d:?]+<")  # tqdm's
+# "Epochs:  10%|", "1.2epoch/s": it counts those
+OF_EPOCHS = re.compile(r"\bepoch(?:\W*|s\b[^|%]{0,80})\s\d+%\||\depochs?/s|s/epoch", re.IGNORECASE)
 LOSS = re.compile(r"loss", re.IGNORECASE)
 TRAINER = re.compile(r"^\{'loss': ")  # what transformers' Trainer prints: no step in it
 BELOW = re.compile(r"\s+[A-Za-z_][^:=]*\s*[:=]\s*\S*[^\s,]\s*")  # an indented line that is one field
@@ -70,14 +72,16 @@ TABLES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 
 def fields_of(line: str) -> dict[str, str]:
     """The numbers of a line by their names, as they are written."""
-    fields = {}
+    fields: dict[str, str] = {}
     for match in FIELD.finditer(line):
         if match[2] is None:
             continue
         name = match[1].strip()
         if line[: match.start()].rstrip(" '\"").endswith((":", "=")) or BEHIND_A_NUMBER.search(name):
             name = _behind_a_value(name)
-        fields[name] = match[2].rstrip(",")
+        pairs = PAIR.findall(name) if BEHIND_A_NUMBER.search(name) else []
+        known = {word: number for word, number in pairs if plain(word) in known_names()}
+        fields |= known or {name: match[2].rstrip(",")}
     if "tokens" not in fields and (before := TOKENS_BEFORE.search(line)):
         fields["tokens"] = before[1]
     return fields
@@ -93,7 +97,8 @@ def _behind_a_value(name: str) -> str:
 def _steps(line: str) -> dict[str, tuple[str, str | None]]:
     """The steps of a line and the planned last ones, by the words that they are called."""
     steps: dict[str, tuple[str, str | None]] = {}
-    bar = BAR.search(line)  # whose count may be of batches, or of a resumed run's own steps
+    # Its count may be of batches, or of a resumed run's own steps
+    bar = None if OF_EPOCHS.search(line) else BAR.search(line)
     for match in STEP.finditer(line):
         name = match[1].lower() if match[1] else f"train_{match[2].lower()}"
         # fairseq's: updates as a part of an epoch
@@ -150,7 +155,8 @@ def read_fields(path: Path) -> list[Log]:
         )
     if not kept:
         raise InputError(f"{path}: no line has a step and its loss, as 'step: 10 loss: 6.1'; give another --format")
-    end = next((ends[k] for k in reversed(kept) if ends[k]), None)
+    training = [k for k in kept if rows[k][SPLIT] == TRAINING]
+    end = next((ends[k] for k in reversed(training or kept) if ends[k]), None)
     rows, places = [rows[k] for k in kept], [places[k] for k in kept]
     rows, places, notes = of_commoner_form(rows, places, lines)
     frame = with_loss_units(frame_of(rows, places), lines)

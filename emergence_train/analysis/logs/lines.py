@@ -2,6 +2,8 @@
 
 [rank0]: step 100 loss 5.5        [rank1]: step 100 loss 5.6        the lowest rank that logs a loss
 Epoch [2/3], Step [100/2000], Loss: 5.5                             step 2100/6000
+Epoch 2/3:   5%|# | 100/2000 [00:10<03:10, loss=5.5]                step 2100/6000
+Train Epoch: 2 [640/60000 (1%)] Loss: 5.5                           [sample=60640]
 100 train 5.5 (build-nanogpt)                                       step 100 train loss 5.5
 """
 
@@ -13,18 +15,21 @@ from pathlib import Path
 import pandas as pd
 
 from emergence_train.analysis.logs.encoded import text_of, without_cut_line
+from emergence_train.analysis.logs.log import SPLIT, TRAINING
 from emergence_train.analysis.logs.names import NAMES, plain
 from emergence_train.analysis.logs.numbers import ambiguous_step, with_commas, with_units
 from emergence_train.analysis.logs.ranks import LOSS, rank_of_lines, unglued
-from emergence_train.analysis.logs.validation import OWN, SPLIT
+from emergence_train.analysis.logs.validation import OWN, split_of
 from emergence_train.errors import InputError
 
 WORDS = re.compile(r"[A-Za-z]+")
 STEPS = NAMES["step"].split()
+# The epoch, then what counts in it, by its name, in brackets or in tqdm's bar; all padded
 IN_EPOCH = re.compile(
-    r"\bepoch(?:\(train\))?\W{0,4}\s*(\d+)(?:\s*/\s*(\d+))?\W{1,8}\s*"  # the epoch, then what counts in it; both padded
-    r"(?:(?:step|batch(?:es)?|iter(?:ation)?)s?\W{0,3}\s*|\[\s*|(?=\d+\s*/\s*\d+\s+(?:batches|steps)\b))"
-    r"(\d+)\s*/\s*(\d+)(?:\s+(?:batches|steps))?\W?",
+    r"\bepoch(?:\(train\))?\W{0,4}\s*(?P<epoch>\d+)(?:\s*/\s*(?P<epochs>\d+))?(?:\W{1,8}\s*"
+    r"(?:(?:step|batch(?:es)?|iter(?:ation)?)s?\W{0,3}\s*|(?P<bracket>[\[(])\s*|(?=\d+\s*/\s*\d+\s+(?:batches|steps)\b))"
+    r"|(?P<said>[^|%]{0,80}?\s)\d+%\|[^|]*\|\s*)"
+    r"(?P<step>\d+)\s*/\s*(?P<steps>\d+)(?:\s+(?:batches|steps))?(?P<share>\s*\(\s*[\d.]+\s*%\))?\W?",
     re.IGNORECASE,
 )
 EPOCH = re.compile(r"\b(?:epoch|ep)\b\W{0,4}\s*(\d+(?:\.\d+)?)(?![\d.]*%)", re.IGNORECASE)
@@ -34,6 +39,14 @@ OF_SPLIT = re.compile(
     r"^[ \t]*(\d+)[ \t]+(train(?:ing)?|val(?:id(?:ation)?)?|eval|dev|test)[ \t]+([-+]?\d+\.\d+(?:e[-+]?\d+)?|nan|inf)[ \t\r]*$",
     re.IGNORECASE | re.MULTILINE,
 )
+# The same beside other fields: "step 100 | train 5.5 | val 5.6 | lr 3e-4"
+BARE = re.compile(
+    r"(?<![\w./-])(?:(train(?:ing)?)|val(?:id(?:ation)?)?|dev|test)[ \t]*[:=]?[ \t]+(\d+\.\d+)"
+    r"(?=\s*(?:$|[|,;(])|\s+(?:val|dev|test))",
+    re.IGNORECASE,
+)
+STEPPED = re.compile(r"\b(?:step|iter(?:ation)?)s?\b\W*\d", re.IGNORECASE)
+NAMED = re.compile(r"loss|acc|%", re.IGNORECASE)
 # A loss with its unit behind it, "loss 6.0 BPC": the field ends there, or a quantity and its number follow, or it is other text,
 # as in "loss 3.2 ppl 24.5" and "loss 3.2 (perplexity of 24.5)"
 _QUANTITY = r"(?:lr|learning[ _]rate|steps?|iter|epoch|tok(?:en)?s?|(?:grad[ _]?|g)?norm|time|dt|mfu|\w*loss)"
@@ -73,6 +86,8 @@ def lines_of(text: str) -> Lines:
     if first := OF_SPLIT.search(text):
         notes.append(f"lines as {first[0].strip()!r} are a step, its split and the loss")
         text = OF_SPLIT.sub(r"step \1 \2 loss \3", text)
+    text, named = _with_losses(text)
+    notes += named
     text = with_commas(unglued(ITER.sub(r"iter: \1/\2 ", text)))
     if (step := ambiguous_step(text)) is not None:
         problem = f"its steps as {step!r} may be whole or thousands; write them without points"
@@ -89,6 +104,18 @@ def lines_of(text: str) -> Lines:
         lines = through
         notes.append("steps are counted in each epoch: they are counted through")
     return Lines(lines, tuple(notes))
+
+
+def _with_losses(text: str) -> tuple[str, list[str]]:
+    """-> (text whose bare numbers of a training are called losses, where no line of a step names any; what to say of it)."""
+    lines = text.splitlines()
+    stepped = [k for k, line in enumerate(lines) if STEPPED.search(line)]
+    bare = [match for k in stepped for match in BARE.finditer(lines[k]) if match[1]]
+    if not bare or any(NAMED.search(lines[k]) for k in stepped):
+        return text, []
+    for k in stepped:
+        lines[k] = BARE.sub(lambda match: f"{'' if match[1] else 'val_'}loss {match[2]}", lines[k])
+    return "\n".join(lines), [f"{bare[0][0]!r}, a number of the training without a name, is taken for its loss"]
 
 
 def epoch_of(line: str) -> dict[str, str]:
@@ -147,20 +174,25 @@ def _are_alike(name: str, word: str) -> bool:
 
 
 def _counted_through(lines: list[str]) -> list[str] | None:
-    """Lines of a step in an epoch with the step of the run; None where steps are not counted anew in each epoch of one length."""
+    """Lines of a step in an epoch with the step of the run; None where steps are not counted anew in each epoch of one length.
+
+    A share of the epoch in the same brackets stands behind its samples: PyTorch's examples write "[640/60000 (1%)]".
+    """
     places = [(k, match) for k, line in enumerate(lines) if LOSS.search(line) and (match := IN_EPOCH.search(line))]
     places = [(k, match) for k, match in places if "global_step" not in lines[k]]
-    if not places or len({match[4] for _, match in places}) > 1:
+    places = [(k, match) for k, match in places if split_of(lines[k]) == TRAINING] or places
+    if not places or len({match["steps"] for _, match in places}) > 1:
         return None
-    epochs = [int(match[1]) for _, match in places]
-    steps = [int(match[3]) for _, match in places]
-    base, length = min(1, min(epochs)), int(places[0][1][4])
+    epochs = [int(match["epoch"]) for _, match in places]
+    steps = [int(match["step"]) for _, match in places]
+    base, length = min(1, min(epochs)), int(places[0][1]["steps"])
     later = [k for k in range(1, len(epochs)) if epochs[k] > epochs[k - 1]]
     if any(steps[k] > steps[k - 1] for k in later) or max(steps) > length or not later and epochs[0] != base:
         return None
     through = list(lines)
     for (k, match), epoch, step in zip(places, epochs, steps):
-        end = f"/{int(match[2]) * length}" if match[2] else ""
-        count = (epoch - base) * length + step
-        through[k] = f"{lines[k][: match.start()]}step {count}{end} {lines[k][match.end() :]}"
+        end = f"/{int(match['epochs']) * length}" if match["epochs"] else ""
+        count = f"{(epoch - base) * length + step}{end}"
+        count = f"[sample={count}]" if match["bracket"] and match["share"] else f"step {count}"
+        through[k] = f"{lines[k][: match.start()]}{count} {match['said'] or ''}{lines[k][match.end() :]}"
     return through

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
+SPLIT = "split"  # the column that readers of lines write
+TRAINING, VALIDATION = "train", "validation"
+
 
 @dataclass(frozen=True)
 class LogOptions:
@@ -65,7 +68,10 @@ def finished_apart(log: Log) -> list[Log]:
     step = next((name for name in ("step", "global_step", "iter", "iteration", "update") if name in log.rows), None)
     if log.end_step is None or step is None:
         return [log]
-    values = pd.to_numeric(log.rows[step], errors="coerce").to_numpy(float)
+    steps = pd.to_numeric(log.rows[step], errors="coerce").astype(float)
+    if SPLIT in log.rows:  # a validation counts its own
+        steps = steps.mask(log.rows[SPLIT] == VALIDATION).ffill().bfill().fillna(steps)
+    values = steps.to_numpy()
     starts = [0]
     for k in range(1, len(values)):
         # The last step is the planned one, or counted from 0

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -11,15 +12,15 @@ from emergence_train.analysis.logs.numbers import is_logarithm, numbers_of, with
 from emergence_train.analysis.logs.units import unknown_unit, without_brackets
 from emergence_train.errors import InputError, listed
 
-# The names by which frameworks log each quantity, the likeliest first, as `plain` writes them. A counter that the logger
-# itself made (W&B's _step counts its own calls) comes after the trainer's.
+# The names by which frameworks log each quantity, the loss before those that stand beside it; the likeliest first, as `plain`
+# writes them. A counter that the logger itself made (W&B's _step counts its own calls) comes after the trainer's.
 NAMES = {
-    "step": "step train_step train_global_step trainer_global_step global_step optimizer_step training_step "
-    "steps training_steps num_steps iteration iterations iter train_iter iters num_updates updates update "
-    "train_batch time_batch train_time_batch current_steps _step",
     "loss": "loss train_loss lm_loss train_lm_loss loss_train training_loss train_loss_step train_ce_loss "
     "train_crossentropyloss train_cross_entropy_loss optim_ce_loss nll_loss reduced_train_loss "
     "loss_train_total loss_out train_loss_train_total loss_metrics_global_avg_loss",
+    "step": "step train_step train_global_step trainer_global_step global_step optimizer_step training_step "
+    "steps training_steps num_steps iteration iterations iter train_iter iters num_updates updates update "
+    "train_batch time_batch train_time_batch current_steps _step",
     "lr": "lr learning_rate train_lr train_learning_rate optim_lr optim_learning_rate lr_adamw lr_adam lr_muon "
     "optim_lr_group_0 optim_learning_rate_group0 lr_decoupledadamw_group0 train_lr_decoupledadamw_group0",
     "tokens": "tokens consumed_tokens tokens_seen total_tokens train_tokens num_tokens n_tokens tokens_consumed "
@@ -58,6 +59,8 @@ WRAPPED = re.compile(r"^(?:metrics?|data|log|values|scalars|history)[/.]")  # wh
 TOKENS = re.compile(
     r"^(?!.*(?:val|test|per_|batch|target|max|data)).*_(?:tokens|tokens_(?:seen|consumed|trained|processed))$"
 )
+# A count of samples, in which no curve is read unless it is named as the step
+SAMPLES = re.compile(r"(?:^|_)samples?(?:_(?:seen|consumed|processed))?$")
 # Of an optimizer or group: "lr-Adam/group0", no "gpt-lr-1e-4"
 RATE = re.compile(r"(^|_)(lr|learning_rate)(_(?!x?\d+e|0_0)|$)")
 NO_RATE = re.compile(r"loss|max|min|peak|init|base|decay|scale|mult|ratio|warm|end|final|schedule")
@@ -88,8 +91,8 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
         known.setdefault(plain(without_brackets(column)), column)
         known.setdefault(plain(WRAPPED.sub("", without_unit(column))), column)
         known.setdefault(plain(WRAPPED.sub("", str(column))), column)
-    columns = {}
-    for quantity, names in NAMES.items():
+    columns: dict[str, str] = {}
+    for quantity in NAMES:
         if quantity == "run" and options.columns.get("run") == ONE_RUN:
             continue
         if quantity in options.columns:
@@ -99,10 +102,11 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
                     f"--column {quantity}={column}"
                 )
             columns[quantity] = column
-        elif column := next((known[name] for name in _all(quantity, names) if _is_of(quantity, known.get(name))), None):
-            columns[quantity] = column
-    if "loss" not in columns and len(others := [c for c in known.values() if is_loss(c)]) == 1:
-        columns["loss"] = others[0]
+        else:
+            candidates = [known[name] for name in _all(quantity) if _is_of(quantity, known.get(name))]
+            others = [c for c in known.values() if is_loss(c)] if quantity == "loss" and not candidates else []
+            if column := _likeliest(quantity, others if len(others) == 1 else candidates, log, columns):
+                columns[quantity] = column
     if (
         "loss" not in columns
         and "value" in known
@@ -125,6 +129,21 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
     ):
         columns["run"] = column
     return columns
+
+
+def _likeliest(quantity: str, candidates: list[str], log: Log, columns: Mapping[str, str]) -> str | None:
+    """The first of a quantity's columns, but none that seldom stands in the rows of the loss where another does: a summary's.
+
+    Rates and tokens may have rows of their own, with a step.
+    """
+    rows = {"step": ("loss",), "lr": ("loss", "step"), "tokens": ("loss", "step")}.get(quantity, ())
+    beside = [columns[name] for name in rows if name in columns]
+    if not candidates or not beside:
+        return candidates[0] if candidates else None
+    counts = log.rows[[*dict.fromkeys(candidates)]].notna()[log.rows[beside].notna().any(axis=1)].sum()
+    if quantity != "step" and not counts.any():
+        return None
+    return next(column for column in candidates if 2 * counts[column] >= counts.max())
 
 
 def _is_of(quantity: str, column: str | None) -> bool:
@@ -154,11 +173,11 @@ def _is_called(quantity: str, name: str) -> bool:
 @functools.cache
 def known_names() -> frozenset[str]:
     """Every name by which a quantity is found, as `plain` writes them."""
-    return frozenset(name for quantity, names in NAMES.items() for name in _all(quantity, names))
+    return frozenset(name for quantity in NAMES for name in _all(quantity))
 
 
-def _all(quantity: str, names: str) -> list[str]:
-    return names.split() + ([*VALIDATION.split(), *OTHER_UNITS, *SUMS.split()] if quantity == "loss" else [])
+def _all(quantity: str) -> list[str]:
+    return NAMES[quantity].split() + ([*VALIDATION.split(), *OTHER_UNITS, *SUMS.split()] if quantity == "loss" else [])
 
 
 def is_loss(column: str) -> bool:
@@ -178,6 +197,11 @@ def increases(cells: pd.Series) -> bool:
     numbers = numbers_of(cells, "count").to_numpy()
     numbers = numbers[np.isfinite(numbers)]
     return bool(len(numbers) > 1 and numbers[-1] > numbers[0] and (numbers[1:] >= numbers[:-1]).mean() > 0.9)
+
+
+def samples_of(log: Log) -> str | None:
+    """The first column that counts the samples of all so far by its name; None where none does."""
+    return next((c for c in log.rows.columns if SAMPLES.search(plain(c)) and increases(log.rows[c])), None)
 
 
 def _tells_apart(log: Log, column: str | None) -> bool:

@@ -39,6 +39,8 @@ STEP_POINTED = re.compile(rf"{_STEP}(\d+(?:\.\d{{3}})+)(?![\w.])(?!\s*(?:m?s|it|
 DECIMALS = re.compile(r"0|\d{4}")  # of thousands none begin so
 STEP_PLAIN = re.compile(rf"{_STEP}\d+(?![\w.,])", re.IGNORECASE)
 STEP_POWER = re.compile(rf"{_STEP}(\d+(?:\.\d+)?e\+?\d+)(?![\w.])", re.IGNORECASE)
+# A bar's count before such a step, which rounds it
+COUNTED_STEP = re.compile(rf"(\|\s*(\d+)/\d+\s*\[[\d:?]+<[^|\n]*?){_STEP}(\d\.?(\d*)e\+?(\d+))(?![\w.])", re.IGNORECASE)
 LEAST_POINTED, MOST_RISES = 3, 0.9  # steps with points, and how many of them rise, that are counts
 MOST_ROUNDED = 1.2  # between a model's size by its name and by its count
 OWN_UNIT = re.compile(rf"\d\s*(?:{UNIT})\.?\s*(?:tok(?:en)?s?)?\s*$", re.IGNORECASE)  # of a cell
@@ -124,6 +126,7 @@ def with_commas(text: str) -> str:
     text = GROUPED.sub(lambda match: re.sub(r"\D", ",", match[0]), text)
     if _are_grouped([match[2] for match in STEP_GROUPED.finditer(text)]):
         text = STEP_GROUPED.sub(lambda match: match[1] + match[2].replace(" ", ","), text)
+    text = COUNTED_STEP.sub(_unrounded, text)
     text = STEP_POWER.sub(lambda match: f"{match[1]}{float(match[2]):.0f}", text)
     pointed, plain = _pointed(text)
     if _are_thousands([match[2] for match in pointed], plain):
@@ -132,6 +135,13 @@ def with_commas(text: str) -> str:
             lambda match: match[1] + match[2].replace(".", ",") if match.start() in places else match[0], text
         )
     return text
+
+
+def _unrounded(match: re.Match[str]) -> str:
+    """tqdm's "| 38241/40000 [..., global_step=3.82e+4]" with the bar's count as the step, which may count from 0."""
+    half = 10.0 ** (int(match[6]) - len(match[5])) / 2
+    is_count = abs(float(match[4]) - int(match[2])) <= half + 1
+    return f"{match[1]}{match[3]}{match[2]}" if is_count else match[0]
 
 
 def _pointed(text: str) -> tuple[list[re.Match[str]], bool]:

@@ -21,7 +21,10 @@ FIRST = 1.5  # intervals from step 0 within which a run of its own begins
 CONTINUES = 0.1
 SAME = 1e-3  # of the loss: no further apart are the losses of a step that is trained again on the same samples
 JOBS = re.compile(r"job|run_?u?u?id|attempt|restart|session")  # ids that a start of the same run changes
-COUNTS = re.compile(r"step|iter|update|micro|accum|sample|token")  # columns of what goes on within a run, or a step
+# Columns of what goes on within a run, or a step, and of what the machine does
+COUNTS = re.compile(
+    r"step|iter|update|micro|accum|sample|token|tok_|memory|vram|util|speed|throughput|flops|mfu|per_s|time|power|_[gm]i?b$"
+)
 PLACES = (*RANKS.split(), "host", "hostname", "machine")  # where a run is
 LASTING = 0.5  # of the steps up to its last: more of them has a value that names a run
 FALLS = 0.1  # of the rows: more whose step is below the one before are not in the order of time

@@ -21,10 +21,10 @@ from emergence_train.analysis.logs.lines import (
     of_commoner_form,
     with_loss_units,
 )
-from emergence_train.analysis.logs.log import Format, Log, finished_apart, frame_of
+from emergence_train.analysis.logs.log import SPLIT, TRAINING, Format, Log, finished_apart, frame_of
 from emergence_train.analysis.logs.names import NAMES, increases, is_loss, plain
 from emergence_train.analysis.logs.numbers import in_full
-from emergence_train.analysis.logs.validation import SPLIT, TRAINING, split_of, without_validation
+from emergence_train.analysis.logs.validation import split_of, without_validation
 from emergence_train.errors import InputError
 
 NUMBER = r"([-+]?(?:\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"

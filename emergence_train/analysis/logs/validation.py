@@ -12,13 +12,11 @@ from dataclasses import replace
 
 import pandas as pd
 
-from emergence_train.analysis.logs.log import Log
+from emergence_train.analysis.logs.log import TRAINING, VALIDATION, Log
 from emergence_train.analysis.logs.names import NAMES, RUNS, SHOWN, VALIDATES, plain
 from emergence_train.analysis.logs.names import VALIDATION as VALIDATION_NAMES
 from emergence_train.errors import listed
 
-SPLIT = "split"  # the column that readers of lines write
-TRAINING, VALIDATION = "train", "validation"
 LEAST_STAGE = 3  # rows; fewer at the end are of a last validation
 # Columns that say what a row is of, beside those of which every cell does
 NAMED = "split subset data_split mode phase stage kind type event set partition context"
