@@ -24,7 +24,7 @@ from emergence_train.config import Config, Data
 from emergence_train.convert import hf_names, hf_source
 from emergence_train.convert.hf_export import ORIGINAL_FILES
 from emergence_train.convert.hf_source import HFSource
-from emergence_train.convert.logits import NOISE, ORIGINAL, compare_import, in_words, kept_logits, original_logits
+from emergence_train.convert.logits import ORIGINAL, compare_import, in_words, kept_logits, original_logits
 from emergence_train.data import identity, sources
 from emergence_train.data import tokenizer as tokenizers
 from emergence_train.data.dataset import Dataset, load_index
@@ -381,7 +381,7 @@ def _check_logits(target: _Target, step: int, source: HFSource) -> None:
     if (original := kept_logits(folder)) is None:
         return
     compared = compare_import(target.model, load_model(target.model, folder).eval(), original)
-    if not compared.max_difference <= NOISE * compared.scale:  # of NaN too
+    if not compared.is_noise:
         shutil.rmtree(folder)
         raise RunError(f"{source.label}: is another model once imported: its logits {in_words(compared)}")
 
