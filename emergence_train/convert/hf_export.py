@@ -272,8 +272,8 @@ def _tokenizer(
     if not (original / "tokenizer.json").is_file():  # another was given, to which nothing of the original applies
         if not original.is_dir():
             log(
-                f"{run}: was imported without its tokenizer's settings; import it again, to another --out, for its own end and "
-                f"pad tokens"
+                f"{run}: was imported without its tokenizer's settings; import it again, to the same --out, for its own end "
+                f"and pad tokens"
             )
         return export_tokenizer(path, end, out, length, imported.begin_token)
     for kept in sorted(original.iterdir()):

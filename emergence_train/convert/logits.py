@@ -40,11 +40,11 @@ class LogitsCompared:
 
 
 def original_logits(model: ModelConfig, theirs: torch.nn.Module) -> Tensor | None:
-    """Logits [B, 1, V] of a model that is imported, made float32, for its checkpoint; None of one that is too large. Of the last
+    """Logits [B, 1, V] of a model that is imported, in float32, for its checkpoint; None of one that is too large. Of the last
     position, which has seen all before it."""
     if model.parameters() > MOST_PARAMETERS:
         return None
-    return _logits(model, _their_logits(theirs.float()))[:, -1:].clone()
+    return _logits(model, _their_logits(theirs))[:, -1:].clone()
 
 
 def kept_logits(checkpoint: Path) -> Tensor | None:

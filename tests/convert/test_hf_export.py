@@ -288,7 +288,7 @@ def test_a_begin_token_goes_out_without_the_original_files(given, tmp_path):
     if not alone:
         shutil.rmtree(run / hf_export.ORIGINAL_FILES)
     export(run, None, tmp_path / "out", lines.append)
-    says = "without its tokenizer's settings; import it again, to another --out"
+    says = "without its tokenizer's settings; import it again, to the same --out"
     assert any(says in line for line in lines) is not bool(alone)
     theirs, ours = (transformers.AutoTokenizer.from_pretrained(tmp_path / name) for name in ("hf", "out"))
     assert ours("The quick")["input_ids"] == theirs("The quick")["input_ids"] and ours.bos_token == "<s>"
@@ -296,6 +296,27 @@ def test_a_begin_token_goes_out_without_the_original_files(given, tmp_path):
     expected = ids | {"eos_token_id": ids["eos_token_id"][0]}
     assert loaded.eos_token_id == expected["eos_token_id"]
     assert special_ids(tmp_path / "out") == [expected] * 3
+
+
+@pytest.mark.parametrize("given", [None, "tokenizer.json"])
+def test_a_second_import_keeps_the_original_files(given, tmp_path):
+    """Of a run whose import kept none: those that a whole import keeps, without the tokenizer's where another was given."""
+    begin_token_model(tmp_path / "hf", "llama")
+    (tmp_path / "x.txt").write_text("A text of the dog, who was lazy and over 42. " * 40)
+    tokenizer = str(tmp_path / "hf" / given) if given else None
+    if given:
+        shutil.copytree(tmp_path / "hf", tmp_path / "other")
+        tokenizer = str(tmp_path / "other" / given)
+        other = json.loads(Path(tokenizer).read_text()) | {"normalizer": {"type": "Lowercase"}}
+        Path(tokenizer).write_text(json.dumps(other))
+    options = ImportOptions(texts=[str(tmp_path / "x.txt")], tokenizer=tokenizer)
+    run = import_hf([str(tmp_path / "hf")], tmp_path / "run", options, print)
+    original = run / hf_export.ORIGINAL_FILES
+    wanted = {path.name: path.read_bytes() for path in original.iterdir()}
+    assert ("tokenizer.json" in wanted) is (given is None)
+    shutil.rmtree(original)
+    import_hf([str(tmp_path / "hf")], run, ImportOptions(), print)
+    assert {path.name: path.read_bytes() for path in original.iterdir()} == wanted
 
 
 def test_the_card_and_the_result_have_what_was_measured(tmp_path, config_file, capsys):
