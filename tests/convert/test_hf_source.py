@@ -15,7 +15,7 @@ from emergence_train.checkpoint.shards import read_weights
 from emergence_train.convert import hf_import, hf_source
 from emergence_train.convert.hf_import import ImportOptions, import_hf
 from emergence_train.convert.hf_names import hf_weights
-from emergence_train.errors import InputError
+from emergence_train.errors import InputError, RunError
 from foreign_models import saved
 
 transformers = pytest.importorskip("transformers")
@@ -54,6 +54,14 @@ def test_weights_keep_the_precision_of_their_file(case, tmp_path, data_path, con
         held = {key: shard.get_slice(key).get_dtype() for key in shard.keys() if "|" in key}  # noqa: SIM118 - not a dict
     wide = {key for key, dtype in held.items() if dtype == "F32"}
     assert wide == {key for key in held if case != "float16" and (case != "mixed" or "norm" in key)}
+
+
+def test_an_import_of_rounded_weights_is_refused(tmp_path, data_path, config_file, monkeypatch):
+    """The comparison with the original, in the precision of its file, sees bfloat16."""
+    saved(tmp_path / "hf", data_path, "llama")
+    monkeypatch.setattr(hf_import, "_narrowest", lambda weight: weight.bfloat16())
+    with pytest.raises(RunError, match="hf: is another model once imported: its logits differ from the original's by"):
+        import_hf([str(tmp_path / "hf")], tmp_path / "run", ImportOptions(texts=[str(config_file)]), lambda line: None)
 
 
 def logged(models, steps=None):
