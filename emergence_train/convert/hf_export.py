@@ -22,7 +22,7 @@ from emergence_train.checkpoint import format as checkpoints
 from emergence_train.checkpoint.format import step_name
 from emergence_train.checkpoint.shards import read_weights
 from emergence_train.convert.hf_names import WRAPPED, hf_config, hf_weights
-from emergence_train.convert.logits import LogitsCompared, compare, in_words, kept_logits
+from emergence_train.convert.logits import LogitsCompared, compare, in_words
 from emergence_train.convert.model_card import model_card
 from emergence_train.data import identity
 from emergence_train.data import tokenizer as tokenizers
@@ -31,8 +31,9 @@ from emergence_train.evaluation.saved_model import check_stored
 from emergence_train.input_files import read_text
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder_config import AttentionScores, DecoderConfig
-from emergence_train.models.hf_config import HFConfig
+from emergence_train.models.hf_config import HFConfig, float32_tensors
 from emergence_train.models.imported import Imported
+from emergence_train.models.language_model import LanguageModel
 from emergence_train.models.registry import build_model
 from emergence_train.recorder import tables
 
@@ -92,11 +93,12 @@ def export(
     with _unfinished(out) as folder:
         special = _tokenizer(run, *tokenizer, folder, settings["max_position_embeddings"], config.imported, log)
         files.write_json(folder / "config.json", dict(sorted((settings | special | {"dtype": dtype}).items())))
-        buffers = dict(shadow.named_buffers())  # keep their own: some are integers
-        rounded = {name: w.to(buffers[name].dtype if name in buffers else DTYPES[dtype]) for name, w in weights.items()}
+        dtypes = _dtypes(config.model, shadow, DTYPES[dtype])
+        rounded = {name: weight.to(dtypes[name]) for name, weight in weights.items()}
+        _check_finite(weights, rounded, chosen, dtype)
         _write_weights(folder, _by_their_names(rounded, config.model), file_bytes)
-        del rounded  # one or two more models are loaded now
-        compared = compare(config.model, weights, folder, kept_logits(chosen))
+        del rounded  # another model is loaded now
+        compared = compare(config.model, weights, dtypes, chosen, folder)
         card = model_card(
             run,
             step,
@@ -170,6 +172,29 @@ def _settings(run: Path, model: ModelConfig, longest: int) -> dict[str, Any]:
             f"{run}: Llama and Phi-3 have no softcap, sinks or ALiBi (model.attention); this model is not exported"
         )
     return hf_config(model.model_copy(update={"max_sequence": longest}))
+
+
+def _dtypes(config: ModelConfig, shadow: LanguageModel, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """In which each tensor goes out: buffers in their own, some are integers; and transformers keeps some weights in float32."""
+    kept = float32_tensors(shadow.model, float16=dtype == torch.float16) if isinstance(config, HFConfig) else {}
+    own = {f"{WRAPPED}{name}": tensor.dtype for name, tensor in kept.items()}
+    own |= {name: buffer.dtype for name, buffer in shadow.named_buffers()}
+    return {name: own.get(name, dtype) for name in shadow.stored_tensors()}
+
+
+def _check_finite(weights: dict[str, Tensor], rounded: dict[str, Tensor], checkpoint: Path, dtype: str) -> None:
+    """Raise InputError for weights that are NaN or infinite, or are so in `dtype`."""
+    if name := not_finite(weights):
+        raise InputError(f"{checkpoint}: {name} holds NaN or infinity; export an earlier step")
+    if name := not_finite(rounded):
+        wider = "bf16" if dtype == "float16" else "fp32"
+        most = float(weights[name].abs().max())
+        raise InputError(f"{checkpoint}: {name} holds {most:.3g}, which is infinite in {dtype}; give --dtype {wider}")
+
+
+def not_finite(weights: dict[str, Tensor]) -> str | None:
+    """The first of the weights that holds NaN or infinity."""
+    return next((name for name, weight in weights.items() if not weight.isfinite().all()), None)
 
 
 def _by_their_names(weights: dict[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
@@ -247,8 +272,8 @@ def _tokenizer(
     if not (original / "tokenizer.json").is_file():  # another was given, to which nothing of the original applies
         if not original.is_dir():
             log(
-                f"{run}: was imported without its tokenizer's settings; import it again, to another --out, for its own end and "
-                f"pad tokens"
+                f"{run}: was imported without its tokenizer's settings; import it again, to the same --out, for its own end "
+                f"and pad tokens"
             )
         return export_tokenizer(path, end, out, length, imported.begin_token)
     for kept in sorted(original.iterdir()):

@@ -1,16 +1,17 @@
 """`emergence-train import hf`: existing models become a run, on whose checkpoints positions, tasks and the analyses work.
 
 Where the decoder computes the same (hf_names.py), the run's model is a decoder; any other causal language model is run by
-transformers (kind hf). Weights keep the precision of their files. Text is tokenized without tokens added at the ends: windows
-are cut from the middle of documents, as in training.
+transformers (kind hf). Weights are those of their files to the last bit (of float64 to float32's), each in the narrowest dtype
+that holds it. Text is tokenized without tokens added at the ends: windows are cut from the middle of documents, as in training.
 """
 
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from emergence_train.config import Config, Data
 from emergence_train.convert import hf_names, hf_source
 from emergence_train.convert.hf_export import ORIGINAL_FILES
 from emergence_train.convert.hf_source import HFSource
-from emergence_train.convert.logits import NOISE, ORIGINAL, compare_import, in_words, kept_logits, original_logits
+from emergence_train.convert.logits import ORIGINAL, compare_import, in_words, kept_logits, original_logits
 from emergence_train.data import identity, sources
 from emergence_train.data import tokenizer as tokenizers
 from emergence_train.data.dataset import Dataset, load_index
@@ -33,6 +34,7 @@ from emergence_train.errors import InputError, RunError
 from emergence_train.evaluation.at_checkpoint import Evaluator
 from emergence_train.evaluation.offline import chosen, measure
 from emergence_train.evaluation.saved_model import load_model
+from emergence_train.input_files import read_text
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder_config import DecoderConfig
 from emergence_train.models.hf_config import HFConfig, stored_tensors
@@ -69,7 +71,7 @@ def import_hf(models: list[str], run: Path, options: ImportOptions, log: Callabl
     """Import models as the steps of `run`, with their positions and tasks; steps that it has already are left as they are."""
     if launcher.find().world > 1:
         raise InputError("import runs in one process; start it without a launcher")
-    by_step = _by_step(hf_source.sources_of(models), options.steps)
+    by_step = _by_step(hf_source.sources_of(models, log), options.steps)
     described = _same_config(list(by_step.values()))
     model = _model(described, run.name, log)
     _before(run, model, options)  # where it is refused nothing is written, not even the lock
@@ -78,15 +80,20 @@ def import_hf(models: list[str], run: Path, options: ImportOptions, log: Callabl
             log(no_locks)
         fresh = not _visible(run)
         try:
+            is_new = not _has_steps(run)
             config = _config(run, model, by_step, options, log)
+            assert config.imported is not None
+            precision, step_tokens = config.training.precision, config.step_tokens
+            target = _Target(run, config.name, config.model, config.imported, precision, step_tokens, described)
+            steps = _not_imported(run, by_step, log)
+            first = [target.read(source, log, check=is_new) for source in list(steps.values())[:1]]
+            if is_new:
+                _prepare(config.data, run, options.texts or [], log)
             dataset = Dataset(config.data, config.seed, verify=True)
             identity.keep(run, dataset)
             evaluator = Evaluator(config.tasks, dataset)
             files.write_bytes(run / "config.yaml", config.to_yaml().encode())
-            assert config.imported is not None
-            precision, step_tokens = config.training.precision, config.step_tokens
-            target = _Target(run, config.name, config.model, config.imported, precision, step_tokens, described)
-            _import_steps(target, by_step, evaluator, log)
+            _import_steps(target, steps, first, evaluator, log)
         except BaseException:
             if fresh and not _has_steps(run):
                 shutil.rmtree(run, ignore_errors=True)  # nothing was imported
@@ -119,19 +126,23 @@ class _Target:
             "imported": True,
         }
 
-    def weights(
-        self, source: HFSource, check_log: Callable[[str], None] | None
-    ) -> tuple[dict[str, Tensor], Tensor | None]:
-        """The source's weights by our names, in the dtype of the file, a tied matrix once, and its logits. With `check_log` the
-        model is checked too, where transformers runs it."""
-        theirs = hf_source.read_model(source)
-        weights = {name: tensor.detach() for name, tensor in stored_tensors(theirs).items()}
-        if check_log and isinstance(self.model, HFConfig):
-            hf_source.check(theirs.float(), source, check_log)  # in storage of its own: `weights` keep their dtype
+    def read(self, source: HFSource, log: Callable[[str], None], *, check: bool = False) -> "_Read":
+        """Read a model; with `check` it is tried too, where transformers runs it."""
+        theirs = hf_source.read_model(source, log)
+        if check and isinstance(self.model, HFConfig):
+            hf_source.check(theirs, source, log)
         logits = original_logits(self.model, theirs)
+        weights = {name: tensor.detach() for name, tensor in stored_tensors(theirs).items()}
         if isinstance(self.model, DecoderConfig):
-            return hf_names.decoder_weights(weights, self.model, self.described.model_type), logits
-        return {f"{hf_names.WRAPPED}{name}": weight for name, weight in weights.items()}, logits
+            return _Read(hf_names.decoder_weights(weights, self.model, self.described.model_type), logits)
+        return _Read({f"{hf_names.WRAPPED}{name}": weight for name, weight in weights.items()}, logits)
+
+
+class _Read(NamedTuple):
+    """A model's weights by our names, a tied matrix once, in float32 but for buffers of integers; and its logits."""
+
+    weights: dict[str, Tensor]
+    logits: Tensor | None
 
 
 def _by_step(given: list[HFSource], steps: list[int] | None) -> dict[int, HFSource]:
@@ -146,9 +157,12 @@ def _by_step(given: list[HFSource], steps: list[int] | None) -> dict[int, HFSour
             raise InputError(
                 f"{source.label}: its name has no step (as step1000 or checkpoint-1000 has); give --steps, one for each model"
             )
-    by_step = {step: source for step, source in zip(named, given) if step is not None}
-    if len(by_step) < len(given):
-        raise InputError("two models have the same step; give --steps, a different one for each model")
+    by_step: dict[int, HFSource] = {}
+    for step, source in zip(named, given):
+        if step is not None and (other := by_step.setdefault(step, source)) is not source:
+            raise InputError(
+                f"{other.label} and {source.label} have the same step {step}; leave one out, or give --steps, another for each"
+            )
     return dict(sorted(by_step.items()))
 
 
@@ -181,15 +195,18 @@ def _model(described: Any, name: str, log: Callable[[str], None]) -> ModelConfig
 def _config(
     run: Path, model: ModelConfig, by_step: dict[int, HFSource], options: ImportOptions, log: Callable[[str], None]
 ) -> Config:
-    """The run's configuration, in whose directory tokenizer and data are; that of an earlier import with more steps."""
+    """The run's configuration, in whose directory its tokenizer is then; that of an earlier import with more steps."""
     before = _before(run, model, options)
     labels = {str(step): source.label for step, source in by_step.items()}
+    first = next(iter(by_step.values()))
     if before is not None and before.imported is not None:
         places, per_step = labels | before.imported.sources, before.imported.tokens_per_step
         data, tasks, begin = before.data, before.tasks, before.imported.begin_token
+        if not (run / ORIGINAL_FILES).is_dir():
+            _keep_later(run, first, data.tokenizer.end_of_text)
     else:
         places, per_step, tasks = labels, options.tokens_per_step or 0, []
-        data, begin = _data(run, model, next(iter(by_step.values())), options, log)
+        data, begin = _data(run, model, first, options, log)
     tasks = chosen(tasks, options.tasks)
     places = dict(sorted(places.items(), key=lambda item: int(item[0])))
     tokens = max(int(step) for step in places) * per_step
@@ -250,8 +267,8 @@ def _has_steps(run: Path) -> bool:
 def _data(
     run: Path, model: ModelConfig, source: HFSource, options: ImportOptions, log: Callable[[str], None]
 ) -> tuple[Data, int | None]:
-    """Prepared text in the model's tokens, of a configuration that has them, else in the run's directory; and the token before
-    every sequence."""
+    """The text in the model's tokens, prepared where a configuration has them, else to be prepared in the run's directory; and
+    the token before every sequence."""
     origin = source if options.tokenizer is None else hf_source.source_of(options.tokenizer)
     content, kept, end, longest, begin = hf_source.read_tokenizer(origin)
     texts = options.texts or []
@@ -280,17 +297,29 @@ def _data(
     parts = given.model_dump(mode="json") if given else _sections(texts)
     parts |= {"path": str(run / "data"), "sequence": sequence}
     parts["tokenizer"] = {"file": str(run / identity.TOKENIZER), "end_of_text": end}
-    data = Data.model_validate(parts)
+    return Data.model_validate(parts), begin
+
+
+def _prepare(data: Data, run: Path, texts: list[str], log: Callable[[str], None]) -> None:
+    """Prepare the text, unless it is that of a configuration, in a directory of its own."""
+    if data.path != str(run / "data"):
+        return
     try:
         prepare(data, log, trained=False)
     except InputError as error:
         if texts and "for one validation sequence" in str(error):
             raise InputError(
-                f"--data {' '.join(texts)[:80]}: has no {sequence + 1} tokens, which one sequence takes; give longer text, or "
-                f"a shorter --sequence"
+                f"--data {' '.join(texts)[:80]}: has no {data.sequence + 1} tokens, which one sequence takes; give longer "
+                f"text, or a shorter --sequence"
             ) from None
         raise
-    return data, begin
+
+
+def _keep_later(run: Path, source: HFSource, end: str | None) -> None:
+    """Keep, of a run whose import kept none, the files of its model; of the tokenizer only where the run's is its own."""
+    content, kept, *_ = hf_source.read_tokenizer(source)
+    is_own = tokenizers.normalised(content, end).to_str() == read_text(run / identity.TOKENIZER)
+    _keep(run / ORIGINAL_FILES, source, kept if is_own else {})
 
 
 def _keep(folder: Path, source: HFSource, kept: dict[str, bytes]) -> None:
@@ -334,21 +363,28 @@ def _sections(texts: list[str]) -> dict:
 # -------------------------------------------------------------------------------------------------------- the checkpoints
 
 
+def _not_imported(run: Path, by_step: dict[int, HFSource], log: Callable[[str], None]) -> dict[int, HFSource]:
+    """The steps that are to be read, in order."""
+    done = {step for step in _measured(run) if (run / "checkpoints" / step_name(step) / checkpoints.MANIFEST).is_file()}
+    for step in by_step:
+        if step in done:
+            log(f"step {step}: is imported already")
+    return {step: source for step, source in by_step.items() if step not in done}
+
+
 def _import_steps(
-    target: _Target, by_step: dict[int, HFSource], evaluator: Evaluator, log: Callable[[str], None]
+    target: _Target, steps: dict[int, HFSource], first: list[_Read], evaluator: Evaluator, log: Callable[[str], None]
 ) -> None:
+    """`first`: what was read of the first step; it is emptied, and with it the memory."""
     run, mesh = target.run, start(None)
     write_environment(run, 1, mesh.device, 0)
     run_log = RunLog(run, target.header(evaluator.dataset), max(_measured(run), default=0), [])
-    done = _measured(run)
-    for number, (step, source) in enumerate(by_step.items(), 1):
-        if step in done and (run / "checkpoints" / step_name(step) / checkpoints.MANIFEST).is_file():
-            log(f"step {step}: is imported already")
-            continue
-        log(f"step {step}: {source.label} ({number} of {len(by_step)})")
-        _write_checkpoint(run, step, *target.weights(source, None if done else log))  # all steps are one model
+    for number, (step, source) in enumerate(steps.items(), 1):
+        log(f"step {step}: {source.label} ({number} of {len(steps)})")
+        _write_checkpoint(
+            run, step, *(first.pop() if first else target.read(source, log))
+        )  # all steps are of one model
         _check_logits(target, step, source)
-        done.add(step)
         _measure(target, run_log, step, evaluator, mesh, log)
     if problem := run_log.close():
         raise RunError(problem)
@@ -366,13 +402,20 @@ def _write_checkpoint(run: Path, step: int, weights: dict[str, Tensor], logits: 
     shutil.rmtree(temporary, ignore_errors=True)
     files.make_directory(folder)
     temporary.mkdir()
-    floats = {name: w if w.is_floating_point() else w.float() for name, w in weights.items()}  # buffers may be integers
-    pieces = {f"{WEIGHTS}|0|{name}": weight.flatten() for name, weight in floats.items()}
+    pieces = {f"{WEIGHTS}|0|{name}": _narrowest(weight.flatten().float()) for name, weight in weights.items()}
     pieces |= {} if logits is None else {ORIGINAL: logits}
     entry = checkpoints.write_tensors(temporary / checkpoints.shard_name(0, 1), pieces)
     shapes = {name: list(weight.shape) for name, weight in weights.items()}
     state = {"step": step, "parameters": shapes, "world_size": 1, "updates": 0.0, "loop": {}}
     saver.commit(temporary, folder / step_name(step), step, [entry], state)
+
+
+def _narrowest(weight: Tensor) -> Tensor:
+    """A float32 tensor in the first 16-bit dtype that holds all its values: that of the file it came from, where it was one."""
+    for dtype in (torch.bfloat16, torch.float16):
+        if torch.equal((narrow := weight.to(dtype)).float(), weight):
+            return narrow
+    return weight
 
 
 def _check_logits(target: _Target, step: int, source: HFSource) -> None:
@@ -381,7 +424,7 @@ def _check_logits(target: _Target, step: int, source: HFSource) -> None:
     if (original := kept_logits(folder)) is None:
         return
     compared = compare_import(target.model, load_model(target.model, folder).eval(), original)
-    if not compared.max_difference <= NOISE * compared.scale:  # of NaN too
+    if not compared.is_noise:
         shutil.rmtree(folder)
         raise RunError(f"{source.label}: is another model once imported: its logits {in_words(compared)}")
 

@@ -9,6 +9,7 @@ The decoder is equal to one of these models:
 All rotate pairs (i, i + r/2), as the decoder does.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -90,8 +91,14 @@ def hf_config(model: DecoderConfig) -> dict:
         "rope_theta": model.rotary_base,
         "hidden_act": "silu",
         **({"original_max_position_embeddings": model.max_sequence} if partial else {}),
-        **({"partial_rotary_factor": model.rotary_dim / model.head_dim} if partial else {}),
+        **({"partial_rotary_factor": _rotary_factor(model)} if partial else {}),
     }
+
+
+def _rotary_factor(model: DecoderConfig) -> float:
+    """rotary_dim / head_dim, rounded up where transformers, which truncates, would else rotate a dimension less: 30/52."""
+    factor = model.rotary_dim / model.head_dim
+    return factor if int(model.head_dim * factor) == model.rotary_dim else math.nextafter(factor, 1)
 
 
 def decoder_config(config: Any) -> DecoderConfig | str:
@@ -116,7 +123,8 @@ def decoder_config(config: Any) -> DecoderConfig | str:
         return "a part of its heads is rotated"
     sizes = {ours: getattr(config, theirs) for ours, theirs in SIZES.items()}
     sizes |= {"kv_heads": sizes["kv_heads"] or sizes["heads"], "tied": bool(sizes["tied"])}
+    fraction = int(head_dim * rotated) / head_dim  # of the dimensions that transformers rotates
     try:
-        return DecoderConfig(**sizes, rotary_fraction=rotated, rotary_base=rope["rope_theta"])
+        return DecoderConfig(**sizes, rotary_fraction=fraction, rotary_base=rope["rope_theta"])
     except ValueError as error:
         return " ".join(str(error).split())

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import re
 import socket
 import tempfile
@@ -10,10 +11,14 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
+import torch
+from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
+from emergence_train.convert.hf_export import not_finite
 from emergence_train.data import tokenizer as tokenizers
 from emergence_train.errors import InputError
 from emergence_train.input_files import read_text
@@ -38,6 +43,11 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "merges.txt",
 )
+ADAPTER = "adapter_config.json"
+LFS = b"version https://git-lfs"
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+BROKEN = (EOFError, SafetensorError, UnpicklingError)  # a file of weights
+UNREADABLE = (*BROKEN, OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AssertionError)
 OWN = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")  # may differ between steps
 
 
@@ -54,9 +64,10 @@ class HFSource:
 
     @property
     def step(self) -> int | None:
-        """The step that the revision or the directory is named after; None: none."""
-        named = STEP.search(self.revision or Path(self.name).resolve().name)
-        return int(named[1]) if named else None
+        """The step that the revision or the directory is named after, as given or else where a link leads; None: none."""
+        given, target = Path(os.path.abspath(self.name)).name, Path(self.name).resolve().name
+        named = map(STEP.search, [self.revision] if self.revision else [given, target])
+        return next((int(match[1]) for match in named if match), None)
 
     @property
     def place(self) -> dict[str, Any]:
@@ -91,27 +102,46 @@ def source_of(text: str) -> HFSource:
     return HFSource(name, revision) if sign and not Path(text).exists() else HFSource(text)
 
 
-def sources_of(texts: list[str]) -> list[HFSource]:
-    """DIR_OR_NAME[@REVISION] each. A directory of checkpoint directories (of transformers' Trainer, for one) is all of them."""
+def sources_of(texts: list[str], log: Callable[[str], None]) -> list[HFSource]:
+    """DIR_OR_NAME[@REVISION] each. A directory of checkpoint directories (of transformers' Trainer, for one) is all of them; of
+    others in it the log says that they are left out."""
     sources = []
     for text in texts:
         path = Path(text)
-        if not path.is_dir() or (path / "config.json").is_file():
+        if not path.is_dir() or _is_model(path):
             sources.append(source_of(text))
-        else:
-            below = [HFSource(str(inner.parent)) for inner in path.glob("*/config.json")]
-            steps = {source.step: source for source in below if source.step is not None}
-            if not steps:
-                raise InputError(
-                    f"{text}: has no config.json, and no directories named after steps that have one; give the directory "
-                    f"that save_pretrained wrote"
-                )
-            sources += [steps[step] for step in sorted(steps)]
+            continue
+        inside = sorted(path.iterdir(), key=lambda inner: (not inner.is_symlink(), inner.name))
+        below = [HFSource(str(inner)) for inner in inside if _is_model(inner)]
+        below = list(
+            {(Path(source.name).resolve(), source.step): source for source in below}.values()
+        )  # `latest` is a link
+        named = [source for source in below if source.step is not None]
+        if not named:
+            raise InputError(
+                f"{text}: has no config.json, and no directories named after steps that have one; give the directory "
+                f"that save_pretrained wrote"
+            )
+        for source in below:
+            if source not in named:
+                log(f"{source.label}: is left out: its name has no step (as step1000 or checkpoint-1000 has)")
+        sources += sorted(named, key=lambda source: source.step or 0)
     return sources
+
+
+def _is_model(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("config.json", ADAPTER))
 
 
 def read_config(source: HFSource) -> Any:
     """The model's transformers configuration. Raises InputError for what cannot be imported."""
+    with _one_line(source):
+        adapter = read_files(source, [ADAPTER])
+    if adapter:
+        raise InputError(
+            f"{source.label}: holds an adapter ({ADAPTER}) of a model; merge it (peft's merge_and_unload), and give the "
+            f"directory that the merged model is saved in"
+        )
     with _one_line(source):
         config = transformers.AutoConfig.from_pretrained(**source.place)
     if getattr(config, "quantization_config", None):
@@ -129,21 +159,29 @@ def plain(config: Any) -> dict[str, Any]:
     return {key: encoded(value) for key, value in content.items() if key not in OWN}
 
 
-def read_model(source: HFSource) -> Any:
-    """The model, in the dtype of the file."""
+def read_model(source: HFSource, log: Callable[[str], None]) -> Any:
+    """The model in float32, which holds what its files hold whatever their dtype is, and that of config.json. Raises InputError
+    where weights are missing or not finite; of weights that it has no place for the log says that they are left out."""
     with _one_line(source):
         model, loading = transformers.AutoModelForCausalLM.from_pretrained(
-            **source.place, dtype="auto", output_loading_info=True
+            **source.place, dtype=torch.float32, output_loading_info=True
         )
     if missing := sorted(loading["missing_keys"]):
         raise InputError(
             f"{source.label}: has no weights {missing[0]} ({len(missing)} are missing); give a complete checkpoint"
         )
+    if name := not_finite(dict(model.named_parameters())):
+        raise InputError(f"{source.label}: its weights hold NaN or infinity ({name}); give a checkpoint before that")
+    if unexpected := sorted(loading["unexpected_keys"]):
+        log(
+            f"{source.label}: weights {unexpected[0]} ({len(unexpected)} in all) are left out: the model of its config.json "
+            f"has none"
+        )
     return model
 
 
 def check(model: Any, source: HFSource, log: Callable[[str], None]) -> None:
-    """Raise InputError for a model, in float32, that is not causal; log where its cache cannot be used."""
+    """Raise InputError for a model that is not causal; log where its cache cannot be used."""
     with _one_line(source):
         causal, cached = hf_probes.is_causal(model), hf_probes.cache_is_exact(model)
     if not causal:
@@ -214,6 +252,21 @@ def _begin(tokenizer: Tokenizer) -> int | None:
     return whole[0] if len(whole) > len(bare) and whole[1 : 1 + len(bare)] == bare else None
 
 
+def _damaged(folder: Path) -> str | None:
+    """Which of a directory's files is a pointer of git-lfs, or weights that end early, and what to do."""
+    for path in sorted(path for path in folder.glob("*") if path.is_file()):
+        with open(path, "rb") as file:
+            if file.read(len(LFS)) == LFS:
+                return f"{path}: is a pointer to the file, of git-lfs; run git lfs pull in its directory"
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, "pt"):
+                    pass
+            except SafetensorError as error:
+                return f"{path}: is damaged ({error}); copy or download it again"
+    return None
+
+
 @contextlib.contextmanager
 def _one_line(source: HFSource, tokenizer: bool = False) -> Iterator[None]:
     """Within, what transformers raises for a model, or its tokenizer, that it cannot read is an InputError; its warnings are left
@@ -223,8 +276,10 @@ def _one_line(source: HFSource, tokenizer: bool = False) -> Iterator[None]:
     transformers.utils.logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except UNREADABLE as error:
+        if damaged := _damaged(Path(source.name)):
+            raise InputError(damaged) from None
+        reason = " ".join(ANSI.sub("", str(error)).split())[:200]
         if tokenizer:
             raise InputError(
                 f"{source.label}: transformers {transformers.__version__} cannot read its tokenizer ({reason}); give one with "

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from emergence_train.checkpoint.shards import Shards
+from emergence_train.errors import RunError
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.registry import build_model
 
 SEQUENCES, LENGTH = 2, 64  # tokens drawn evenly from the vocabulary
 MOST_PARAMETERS = 2 * 10**9  # beyond which two models in float32 are too much for an export
 ORIGINAL = "original_logits"  # the key, in an imported checkpoint, of what the original gives
-NOISE = 1e-2  # of an import, in SD of the logits; right ones have 1e-5, wrong ones above 0.5
+NOISE = 1e-3  # of the same weights, in SD of the logits: right ones have 1e-5, those rounded to bfloat16 2e-3
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,18 @@ class LogitsCompared:
     tokens: int
     reference: str
 
+    @property
+    def is_noise(self) -> bool:
+        """Whether both are the same model; where a difference is NaN they aren't."""
+        return self.max_difference <= NOISE * self.scale
+
 
 def original_logits(model: ModelConfig, theirs: torch.nn.Module) -> Tensor | None:
-    """Logits [B, 1, V] of a model that is imported, made float32, for its checkpoint; None of one that is too large. Of the last
+    """Logits [B, 1, V] of a model that is imported, in float32, for its checkpoint; None of one that is too large. Of the last
     position, which has seen all before it."""
     if model.parameters() > MOST_PARAMETERS:
         return None
-    return _logits(model, _their_logits(theirs.float()))[:, -1:].clone()
+    return _logits(model, _their_logits(theirs))[:, -1:].clone()
 
 
 def kept_logits(checkpoint: Path) -> Tensor | None:
@@ -52,10 +58,11 @@ def compare_import(model: ModelConfig, ours: Callable[..., Tensor], original: Te
 
 
 def compare(
-    model: ModelConfig, weights: dict[str, Tensor], exported: Path, original: Tensor | None = None
+    model: ModelConfig, weights: dict[str, Tensor], dtypes: dict[str, torch.dtype], checkpoint: Path, exported: Path
 ) -> LogitsCompared | str:
-    """Compare the exported directory, as transformers loads it, with the `original` that was imported, or else with the run's
-    model, in float32; or why it was not done."""
+    """Compare the exported directory, as transformers loads it, with the original that was imported, or else with the run's
+    model, in float32; or why it was not done. Raises RunError where it isn't the run's model with `weights` rounded to `dtypes`.
+    """
     if model.parameters() > MOST_PARAMETERS:
         return f"not compared: {model.parameters():,} parameters are loaded twice for it"
     try:
@@ -64,11 +71,17 @@ def compare(
         return "not compared: transformers is not installed"
     theirs = transformers.AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
     got = _logits(model, _their_logits(theirs.eval()))
-    if original is not None:
-        return _compared(got, original, "original")
-    ours = build_model(model)
+    del theirs
+    ours = build_model(model).eval()
     ours.load_state_dict(weights, strict=False)  # a tied matrix is there under its first name alone
-    return _compared(got, _logits(model, ours.eval()), "run")
+    original = kept_logits(checkpoint)
+    wanted, reference = (_logits(model, ours), "run") if original is None else (original, "original")
+    for name, tensor in ours.stored_tensors().items():
+        tensor.data = tensor.data.to(dtypes[name]).to(tensor.dtype)
+    same = _compared(got, _logits(model, ours), "run")
+    if not same.is_noise:
+        raise RunError(f"{checkpoint}: is another model once exported: its logits {in_words(same)}, rounded alike")
+    return _compared(got, wanted, reference)
 
 
 def in_words(compared: LogitsCompared | str) -> str:

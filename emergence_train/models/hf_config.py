@@ -80,10 +80,12 @@ def causal_model(settings: dict[str, Any]) -> Any:
         ) from error
 
 
-def float32_tensors(model: Any) -> dict[str, Any]:
-    """What transformers keeps in float32 in a model of 16 bits: buffers that are computed, and those weights that it names."""
+def float32_tensors(model: Any, *, float16: bool = False) -> dict[str, Any]:
+    """What transformers keeps in float32 in a model of 16 bits: buffers that are computed, and those weights that it names, of
+    which some only in float16."""
     stored = model.state_dict(keep_vars=True)
-    named = {name for part in model._keep_in_fp32_modules_strict or () for name in stored if f".{part}." in f".{name}."}
+    parts = {*(model._keep_in_fp32_modules_strict or ()), *((model._keep_in_fp32_modules or ()) if float16 else ())}
+    named = {name for part in parts for name in stored if f".{part}." in f".{name}."}
     computed = {name: buffer for name, buffer in model.named_buffers() if name not in stored}
     chosen = computed | {name: stored[name] for name in named}
     return {

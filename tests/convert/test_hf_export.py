@@ -10,13 +10,14 @@ from unittest.mock import Mock
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from emergence_train import cli, config, files
 from emergence_train.checkpoint import format as checkpoints
 from emergence_train.checkpoint.format import STATE, shard_name, step_name
-from emergence_train.convert import hf_export
+from emergence_train.convert import hf_export, hf_names
 from emergence_train.convert.hf_export import export, export_tokenizer, push
 from emergence_train.convert.hf_import import ImportOptions, import_hf
 from emergence_train.convert.logits import compare
@@ -28,8 +29,8 @@ from foreign_tokenizers import KINDS
 from support import small_config
 
 
-def saved_run(tmp_path, data_path, model: dict):
-    """A run directory with one checkpoint of a freshly initialised model, norms moved away from 1."""
+def saved_run(tmp_path, data_path, model: dict, norm: float | None = None):
+    """A run directory with one checkpoint of a freshly initialised model, norms moved away from 1, an element to `norm`."""
     tree = small_config(data_path, tmp_path)
     tree["model"] |= model | {"vocab_size": 320}
     loaded = config.Config.model_validate(tree)
@@ -39,6 +40,8 @@ def saved_run(tmp_path, data_path, model: dict):
     with torch.no_grad():
         for parameter in decoder.parameters():
             parameter.mul_(4.0) if parameter.ndim > 1 else parameter.add_(0.3 * torch.randn(parameter.shape))
+        if norm is not None:
+            decoder.norm.weight[3] = norm
     run = tmp_path / "run"
     path = run / "checkpoints" / step_name(7)
     path.mkdir(parents=True)
@@ -59,6 +62,7 @@ def saved_run(tmp_path, data_path, model: dict):
         ({"tied": True, "rotary_base": 500.0}, "LlamaForCausalLM"),
         ({"rotary_fraction": 0.5, "heads": 2, "kv_heads": 2}, "Phi3ForCausalLM"),
         ({"rotary_fraction": 0.5, "tied": True, "width": 32, "heads": 4, "kv_heads": 2}, "Phi3ForCausalLM"),
+        ({"rotary_fraction": 30 / 52, "width": 52, "heads": 1, "kv_heads": 1}, "Phi3ForCausalLM"),
     ],
 )
 def test_transformers_computes_the_same_logits(tmp_path, data_path, model, architecture):
@@ -284,7 +288,7 @@ def test_a_begin_token_goes_out_without_the_original_files(given, tmp_path):
     if not alone:
         shutil.rmtree(run / hf_export.ORIGINAL_FILES)
     export(run, None, tmp_path / "out", lines.append)
-    says = "without its tokenizer's settings; import it again, to another --out"
+    says = "without its tokenizer's settings; import it again, to the same --out"
     assert any(says in line for line in lines) is not bool(alone)
     theirs, ours = (transformers.AutoTokenizer.from_pretrained(tmp_path / name) for name in ("hf", "out"))
     assert ours("The quick")["input_ids"] == theirs("The quick")["input_ids"] and ours.bos_token == "<s>"
@@ -292,6 +296,27 @@ def test_a_begin_token_goes_out_without_the_original_files(given, tmp_path):
     expected = ids | {"eos_token_id": ids["eos_token_id"][0]}
     assert loaded.eos_token_id == expected["eos_token_id"]
     assert special_ids(tmp_path / "out") == [expected] * 3
+
+
+@pytest.mark.parametrize("given", [None, "tokenizer.json"])
+def test_a_second_import_keeps_the_original_files(given, tmp_path):
+    """Of a run whose import kept none: those that a whole import keeps, without the tokenizer's where another was given."""
+    begin_token_model(tmp_path / "hf", "llama")
+    (tmp_path / "x.txt").write_text("A text of the dog, who was lazy and over 42. " * 40)
+    tokenizer = str(tmp_path / "hf" / given) if given else None
+    if given:
+        shutil.copytree(tmp_path / "hf", tmp_path / "other")
+        tokenizer = str(tmp_path / "other" / given)
+        other = json.loads(Path(tokenizer).read_text()) | {"normalizer": {"type": "Lowercase"}}
+        Path(tokenizer).write_text(json.dumps(other))
+    options = ImportOptions(texts=[str(tmp_path / "x.txt")], tokenizer=tokenizer)
+    run = import_hf([str(tmp_path / "hf")], tmp_path / "run", options, print)
+    original = run / hf_export.ORIGINAL_FILES
+    wanted = {path.name: path.read_bytes() for path in original.iterdir()}
+    assert ("tokenizer.json" in wanted) is (given is None)
+    shutil.rmtree(original)
+    import_hf([str(tmp_path / "hf")], run, ImportOptions(), print)
+    assert {path.name: path.read_bytes() for path in original.iterdir()} == wanted
 
 
 def test_the_card_and_the_result_have_what_was_measured(tmp_path, config_file, capsys):
@@ -329,8 +354,73 @@ def test_logits_of_other_weights_differ(tmp_path, data_path):
     file = tmp_path / "hf" / "model.safetensors"
     weights = safetensors.load_file(file)
     safetensors.save_file(weights | {"model.norm.weight": 1.5 * weights["model.norm.weight"]}, file, {"format": "pt"})
-    changed = compare(config.load_run(run).model, dict(decoder.named_parameters()), tmp_path / "hf")
-    assert changed.max_difference > 0.5 * changed.scale
+    model, held = config.load_run(run).model, dict(decoder.named_parameters())
+    with pytest.raises(RunError, match="step-0000000007: is another model once exported: .* differ from the run's by"):
+        compare(model, held, dict.fromkeys(held, torch.float32), checkpoints.newest(run), tmp_path / "hf")
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_an_export_of_another_model_is_refused(dtype, tmp_path, data_path, monkeypatch):
+    """The last norm is written an eighth larger, which all three dtypes hold; rounding alone passes."""
+    run, _ = saved_run(tmp_path, data_path, {})
+    rounding = export(run, 7, tmp_path / "right", print, dtype=dtype).logits
+    assert rounding.reference == "run" and (rounding.max_difference > 1e-4) == (dtype != "fp32")
+    renamed = hf_export.hf_weights
+
+    def wrong(weights, model):
+        return {name: w * 1.125 if name == "model.norm.weight" else w for name, w in renamed(weights, model).items()}
+
+    monkeypatch.setattr(hf_export, "hf_weights", wrong)
+    with pytest.raises(RunError, match="is another model once exported: its logits differ from the run's by"):
+        export(run, 7, tmp_path / "wrong", print, dtype=dtype)
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_an_export_of_another_rotary_dimension_is_refused(tmp_path, data_path, monkeypatch):
+    """29 of 52 for 30, which differ by less than a hundredth of the logits' SD in a trained model."""
+    rotary = {"rotary_fraction": 30 / 52, "width": 52, "heads": 1, "kv_heads": 1}
+    run, _ = saved_run(tmp_path, data_path, rotary)
+    monkeypatch.setattr(hf_names, "_rotary_factor", lambda model: 30 / 52)
+    with pytest.raises(RunError, match="is another model once exported: its logits differ from the run's by"):
+        export(run, 7, tmp_path / "out", print)
+
+
+def test_weights_that_are_not_finite_are_not_exported(tmp_path, data_path):
+    """Neither those of a diverged run, nor those that are infinite in 16 bits alone: the largest float16 is 65504."""
+    for number, value in enumerate((1e5, 3.4e38, torch.nan)):
+        run, _ = saved_run(tmp_path / str(number), data_path, {}, norm=value)
+        out = tmp_path / f"out-{number}"
+        with pytest.raises(InputError, match="norm.weight holds") as refused:
+            export(run, 7, out, print, dtype="fp16")
+        assert not out.exists()
+        if value == 1e5:
+            assert "holds 1e+05, which is infinite in float16; give --dtype bf16" in str(refused.value)
+            export(run, 7, out, print, dtype="bf16")
+        elif value > 1e5:
+            with pytest.raises(InputError, match="which is infinite in bfloat16; give --dtype fp32"):
+                export(run, 7, out, print, dtype="bf16")
+        else:
+            assert "norm.weight holds NaN or infinity; export an earlier step" in str(refused.value)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_that_transformers_keeps_in_float32(dtype, tmp_path, data_path, config_file, monkeypatch):
+    """The file is what transformers makes of the original in 16 bits: some weights stay, some in float16 alone."""
+    from foreign_models import saved
+
+    transformers = pytest.importorskip("transformers")
+    for name, part in (("_keep_in_fp32_modules_strict", "final_layer_norm"), ("_keep_in_fp32_modules", "mlp")):
+        monkeypatch.setattr(transformers.GPTNeoXForCausalLM, name, [part])
+    saved(tmp_path / "hf", data_path, "gpt-neox")
+    run = import_hf([str(tmp_path / "hf")], tmp_path / "run", ImportOptions(texts=[str(config_file)]), print)
+    export(run, None, tmp_path / "out", print, dtype=dtype)
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    theirs = load(tmp_path / "hf", dtype=getattr(torch, dtype)).state_dict()
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert {w.dtype for w in written.values()} == {torch.float32, getattr(torch, dtype)}
+    assert written.keys() == theirs.keys()
+    for name, weight in theirs.items():
+        assert written[name].dtype == weight.dtype and torch.equal(written[name], weight), name
 
 
 def test_push_uploads_the_directory_or_says_how(tmp_path, data_path, monkeypatch):

@@ -365,7 +365,7 @@ def test_a_refused_import_is_one_line_and_writes_nothing(tmp_path, data_path, co
     refused([tmp_path / "empty"], "has no config.json, and no directories named after steps")
     refused([good, other], "good: its name has no step .*; give --steps, one for each model")
     refused([good, other], "--steps 1: give one step for each of the 2 models", steps=[1])
-    refused([good, good], "two models have the same step", steps=[1, 1])
+    refused([good, good], "good and .*good have the same step 1; leave one out, or give --steps", steps=[1, 1])
     refused(
         [good, other], "step7: has num_hidden_layers = 1, and .*good 2; .* import this one as another", steps=[1, 2]
     )
