@@ -37,8 +37,6 @@ def verb_train(arguments: argparse.Namespace) -> dict | None:
     # Before torch is imported: GNU OpenMP's idle threads spin for milliseconds, which on a shared CPU takes time from the
     # other threads. Some tens of microseconds cost little on an idle one (docs/notebook/, OpenMP threads).
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    # A lost peer is reported in one line, without fifty of C++ frames
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from emergence_train.faults.signals import StopSignal
 
     with contextlib.closing(StopSignal()) as stop:  # first: torch takes seconds to import
