@@ -163,7 +163,7 @@ def _state(ladder: Ladder, row: Row, note: dict, queue: dict[str, str] | None, s
     if session and code is None:
         return "failed", f"its process was lost: {log}"
     if job and not session and log.exists():  # it has run, and ended before it began to train
-        return "failed", f"{job} is gone: {log}"
+        return "failed", f"{job} has ended: {log}"
     if step or (note and (not job or session)):
         return "stopped", None
     gone = f"{job} is gone; run ladder --slurm again" if job else None

@@ -23,8 +23,15 @@ STATES = [
     (JOB, {}, [OF_JOB], True, "failed", "its process was lost: "),  # killed, and not requeued
     (JOB, {}, [OF_JOB | ENDED | {"exit_code": 1}], True, "failed", "exit code 1: "),
     (JOB, {}, [OF_JOB | ENDED | {"exit_code": 75}], True, "stopped", None),
-    (JOB, {}, [], True, "failed", GONE),  # a wrong configuration, say: before its first step
-    (JOB, {}, [{"slurm": {"job": "9"}} | ENDED | {"exit_code": 75}], True, "failed", GONE),  # of an earlier job
+    (JOB, {}, [], True, "failed", "job 12_3 has ended: "),  # a wrong configuration, say: before its first step
+    (
+        JOB,
+        {},
+        [{"slurm": {"job": "9"}} | ENDED | {"exit_code": 75}],
+        True,
+        "failed",
+        "job 12_3 has ended: ",
+    ),  # of an earlier job
     (JOB, {}, [], False, "waiting", GONE),  # cancelled while it was pending
     (JOB, None, [], False, "stopped", "Slurm does not answer"),
     ({}, {}, [], False, "waiting", None),

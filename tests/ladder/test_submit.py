@@ -434,7 +434,7 @@ def test_jobs_that_ended_are_seen_to_have_failed(ladder_file, tmp_path, tmp_path
         program.write_text("#!/bin/sh\nexit 2\n")
         job = submitted(path)
         until(lambda: shown()[0] == "failed", 60, every=1)
-        assert shown()[1] == f"job {job} is gone: {read(path).out}/ladder-logs/a.log"
+        assert shown()[1] == f"job {job} has ended: {read(path).out}/ladder-logs/a.log"
 
         program.write_text(whole)
         job = submitted(path)
