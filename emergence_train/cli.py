@@ -127,6 +127,8 @@ def _open_streams() -> None:
 def run() -> None:
     """The console script: run main and exit the process."""
     _open_streams()
+    # A lost peer is reported in one line, without fifty of C++ frames
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     code = main()
     if "torch" in sys.modules:
         from emergence_train.parallel.ranks import leave

@@ -67,7 +67,9 @@ def verb_grok(arguments: argparse.Namespace) -> dict:
     return as_json(result)
 
 
-def verb_memorise(arguments: argparse.Namespace) -> dict:
+def verb_memorise(arguments: argparse.Namespace) -> dict | None:
+    from emergence_train.cluster import launcher
+
     _one_thread()
     with no_collection():
         import pandas as pd
@@ -80,13 +82,16 @@ def verb_memorise(arguments: argparse.Namespace) -> dict:
 
     probe = Probe(arguments.prefix, arguments.continuation, arguments.items, arguments.seed, least=2)
     texts = read_texts(Path(arguments.texts)) if arguments.texts else None
-    log = progress_log(arguments)
+    is_rank0 = launcher.find().is_rank0
+    log = progress_log(arguments) if is_rank0 else lambda line: None
     try:
         with _expanded(arguments.runs) as given:
             runs = list(dict.fromkeys(map(Path, given)))
         rows = {run: probe_run(run, probe, arguments.step, log, texts) for run in runs}
     finally:
         distributed.stop()
+    if not is_rank0:
+        return None  # rank 0 has all rows, and writes for all
     names = names_of(runs)  # several may share one: their rows would be one run's
     items = pd.concat([table.assign(run=names[run]) if run in names else table for run, table in rows.items()])
     result = analyze(items)

@@ -37,8 +37,6 @@ def verb_train(arguments: argparse.Namespace) -> dict | None:
     # Before torch is imported: GNU OpenMP's idle threads spin for milliseconds, which on a shared CPU takes time from the
     # other threads. Some tens of microseconds cost little on an idle one (docs/notebook/, OpenMP threads).
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    # A lost peer is reported in one line, without fifty of C++ frames
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from emergence_train.faults.signals import StopSignal
 
     with contextlib.closing(StopSignal()) as stop:  # first: torch takes seconds to import
@@ -114,7 +112,7 @@ def verb_plan(arguments: argparse.Namespace) -> dict:
 def verb_ladder(arguments: argparse.Namespace) -> dict:
     from dataclasses import asdict
 
-    from emergence_train.ladder import file, progress, submit
+    from emergence_train.ladder import file, progress, queue, submit
 
     ladder, log = file.read(arguments.file), progress_log(arguments)
     progress.check_settings(ladder)
@@ -126,11 +124,11 @@ def verb_ladder(arguments: argparse.Namespace) -> dict:
         Runner(ladder, this_machine(arguments.jobs), log).run()
     notes = progress.read_notes(ladder)
     try:
-        queue = submit.queued() if any("job" in note for note in notes.values()) else {}
+        jobs: dict[str, str] | None = queue.queued_of(notes)
     except RunError as error:  # the runs' own directories can be read all the same
         log(str(error))
-        queue = {}
-    rows = [progress.progress(ladder, row, notes.get(row.run, {}), queue) for row in ladder.rows]
+        jobs = None
+    rows = [progress.progress(ladder, row, notes.get(row.run, {}), jobs) for row in ladder.rows]
     log(progress.format_table(rows))
     return {"ladder": ladder.file.name, "out": str(ladder.out), "runs": [asdict(row) for row in rows]}
 

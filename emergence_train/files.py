@@ -71,6 +71,20 @@ def lock(directory: Path, *, busy: str, other: str, wait: float = 0.0) -> Iterat
                 fcntl.flock(file, fcntl.LOCK_UN)
 
 
+def is_locked(directory: Path) -> bool:
+    """Whether a process holds the directory's lock; False too where that cannot be known."""
+    import fcntl
+
+    try:
+        with open(directory / ".lock") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the directory of `path`; when the block succeeds it is fsynced and renamed to `path`.

@@ -27,13 +27,15 @@ from emergence_train.data.dataset import Dataset
 from emergence_train.data.lineage import Stretch, trained_samples
 from emergence_train.data.shards import TokenStream
 from emergence_train.data.tokenizer import load_file
+from emergence_train.data_config import Data
 from emergence_train.errors import SURROGATE, InputError
 from emergence_train.evaluation.generation import generate
 from emergence_train.evaluation.saved_model import load_model
+from emergence_train.faults.joined import joined
 from emergence_train.input_files import read_text
 from emergence_train.models.language_model import LanguageModel
 from emergence_train.parallel.mesh import Mesh
-from emergence_train.parallel.ranks import on_every_rank, start
+from emergence_train.parallel.ranks import on_every_rank
 
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse modulo 2^64
 PIECE = 1 << 22  # tokens hashed at once
@@ -81,10 +83,42 @@ def probe_run(
         )
     folder = checkpoints.newest(run, step)
     step = checkpoints.read_state(folder)["step"]
-    mesh = start(config.training.threads)
-    dataset = Dataset(config.data, config.seed)
+    with joined(run, config.training.threads, config.faults.silent_seconds) as mesh:
+        tokens, seen = on_every_rank(
+            lambda: _asked(run, config.data, config.seed, step, config.training.batch, probe, log, texts)
+        )
+        log(f"{config.name}, step {step}: {(seen > 0).sum()} trained sequences, {(seen == 0).sum()} controls")
+        model = on_every_rank(lambda: load_model(config.model, folder).to(mesh.device))
+        items = pd.DataFrame(
+            {
+                "run": config.name,
+                "params": config.model.non_embedding_parameters(),
+                "step": step,
+                "item": [hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in tokens],
+                "seen": seen,
+                "extracted": extracted(model, tokens, probe, mesh),
+                "loss": continuation_loss(model, tokens, probe, mesh),
+                "prefix": probe.prefix,
+                "continuation": probe.continuation,
+            }
+        )
+        return items.drop_duplicates("item", ignore_index=True)  # texts may begin alike
+
+
+def _asked(
+    run: Path,
+    data: Data,
+    seed: int,
+    step: int,
+    batch: int,
+    probe: Probe,
+    log: Callable[[str], None],
+    texts: list[str] | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [n, L] of what is asked about, and (n,) times seen: the same on every rank."""
+    dataset = Dataset(data, seed)
     identity.check(run, dataset)
-    stretches = trained_samples(run, dataset, step * config.training.batch, log)
+    stretches = trained_samples(run, dataset, step * batch, log)
     shortest = min(stretch.dataset.sequence for stretch in stretches) + 1
     if probe.length > shortest:
         raise InputError(
@@ -100,22 +134,7 @@ def probe_run(
         tokens = first_tokens(texts, load_file(run / identity.TOKENIZER), probe)
         tokens, seen = trained_or_not(stretches, tokens, f"{run}: step {step}", log)
         enough_texts(seen, probe.least, f"{run}: step {step}")
-    log(f"{config.name}, step {step}: {(seen > 0).sum()} trained sequences, {(seen == 0).sum()} controls")
-    model = on_every_rank(lambda: load_model(config.model, folder).to(mesh.device))
-    items = pd.DataFrame(
-        {
-            "run": config.name,
-            "params": config.model.non_embedding_parameters(),
-            "step": step,
-            "item": [hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in tokens],
-            "seen": seen,
-            "extracted": extracted(model, tokens, probe, mesh),
-            "loss": continuation_loss(model, tokens, probe, mesh),
-            "prefix": probe.prefix,
-            "continuation": probe.continuation,
-        }
-    )
-    return items.drop_duplicates("item", ignore_index=True)  # texts may begin alike
+    return tokens, seen
 
 
 def sequences(stretches: list[Stretch], probe: Probe) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

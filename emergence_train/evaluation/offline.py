@@ -16,10 +16,11 @@ from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
 from emergence_train.evaluation.positions import validate
 from emergence_train.evaluation.saved_model import load_model
 from emergence_train.evaluation.suite import KNOWN, LM_EVAL
+from emergence_train.faults.joined import joined
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.imported import Imported
 from emergence_train.parallel.mesh import Mesh
-from emergence_train.parallel.ranks import broadcast_from_rank0, on_every_rank, start
+from emergence_train.parallel.ranks import broadcast_from_rank0, on_every_rank
 from emergence_train.recorder import evaluations
 
 BATCH = 8  # validation sequences in a forward pass
@@ -43,35 +44,39 @@ def evaluate(
     config = configs.load_run(run)
     folder = checkpoints.newest(run, step)
     step = checkpoints.read_state(folder)["step"]
-    mesh = start(config.training.threads)
-    broadcast_from_rank0(lambda: identity.check(run, Dataset(config.data, config.seed, verify=True)))
-    dataset = on_every_rank(lambda: Dataset(config.data, config.seed, verify=False))
+    with joined(run, config.training.threads, config.faults.silent_seconds) as mesh:
+        broadcast_from_rank0(lambda: identity.check(run, Dataset(config.data, config.seed, verify=True)))
+        dataset = on_every_rank(lambda: Dataset(config.data, config.seed, verify=False))
+        on_every_rank(lambda: _check_splits(run, dataset, splits))
+        evaluator = on_every_rank(lambda: Evaluator(chosen(config.tasks, tasks, include_path), dataset))
+        measured = measure(config.model, config.training.precision, folder, evaluator, mesh, config.imported)
+        losses, scores = measured.losses, measured.scores
+        tokens = step * config.step_tokens
+        also = evaluator.comparable(losses)
+        if scores.rows:
+            params = config.model.non_embedding_parameters()
+            frame = evaluator.table(scores, run=config.name, params=params, step=step, tokens=tokens, losses=losses)
+            path = run / "evaluations" / f"{checkpoints.step_name(step)}.parquet"
+            warning = broadcast_from_rank0(lambda: evaluations.add(path, frame, dataset.fingerprint))
+            for note in [*evaluator.notes, *([warning] if warning else [])]:
+                log(note)
+            log(f"written: {path} ({scores.seconds:.1f} s)")
+        shown = splits or list(losses)
+        return {
+            "run": config.name,
+            "step": step,
+            "tokens": tokens,
+            "loss": {name: losses[name] for name in shown},
+            **{key: {name: value for name, value in part.items() if name in shown} for key, part in also.items()},
+            "tasks": [{key: None if value != value else value for key, value in row.items()} for row in scores.rows],
+        }
+
+
+def _check_splits(run: Path, dataset: Dataset, splits: list[str] | None) -> None:
     known = dataset.index["validation"]["splits"]
     for split in splits or ():
         if split not in known:
             raise InputError(f"{run}: has no validation split {split!r} (it has {', '.join(known)})")
-    evaluator = on_every_rank(lambda: Evaluator(chosen(config.tasks, tasks, include_path), dataset))
-    measured = measure(config.model, config.training.precision, folder, evaluator, mesh, config.imported)
-    losses, scores = measured.losses, measured.scores
-    tokens = step * config.step_tokens
-    also = evaluator.comparable(losses)
-    if scores.rows:
-        params = config.model.non_embedding_parameters()
-        frame = evaluator.table(scores, run=config.name, params=params, step=step, tokens=tokens, losses=losses)
-        path = run / "evaluations" / f"{checkpoints.step_name(step)}.parquet"
-        warning = broadcast_from_rank0(lambda: evaluations.add(path, frame, dataset.fingerprint))
-        for note in [*evaluator.notes, *([warning] if warning else [])]:
-            log(note)
-        log(f"written: {path} ({scores.seconds:.1f} s)")
-    shown = splits or list(losses)
-    return {
-        "run": config.name,
-        "step": step,
-        "tokens": tokens,
-        "loss": {name: losses[name] for name in shown},
-        **{key: {name: value for name, value in part.items() if name in shown} for key, part in also.items()},
-        "tasks": [{key: None if value != value else value for key, value in row.items()} for row in scores.rows],
-    }
 
 
 class Measured(NamedTuple):

@@ -13,10 +13,11 @@ from emergence_train.data import tokenizer as tokenizers
 from emergence_train.errors import SURROGATE, InputError
 from emergence_train.evaluation.generation import generate, sampled
 from emergence_train.evaluation.saved_model import load_model
+from emergence_train.faults.joined import joined
 from emergence_train.models.begin_token import beginning
 from emergence_train.models.language_model import LanguageModel
 from emergence_train.parallel.mesh import Mesh
-from emergence_train.parallel.ranks import on_every_rank, start
+from emergence_train.parallel.ranks import on_every_rank
 
 
 class TextSamples:
@@ -62,14 +63,15 @@ def continue_texts(run: Path, samples: Samples, step: int | None = None) -> dict
     folder = checkpoints.newest(run, step)
     path, end = identity.tokenizer_of(run, Path(config.data.path))
     texts = TextSamples(samples, tokenizers.load_file(path), end, config.model.max_sequence)
-    mesh = start(config.training.threads)
-    model = on_every_rank(lambda: load_model(config.model, folder, config.imported).to(mesh.device))
-    if config.training.precision == "bf16" and mesh.device.type == "cuda":
-        model = model.bfloat16()
+    with joined(run, config.training.threads, config.faults.silent_seconds) as mesh:
+        model = on_every_rank(lambda: load_model(config.model, folder, config.imported).to(mesh.device))
+        if config.training.precision == "bf16" and mesh.device.type == "cuda":
+            model = model.bfloat16()
+        written = texts.write(model, mesh)
     return {
         "run": config.name,
         "step": checkpoints.read_state(folder)["step"],
         "temperature": samples.temperature,
         "seed": samples.seed,
-        "texts": texts.write(model, mesh),
+        "texts": written,
     }

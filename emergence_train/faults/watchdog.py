@@ -46,8 +46,11 @@ COMPARE_SECONDS = 60.0  # between looks for ranks that the others wait for
 class Watchdog:
     """`at(operation, step)` is called by the main thread at each operation, by all ranks alike, and costs next to nothing."""
 
-    def __init__(self, mesh: Mesh, run: Path, silent_seconds: float, hang_seconds: float) -> None:
-        self.mesh, self.run = mesh, run
+    def __init__(
+        self, mesh: Mesh, run: Path, silent_seconds: float, hang_seconds: float, *, again: str = AGAIN
+    ) -> None:
+        """`again`: what to do after a loss."""
+        self.mesh, self.run, self.again = mesh, run, again
         self.silent, self.hang = silent_seconds, hang_seconds
         self.interval = min(1.0, silent_seconds / 5)
         self.operations = Operations()
@@ -74,7 +77,7 @@ class Watchdog:
         """The main thread begins an operation, or raises what the ranks have agreed on: one that was stopped and goes on would
         else let it train on while the others end."""
         if self.verdict is not None and not self.ending.is_set():
-            raise PeerLost(_line(self.verdict))
+            raise PeerLost(self._line(self.verdict))
         self.operations.begin(operation, step)
 
     def stragglers(self) -> list[Straggler]:
@@ -103,7 +106,7 @@ class Watchdog:
         if self.verdict:
             self.ending.set()
             reported = not self._first_to_report()
-            ended = repeat(self.verdict.code, _line(self.verdict))
+            ended = repeat(self.verdict.code, self._line(self.verdict))
             ended.already_reported = reported
             self._outlast()
             return ended
@@ -263,8 +266,8 @@ class Watchdog:
         if self.ending.wait(MAIN_SECONDS):
             return
         if self._first_to_report():
-            tell(_line(verdict))
-        self.on_end(_line(verdict), verdict.code)
+            tell(self._line(verdict))
+        self.on_end(self._line(verdict), verdict.code)
         self._outlast()
         os._exit(verdict.code)
 
@@ -304,14 +307,13 @@ class Watchdog:
         except OSError:
             pass  # a full disk must not keep the process from exiting
 
+    def _line(self, verdict: PeerVerdict) -> str:
+        """What the screen shows: a rank's own words say what to do."""
+        return f"{verdict.text}; {self.again}" if verdict.code == PeerLost.code else verdict.text
+
     def _own_place(self) -> str:
         own = self.operations.sign()
         return f"rank {self.mesh.world.rank} was {own['for']:.0f} s in {own['op']!r} of step {own['step']}"
-
-
-def _line(verdict: PeerVerdict) -> str:
-    """What the screen shows: a rank's own words say what to do."""
-    return f"{verdict.text}; {AGAIN}" if verdict.code == PeerLost.code else verdict.text
 
 
 def _place(sign: dict) -> str:

@@ -4,11 +4,13 @@ import ctypes
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 
 from emergence_train import files
@@ -16,7 +18,9 @@ from emergence_train.errors import InputError, RunError, Stopped
 from emergence_train.faults.signals import handled
 from emergence_train.ladder.collect import write_index
 from emergence_train.ladder.file import LOGS, Ladder, Row
-from emergence_train.ladder.progress import done, missing_file, process_note, read_notes, ready, write_notes
+from emergence_train.ladder.progress import blocked_reason, done, missing_file, read_notes, ready, write_notes
+from emergence_train.ladder.queue import queued_of
+from emergence_train.recorder.sessions import name_process
 
 POLL = 0.2  # seconds
 RETRIES = 3  # of a run whose process was lost
@@ -40,9 +44,15 @@ class Machine:
 @dataclass
 class Started:
     row: Row
-    process: subprocess.Popen
     needed: int
-    devices: list[str] = field(default_factory=list)
+    devices: list[str]
+    processes: list[subprocess.Popen] = field(default_factory=list)  # by their ranks
+
+    @property
+    def code(self) -> int | None:
+        """None until all have ended. The ranks that outlive another end with the run's code, which is above a signal's."""
+        codes = [process.poll() for process in self.processes]
+        return None if None in codes else max(code for code in codes if code is not None)
 
 
 def this_machine(jobs: int | None) -> Machine:
@@ -59,12 +69,23 @@ def _devices() -> list[str]:
     return [str(number) for number, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]
 
 
-def program(processes: int = 1) -> list[str]:
-    """emergence-train in so many processes of this Python."""
-    python = [sys.executable, "-m"]
-    if processes > 1:
-        python += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-    return [*python, "emergence_train"]
+def program() -> list[str]:
+    """emergence-train by this Python."""
+    return [sys.executable, "-m", "emergence_train"]
+
+
+def rank_variables(processes: int) -> list[dict[str, str]]:
+    """What tells each process of a run its rank, as torchrun's variables do; nothing to one that is alone.
+
+    torchrun itself ends with 1 whatever its processes end with, and kills them 30 s after a signal, saved or not.
+    """
+    if processes == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    shared |= {"WORLD_SIZE": str(processes), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
 class Runner:
@@ -75,22 +96,27 @@ class Runner:
         ladder: Ladder,
         machine: Machine,
         log: Callable[[str], None],
-        program: Callable[[int], list[str]] = program,
+        command: list[str] | None = None,
     ) -> None:
-        self.ladder, self.machine, self.log, self.program = ladder, machine, log, program
+        """`command`: of a run, before its arguments."""
+        self.ladder, self.machine, self.log = ladder, machine, log
+        self.command = command or program()
         self.free = list(machine.devices)
         self.cpus = machine.cpus
         self.started: list[Started] = []
         self.lost: dict[str, int] = {}  # times that a run's process was lost
         self.failed: dict[str, str] = {}  # how
+        self.awaited: set[str] = set()  # runs that another process trains
+        self.noted = True  # in the file too
         self.stop_requested = False
 
     def run(self) -> None:
         """Start every run that is not done, a parent's state permitting.
 
         Raises:
-            InputError: a run needs more GPUs than there are; another process runs this ladder.
-            Stopped: on a signal, once every run has saved. RunError: a run has failed, after all others have ended.
+            InputError: a run needs more GPUs than there are, or is in Slurm's queue; another process runs this ladder.
+            Stopped: on a signal, once every run has saved. RunError: a run has failed, after all others have ended; Slurm, which
+                has had some, does not answer.
         """
         for row in self.ladder.rows:
             if (row.gpus or 1) > max(1, len(self.machine.devices)):
@@ -104,31 +130,43 @@ class Runner:
             write_index(self.ladder)
             files.make_directory(self.ladder.out / LOGS)
             self.notes = read_notes(self.ladder)
+            self._refuse_queued()
             with handled(self._stop):
                 try:
-                    prepare(self.ladder, self.program(1))
+                    prepare(self.ladder, self.command)
                     self._until_done()
                 finally:
+                    earlier = len(self.failed)
                     self._end_all()
-        if self.stop_requested:
+        if self.stop_requested and len(self.failed) == earlier:
             raise Stopped(f"{self.ladder.path}: stopped, every run has saved; run the same command to resume")
         if self.failed:
-            run, how = next(iter(self.failed.items()))
+            run, how = list(self.failed.items())[-1 if self.stop_requested else 0]
             raise RunError(
-                f"{len(self.failed)} of {len(self.ladder.rows)} runs failed, {run} {how} "
-                f"({self.ladder.out / LOGS / run}.log); fix that, then run the same command again"
+                f"{len(self.failed)} of {len(self.ladder.rows)} runs failed, {run} {how}; fix that, then run the same command "
+                f"again"
             )
+
+    def _refuse_queued(self) -> None:
+        """A run that is a job would be trained twice: only locks, which not all nodes share, keep the two apart."""
+        jobs = queued_of(self.notes)
+        for row in self.ladder.rows:
+            job = self.notes.get(row.run, {}).get("job")
+            if job in jobs and not done(self.ladder, row):
+                raise InputError(f"{row.run}: is job {job} of Slurm; give --slurm, or cancel it before (scancel {job})")
 
     def _until_done(self) -> None:
         while not self.stop_requested:
             left = [row for row in self.ladder.rows if self._is_left(row)]
             for row in left:
-                if self._has_room(row) and ready(self.ladder, row) and not self._is_held(row):
+                if reason := blocked_reason(self.ladder, row):
+                    self._fail(row, reason)
+                elif self._has_room(row) and ready(self.ladder, row) and not self._is_held(row):
                     self._start(row)
             if not self.started and not any(ready(self.ladder, row) for row in left):
                 return  # what is left waits for a run that has failed
             time.sleep(POLL)
-            for started in [s for s in self.started if s.process.poll() is not None]:
+            for started in [s for s in self.started if s.code is not None]:
                 self._ended(started)
 
     def _is_left(self, row: Row) -> bool:
@@ -142,19 +180,12 @@ class Runner:
 
     def _is_held(self, row: Row) -> bool:
         """Whether a process of an earlier start still trains the run; nobody else begins one while we hold the ladder."""
-        import fcntl
-
-        lock = self.ladder.directory(row.run) / ".lock"
-        if not lock.is_file():
+        if not files.is_locked(self.ladder.directory(row.run)):
             return False
-        with open(lock) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-            except OSError:
-                return False
-        return False
+        if row.run not in self.awaited:
+            self.awaited.add(row.run)
+            self.log(f"{row.run}: another process trains it; waiting")
+        return True
 
     def _start(self, row: Row) -> None:
         needed = self.machine.need(row)
@@ -162,55 +193,86 @@ class Runner:
         if not devices:
             self.cpus -= needed
         environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {})
-        command = [*self.program(len(devices)), *self.ladder.arguments(row)]
-        with open(self.ladder.out / LOGS / f"{row.run}.log", "ab") as output:
-            process = subprocess.Popen(
-                command,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env=environment,
-                start_new_session=True,  # a terminal's interrupt is the ladder's
-                preexec_fn=_end_with_parent,
-            )
-        self.started.append(Started(row, process, needed, devices))
-        self._note(row, process_note(process.pid))
+        started = Started(row, needed, devices)
+        self.started.append(started)
+        try:
+            with open(self._log_path(row), "ab") as output:
+                for variables in rank_variables(len(devices) or 1):
+                    process = subprocess.Popen(
+                        [*self.command, *self.ladder.arguments(row)],
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        stdin=subprocess.DEVNULL,
+                        env=environment | variables,
+                        start_new_session=True,  # a terminal's interrupt is the ladder's
+                        preexec_fn=_end_with_parent,
+                    )
+                    started.processes.append(process)
+        except OSError as error:  # no room for its log, or no more processes: the others go on
+            self._end([started])
+            self._release(started)
+            self._fail(row, f"to start ({error})")
+            return
+        self._note(row, name_process(started.processes[0].pid))
         self.log(f"{row.run}: started" + (f" on {len(devices)} GPUs" if len(devices) > 1 else ""))
 
     def _ended(self, started: Started) -> None:
-        self.started.remove(started)
-        self.free += started.devices
-        self.cpus += 0 if started.devices else started.needed
-        row, code = started.row, started.process.returncode
+        self._release(started)
+        row, code = started.row, started.code
+        assert code is not None
         self._note(row, {"code": code})
+        lost = code == LOST or code < 0
         missing = missing_file(self.ladder, row)
         if code == 0 and missing is None:
             self.log(f"{row.run}: done")
-        elif self.stop_requested:
+        elif code == Stopped.code and self.stop_requested:
             self.log(f"{row.run}: stopped")
-        elif (code == LOST or code < 0) and self.lost.get(row.run, 0) < RETRIES:
+        elif lost and not self.stop_requested and self.lost.get(row.run, 0) < RETRIES:
             self.lost[row.run] = self.lost.get(row.run, 0) + 1
             self.log(f"{row.run}: its process was lost (exit code {code}); started again")
         else:
             # A run that is finished ends with 0, and started again would do so for ever.
             how = f"with exit code {code}" if code else f"without {missing}: restore that, or move the run away"
-            self.failed[row.run] = how
-            self.log(f"{row.run}: failed {how} ({self.ladder.out / LOGS / row.run}.log)")
+            self._fail(row, f"{how} ({self._log_path(row)})")
+
+    def _release(self, started: Started) -> None:
+        self.started.remove(started)
+        self.free += started.devices
+        self.cpus += 0 if started.devices else started.needed
+
+    def _fail(self, row: Row, how: str) -> None:
+        self.failed[row.run] = how
+        self.log(f"{row.run}: failed {how}")
+
+    def _log_path(self, row: Row) -> Path:
+        return self.ladder.out / LOGS / f"{row.run}.log"
 
     def _note(self, row: Row, note: dict) -> None:
+        """For --status. A disk that does not take it costs no run: the next note has this one with it."""
         self.notes[row.run] = note
-        write_notes(self.ladder, self.notes)
+        try:
+            write_notes(self.ladder, self.notes)
+            self.noted = True
+        except (RunError, OSError) as error:
+            if self.noted:
+                self.log(f"--status is behind, the runs are not: {error}")
+            self.noted = False
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.stop_requested = True
 
     def _end_all(self) -> None:
         """Let every run save and end."""
-        for started in self.started:
-            started.process.terminate()
+        self._end(self.started)
         for started in list(self.started):
-            started.process.wait()
             self._ended(started)
+
+    def _end(self, started: list[Started]) -> None:
+        processes = [process for each in started for process in each.processes]
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait()
 
 
 def prepare(ladder: Ladder, program: list[str]) -> None:

@@ -1,7 +1,6 @@
 """Where the runs of a ladder are: read from their directories, and from the notes of whoever starts them."""
 
 import json
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ from emergence_train import files
 from emergence_train.errors import InputError
 from emergence_train.input_files import read_text
 from emergence_train.ladder.file import LOGS, Ladder, Row, row_config
+from emergence_train.ladder.queue import HELD, NEVER, QUEUED
 from emergence_train.recorder.layout import step_name
 from emergence_train.recorder.metrics import Metrics
 from emergence_train.recorder.naming import is_run
+from emergence_train.recorder.sessions import alive, read_sessions
 from emergence_train.run_differences import VOLATILE, flat, read_config, within
 
-WAITS, NEVER = "Dependency", "DependencyNeverSatisfied"  # Slurm's reasons why a job waits for another
 NOTES = "starts.json"  # in LOGS: by run, its last start: exit code, and where it runs or waits
 
 
@@ -92,6 +92,17 @@ def ready(ladder: Ladder, row: Row) -> bool:
     return (state / "manifest.json").is_file()
 
 
+def blocked_reason(ladder: Ladder, row: Row) -> str | None:
+    """Why the run can never start as things are: its parent is done, and has not the state that it begins from."""
+    if row.parent is None or ready(ladder, row):
+        return None
+    parent = next(other for other in ladder.rows if other.run == row.parent)
+    if not done(ladder, parent):
+        return None
+    state = ladder.directory(row.parent) / "checkpoints" / step_name(row.parent_step)
+    return f"without {state}: restore that, or move {row.parent} away, which is then trained again"
+
+
 def read_notes(ladder: Ladder) -> dict[str, dict]:
     """The last start of each run, as whoever starts them noted it."""
     path = ladder.out / LOGS / NOTES
@@ -109,29 +120,8 @@ def write_notes(ladder: Ladder, notes: dict[str, dict]) -> None:
     files.write_json(ladder.out / LOGS / NOTES, notes)
 
 
-def process_note(pid: int) -> dict:
-    """A note of a process that runs now: its number alone may be another's later."""
-    return {"host": socket.gethostname(), "pid": pid, "began": _began(pid)}
-
-
-def alive(note: dict) -> bool:
-    """Whether the noted process runs; one of another host is believed to."""
-    if "pid" not in note:
-        return False
-    return note["host"] != socket.gethostname() or (note["began"] is not None and _began(note["pid"]) == note["began"])
-
-
-def _began(pid: int) -> str | None:
-    """The process' start in clock ticks; None where it has ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]
-
-
-def progress(ladder: Ladder, row: Row, note: dict, queue: dict[str, str]) -> Progress:
-    """The state of a run. `queue`: states of Slurm's jobs by their number."""
+def progress(ladder: Ladder, row: Row, note: dict, queue: dict[str, str] | None) -> Progress:
+    """The state of a run. `queue`: states of Slurm's jobs by their number; None where Slurm does not answer."""
     run = ladder.directory(row.run)
     step, loss = 0, None
     ahead: dict = {}
@@ -151,21 +141,49 @@ def progress(ladder: Ladder, row: Row, note: dict, queue: dict[str, str]) -> Pro
     return Progress(row.run, state, step, row.total_steps, round(share * row.tokens), loss, *end, why)
 
 
-def _state(ladder: Ladder, row: Row, note: dict, queue: dict[str, str], step: int) -> tuple[str, str | None]:
+def _state(ladder: Ladder, row: Row, note: dict, queue: dict[str, str] | None, step: int) -> tuple[str, str | None]:
+    """By the run's files, whoever trains it; then by Slurm; then by how its last start ended."""
     if done(ladder, row):
         return "done", None
-    if alive(note):
-        return "running", None
-    if (state := queue.get(note.get("job", ""))) == NEVER and row.parent:
-        return "queued", f"job {note['job']} waits for a job that is gone; run ladder --slurm again"
+    run, log = ladder.directory(row.run), ladder.out / LOGS / f"{row.run}.log"
+    job = f"job {note['job']}" if "job" in note else None
+    state = (queue or {}).get(note.get("job", ""))
+    if (state and state not in QUEUED) or _runs(note) or files.is_locked(run):
+        return "running", f"{job}: {state.lower()}" if state not in (None, "RUNNING") else job
+    if state == NEVER and row.parent:
+        return "queued", f"{job} waits for a job that is gone; run ladder --slurm again"
     if state is not None:
-        return ("running" if state == "RUNNING" else "queued"), f"job {note['job']}"
-    code = note.get("code")
+        return "queued", f"{job} is held; scontrol release {note['job']}" if state == HELD else job
+    session = last_start(run, note)
+    code = note.get("code", session.get("exit_code"))
     if code not in (None, 0, 75):
-        return "failed", f"exit code {code}: {ladder.out / LOGS / row.run}.log"
-    if step or note:
+        return "failed", f"exit code {code}: {log}"
+    if job and queue is None:
+        return "stopped", f"{job}: Slurm does not answer"
+    if session and code is None:
+        return "failed", f"its process was lost: {log}"
+    if job and not session and log.exists():  # it has run, and ended before it began to train
+        return "failed", f"{job} has ended: {log}"
+    if step or (note and (not job or session)):
         return "stopped", None
-    return "waiting", f"for {row.parent}@{row.parent_step}" if not ready(ladder, row) else None
+    gone = f"{job} is gone; run ladder --slurm again" if job else None
+    waits = None if ready(ladder, row) else f"for {row.parent}@{row.parent_step}"
+    return "waiting", blocked_reason(ladder, row) or gone or waits
+
+
+def _runs(note: dict) -> bool:
+    """Whether the noted process runs; one of another host is believed to."""
+    return "pid" in note and alive(note) is not False
+
+
+def last_start(run: Path, note: dict) -> dict:
+    """What the run itself wrote of the start that is noted; empty where it came to no step."""
+    session = (read_sessions(run) or [{}])[-1]
+    slurm = session.get("slurm") or {}
+    job = f"{slurm['array']}_{slurm.get('array_task')}" if "array" in slurm else slurm.get("job")
+    if "job" in note:
+        return session if job == note["job"] else {}
+    return session if note and all(session.get(key) == note.get(key) for key in ("host", "pid")) else {}
 
 
 def format_table(rows: list[Progress]) -> str:

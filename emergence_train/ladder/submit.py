@@ -17,7 +17,8 @@ from emergence_train.errors import InputError, RunError
 from emergence_train.ladder.collect import write_index
 from emergence_train.ladder.file import LOGS, Ladder, Row
 from emergence_train.ladder.local import BUSY, prepare, program
-from emergence_train.ladder.progress import NEVER, WAITS, done, read_notes, write_notes
+from emergence_train.ladder.progress import blocked_reason, done, read_notes, write_notes
+from emergence_train.ladder.queue import NEVER, WAITS, answer, queued
 
 NODE = 8  # GPUs
 OWN_SIGNS = "%\\"  # %a and its like are replaced in the paths of logs, unless a backslash is in them
@@ -29,7 +30,7 @@ def submit(ladder: Ladder, log: Callable[[str], None]) -> None:
 
     Raises:
         InputError: there is no sbatch or no script, or Slurm cannot write logs to `out`. RunError: sbatch refuses the job, by its
-            own message; squeue does not answer.
+            own message; squeue does not answer; a run cannot begin, after all others were submitted.
     """
     script = ladder.path.parent / ladder.file.slurm.script
     if not script.is_file():
@@ -48,14 +49,17 @@ def submit(ladder: Ladder, log: Callable[[str], None]) -> None:
         notes = read_notes(ladder)
         prepare(ladder, program())
         queue = queued()
-        left = []
+        left, never = [], []
         for row in ladder.rows:
             if done(ladder, row):
+                continue
+            if reason := blocked_reason(ladder, row):
+                never.append(f"{row.run} {reason}")
                 continue
             job, parent = (notes.get(run or "", {}).get("job", "") for run in (row.run, row.parent))
             state = queue.get(job)
             if row.parent and (state == NEVER or state == WAITS and parent not in queue):
-                _answer(["scancel", job], "a job that can never start is still queued")
+                answer(["scancel", job], "a job that can never start is still queued")
                 log(f"{row.run}: job {job} waited for a job that is gone: cancelled")
             elif state is not None:
                 log(f"{row.run}: is job {job} already")
@@ -72,6 +76,8 @@ def submit(ladder: Ladder, log: Callable[[str], None]) -> None:
                 _link_logs(rows, place)
             for row, job in zip(rows, jobs, strict=True):
                 log(f"{row.run}: job {job}")
+    if never:
+        raise RunError(f"{len(never)} of {len(ladder.rows)} runs cannot begin, {never[0]}")
 
 
 def groups(rows: list[Row], arrays: bool) -> list[list[Row]]:
@@ -82,32 +88,6 @@ def groups(rows: list[Row], arrays: bool) -> list[list[Row]]:
         by_request.setdefault((row.size, row.gpus, row.parent) if arrays else (number,), []).append(row)
     ordered = sorted(by_request.values(), key=lambda group: group[0].parent is not None)
     return [group[begin : begin + LARGEST] for group in ordered for begin in range(0, len(group), LARGEST)]
-
-
-def queued() -> dict[str, str]:
-    """The state of each of the user's jobs by its number, NUMBER_INDEX in an array; WAITS or NEVER of one that waits for
-    another. None where there is no Slurm.
-
-    Raises:
-        RunError: Slurm does not answer, so what is queued is unknown.
-    """
-    try:
-        listed = _answer(
-            ["squeue", "--me", "--noheader", "--array", "--format", "%i %T %r"], "what is queued is unknown"
-        )
-    except FileNotFoundError:
-        return {}
-    jobs = (line.split() for line in listed.splitlines() if line.strip())
-    return {job: reason[0] if reason and reason[0] in (WAITS, NEVER) else state for job, state, *reason in jobs}
-
-
-def _answer(command: list[str], otherwise: str) -> str:
-    """What a command of Slurm prints; RunError where it fails."""
-    ended = subprocess.run(command, capture_output=True, text=True)
-    if ended.returncode:
-        reason = ended.stderr.strip() or f"exit code {ended.returncode}"
-        raise RunError(f"{command[0]}: {reason}: {otherwise}; run the same command again when Slurm answers")
-    return ended.stdout
 
 
 def _submit_rows(ladder: Ladder, rows: list[Row], script: Path, parent: str | None) -> tuple[list[str], Path | None]:

@@ -54,11 +54,10 @@ def start(threads: int | None) -> Mesh:
             arguments: dict[str, Any] = {"store": store, "rank": rank, "world_size": world} if store else {}
             dist.init_process_group(backend, timeout=TIMEOUT, **arguments)
             on_every_rank(lambda: _raise(failed))  # a rank without a GPU has joined, so that the others hear of it
-            launch_id, secret = broadcast_from_rank0(lambda: (uuid.uuid4().hex, secrets.token_bytes(32)))
             barrier()
-        return data_parallel(rank, world, local_rank, device, launch_id, launch.note, secret)
     _raise(failed)
-    return data_parallel(rank, world, local_rank, device, uuid.uuid4().hex)  # joined before: a lone process
+    launch_id, secret = broadcast_from_rank0(lambda: (uuid.uuid4().hex, secrets.token_bytes(32)))
+    return data_parallel(rank, world, local_rank, device, launch_id, launch.note, secret)
 
 
 def _raise(error: Exception | None) -> None:

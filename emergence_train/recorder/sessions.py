@@ -38,8 +38,12 @@ def end_session(run: Path, code: int, reason: str) -> None:
 
 
 def own_process() -> dict[str, Any]:
-    """What names this process: a number is used again, by another that began at another time."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "process_began": _began(os.getpid())}
+    return name_process(os.getpid())
+
+
+def name_process(pid: int) -> dict[str, Any]:
+    """What names a process of this machine: a number is used again, by another that began at another time."""
+    return {"host": socket.gethostname(), "pid": pid, "process_began": _began(pid)}
 
 
 def alive(session: dict[str, Any]) -> bool | None:

@@ -12,6 +12,15 @@ BYTES = 4_000_000  # of a file; a second keeps what came before
 LAST_SECONDS = 1.0  # for the line that says how a rank ended
 
 
+def in_time(write: Callable[[], None], seconds: float = LAST_SECONDS) -> None:
+    """Write before the process ends, from whichever thread: a file system that hangs, or a thread that hangs in it with a lock,
+    does not keep the process from ending."""
+    writing = threading.Thread(target=write, name="last line", daemon=True)
+    with contextlib.suppress(RuntimeError):  # no thread can be started: the process ends all the same
+        writing.start()
+        writing.join(seconds)
+
+
 class _File(logging.handlers.RotatingFileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         """A full disk costs lines, not the run."""
@@ -39,13 +48,8 @@ class RankLog:
             handler.handle(logging.LogRecord("run", level, "", 0, line, None, None))
 
     def ended(self, words: str, code: int) -> None:
-        """How this rank ends, to the file; from whichever thread. A file system that hangs, or a thread that hangs in it with the
-        handler's lock, does not keep the process from ending."""
-        line = f"exit code {code}: {words}"
-        writing = threading.Thread(target=self.write, args=(line, logging.ERROR), name="last line", daemon=True)
-        with contextlib.suppress(RuntimeError):  # no thread can be started: the process ends all the same
-            writing.start()
-            writing.join(LAST_SECONDS)
+        """How this rank ends, to the file; from whichever thread."""
+        in_time(lambda: self.write(f"exit code {code}: {words}", logging.ERROR))
 
     def open(self, run: Path) -> None:
         """Add this start to logs/rank-N.log of the run. Libraries' warnings go there too; those of rank 0 to the screen besides.

@@ -30,10 +30,12 @@ from emergence_train.training.checkpoint_plan import Plan
 from emergence_train.training.console import Console
 from emergence_train.training.null_writer import LineWriter, NullWriter
 from emergence_train.training.observers import RunSetup
-from emergence_train.training.rank_log import RankLog
+from emergence_train.training.rank_log import RankLog, in_time
 from emergence_train.training.run_directory import begun, claim, keep_data_path, other_tasks
 from emergence_train.training.session import Session
 from emergence_train.training.startup import agree_on, resolve, run_header, startup_line
+
+RECORD_SECONDS = 5.0  # for the record of how a run ended, where a thread ends the process
 
 
 def train(
@@ -66,8 +68,15 @@ def train(
         if mesh.note:
             lines(mesh.note)
         watch = Watchdog(mesh, config.run_directory, config.faults.silent_seconds, config.faults.hang_seconds)
-        watch.on_end = lines.ended
-        stop.join(mesh.is_rank0, lines, watch.leave, lines.ended)
+        directory = config.run_directory
+
+        def ended(words: str, code: int) -> None:
+            lines.ended(words, code)
+            if mesh.is_rank0:
+                in_time(lambda: _record_end(directory, code, words), RECORD_SECONDS)
+
+        watch.on_end = ended
+        stop.join(mesh.is_rank0, lines, watch.leave, ended)
         failing.pop_all()
     held = contextlib.ExitStack()
     try:

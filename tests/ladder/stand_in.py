@@ -1,7 +1,7 @@
 """A stand-in for emergence-train, for tests of who starts runs: train writes the files that a finished run has.
 
-Its behaviour is in the environment: STAND_IN maps run names to a list of exit codes, one a start, a number of seconds, and files
-that are not left there.
+Its behaviour is in the environment: STAND_IN maps run names to a list of exit codes, one a start (a list: one a rank), a number
+of seconds, the code after SIGTERM, and files that are not left there.
 """
 
 import json
@@ -17,13 +17,16 @@ given = dict(word.partition("=")[::2] for word in sys.argv[3:] if "=" in word)
 run = Path(json.loads(given["out"])) / json.loads(given["name"])
 run.mkdir(parents=True, exist_ok=True)
 asked = json.loads(os.environ.get("STAND_IN", "{}")).get(run.name, {})
-starts = len((run / "starts").read_text().splitlines()) if (run / "starts").exists() else 0
-with open(run / "starts", "a") as file:
+rank = int(os.environ.get("RANK", "0"))
+place = run / (f"starts-{rank}" if rank else "starts")
+starts = len(place.read_text().splitlines()) if place.exists() else 0
+with open(place, "a") as file:
     file.write(f"{time.time()} {os.environ.get('CUDA_VISIBLE_DEVICES', '')} {' '.join(sys.argv)}\n")
-signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
+signal.signal(signal.SIGTERM, lambda *_: os._exit(asked.get("stopped", 75)))
 time.sleep(asked.get("seconds", 0))
 codes = asked.get("codes", [])
 code = codes[starts] if starts < len(codes) else 0
+code = code[rank] if isinstance(code, list) else code
 if code < 0:
     os.kill(os.getpid(), -code)
     time.sleep(9)

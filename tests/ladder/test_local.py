@@ -1,11 +1,13 @@
 """Who starts what and when, by a stand-in for training; and a ladder of three real runs."""
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,9 @@ import yaml
 
 from emergence_train import cli
 from emergence_train.errors import InputError, RunError, Stopped
-from emergence_train.ladder import progress
+from emergence_train.ladder import local, progress
 from emergence_train.ladder.file import read
-from emergence_train.ladder.local import Machine, Runner, program, this_machine
+from emergence_train.ladder.local import Machine, Runner, program, rank_variables, this_machine
 from emergence_train.recorder.metrics import Metrics
 from ladder.test_file import DECAY, STABLE
 from support import ROOT, command, until
@@ -32,9 +34,9 @@ def behave(monkeypatch):
     return lambda **runs: monkeypatch.setenv("STAND_IN", json.dumps(runs))
 
 
-def run(path: Path, machine: Machine | None = None) -> list[str]:
-    lines: list[str] = []
-    Runner(read(path), machine or Machine([], 4), lines.append, lambda processes: STAND_IN).run()
+def run(path: Path, machine: Machine | None = None, lines: list[str] | None = None) -> list[str]:
+    lines = [] if lines is None else lines
+    Runner(read(path), machine or Machine([], 4), lines.append, STAND_IN).run()
     return lines
 
 
@@ -169,6 +171,119 @@ def test_a_lost_process_is_started_again(ladder_file, behave, tmp_path, code):
     assert len(starts(tmp_path / "rungs", "a")) == 3 + 4, "three times again, no more"
 
 
+def test_a_lost_rank_is_started_again(ladder_file, behave, tmp_path):
+    """Rank 1 is killed and the other says so; a failure that both end with is one."""
+    behave(a={"codes": [[76, -9], [-9, -9]]})
+    machine = Machine(["3", "4"], 1)
+    assert run(ladder_file(gpus=2), machine).count("a: its process was lost (exit code 76); started again") == 1
+    both = [starts(tmp_path / "rungs", "a"), (tmp_path / "rungs" / "a" / "starts-1").read_text().splitlines()]
+    assert [len(lines) for lines in both] == [3, 3] and all(line.split(" ")[1] == "3,4" for line in sum(both, []))
+    behave(a={"codes": [[2, 2]] * 9})
+    (tmp_path / "rungs" / "a" / "positions" / "step-0000000004.parquet").unlink()
+    (tmp_path / "rungs" / "a" / "starts").unlink()
+    (tmp_path / "rungs" / "a" / "starts-1").unlink()
+    with pytest.raises(RunError, match="a with exit code 2 "):
+        run(ladder_file(gpus=2), machine)
+
+
+def test_each_process_of_a_run_has_its_rank():
+    assert rank_variables(1) == [{}]
+    ranks = rank_variables(3)
+    assert [[rank["RANK"], rank["LOCAL_RANK"], rank["WORLD_SIZE"]] for rank in ranks] == [
+        [str(k)] * 2 + ["3"] for k in range(3)
+    ]
+    assert len({(rank["MASTER_ADDR"], rank["MASTER_PORT"]) for rank in ranks}) == 1
+
+
+def test_a_parent_without_a_state_is_a_failure(ladder_file, behave, tmp_path):
+    """It is done and would never save that again, so nothing would end the waiting."""
+    path = ladder_file(tokens=[4096], schedules=STABLE | DECAY)
+    behave(**{"a-decay": {"codes": [1]}})
+    with pytest.raises(RunError):
+        run(path)
+    state = tmp_path / "rungs" / "a-stable" / "checkpoints" / "step-0000000012"
+    (state / "manifest.json").unlink()
+    says = f"a-decay without {state}: restore that, or move a-stable away, which is then trained again"
+    with pytest.raises(RunError, match=f"1 of 2 runs failed, {says}"):
+        run(path)
+    ladder = read(path)
+    assert progress.progress(ladder, ladder.rows[1], {}, {}).note in says
+    (tmp_path / "rungs" / "a-stable").rename(tmp_path / "away")
+    behave()
+    run(path)
+    assert states(path) == {"a-stable": "done", "a-decay": "done"}
+
+
+@pytest.mark.parametrize("code", [1, 76, 137])
+def test_a_run_that_cannot_save_is_no_stopped_one(ladder_file, behave, tmp_path, code):
+    behave(**{"a-s1": {"seconds": 60, "stopped": code}, "a-s2": {"seconds": 60}})
+    path = ladder_file(seeds=[1, 2])
+    stop_when_started(tmp_path / "rungs", ("a-s1", "a-s2"))
+    with pytest.raises(RunError, match=f"1 of 2 runs failed, a-s1 with exit code {code} .*a-s1.log"):
+        run(path)
+    assert states(path) == {"a-s1": "failed", "a-s2": "stopped"}
+
+
+def test_an_earlier_failure_is_none_of_a_stop(ladder_file, behave, tmp_path):
+    """What runs at the signal has saved: 75, by which a requeue goes on."""
+    behave(**{"a-s1": {"codes": [1]}, "a-s2": {"seconds": 60}})
+    path = ladder_file(seeds=[1, 2])
+    stop_when_started(tmp_path / "rungs", ("a-s2",), lambda: (tmp_path / "rungs" / "a-s1" / "ends").exists())
+    with pytest.raises(Stopped):
+        run(path, Machine([], 1))
+
+
+def stop_when_started(out: Path, names: tuple[str, ...], also=lambda: True) -> None:
+    def stop() -> None:
+        until(lambda: also() and all(starts(out, name) for name in names))
+        time.sleep(0.3)  # its handler is set
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+
+
+def test_notes_that_no_disk_takes_end_no_run(ladder_file, behave, tmp_path, monkeypatch):
+    """Two notes are lost; the next one has them with it."""
+    wrote, left = local.write_notes, [2]
+
+    def write(ladder, notes) -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise RunError("starts.json: no space left on the disk")
+        wrote(ladder, notes)
+
+    monkeypatch.setattr(local, "write_notes", write)
+    behave(**{"a-s1": {"codes": [3]}, "a-s2": {"seconds": 1}})
+    path, lines = ladder_file(seeds=[1, 2]), []
+    with pytest.raises(RunError, match="a-s1 with exit code 3"):
+        run(path, lines=lines)
+    assert states(path) == {"a-s1": "failed", "a-s2": "done"}
+    assert sum("no space left" in line for line in lines) == 1
+
+
+def test_a_run_that_cannot_start_stops_no_other(ladder_file, behave, tmp_path):
+    """There is no room for its log, say: here a directory stands in its place."""
+    (tmp_path / "rungs" / "ladder-logs" / "a-s1.log").mkdir(parents=True)
+    behave()
+    path = ladder_file(seeds=[1, 2])
+    with pytest.raises(RunError, match="1 of 2 runs failed, a-s1 to start"):
+        run(path, Machine([], 1))
+    assert states(path)["a-s2"] == "done"
+
+
+def test_a_run_that_another_trains_is_waited_for(ladder_file, behave, tmp_path):
+    """As one that was started by hand: that is said once, and its state is what it does."""
+    directory, path, lines = tmp_path / "rungs" / "a", ladder_file(), []
+    directory.mkdir(parents=True)
+    behave()
+    with open(directory / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert states(path) == {"a": "running"}
+        threading.Timer(1, fcntl.flock, (file, fcntl.LOCK_UN)).start()
+        run(path, lines=lines)
+    assert lines == ["a: another process trains it; waiting", "a: started", "a: done"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_lets_every_run_save(ladder_file, behave, tmp_path, number):
     behave(**{"a-s1": {"seconds": 60}, "a-s2": {"seconds": 60}})
@@ -197,19 +312,6 @@ def test_the_children_of_a_killed_ladder_save(ladder_file, behave, tmp_path):
     behave()
     run(path)
     assert states(path) == {"a": "done"}
-
-
-def test_several_gpus_are_one_torchrun():
-    assert program(1) == [sys.executable, "-m", "emergence_train"]
-    assert program(4)[1:] == [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "4",
-        "-m",
-        "emergence_train",
-    ]
 
 
 def test_devices_are_those_of_the_environment(monkeypatch):

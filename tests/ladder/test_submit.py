@@ -261,6 +261,31 @@ def test_nothing_is_submitted_where_slurm_does_not_answer(ladder_file, slurm_com
     assert "no controller" in shown.out + shown.err and "1 stopped" in shown.out + shown.err
 
 
+def test_a_queued_run_is_not_started_here(ladder_file, slurm_commands, tmp_path):
+    """Forgotten --slurm: there would be two of one run, and the note of its job would be lost."""
+    submitted, queue = slurm_commands
+    path = ladder_file(slurm=SCRIPT)
+    submit.submit(read(path), lambda line: None)
+    queue("101 PENDING JobHeldUser\n")
+    with pytest.raises(InputError, match=r"a: is job 101 of Slurm; give --slurm, or cancel it before \(scancel 101\)"):
+        local.Runner(read(path), local.Machine([], 1), print, ["false"]).run()
+    assert progress.read_notes(read(path)) == {"a": {"job": "101"}} and not (tmp_path / "rungs" / "a").exists()
+
+
+def test_a_decay_of_a_state_that_is_gone_is_refused(ladder_file, slurm_commands, tmp_path):
+    """Its job would end with 2 whenever it is submitted."""
+    submitted, queue = slurm_commands
+    ladder = read(ladder_file(schedules=STABLE | DECAY, slurm=SCRIPT, tokens=[4096], sizes={"a": {}, "b": {}}))
+    for file in ("positions/step-0000000016.parquet", "checkpoints/step-0000000016/manifest.json"):
+        (ladder.directory("a-stable") / file).parent.mkdir(parents=True, exist_ok=True)
+        (ladder.directory("a-stable") / file).touch()
+    with pytest.raises(
+        RunError, match="1 of 4 runs cannot begin, a-decay without .*step-0000000012: restore that, or move"
+    ):
+        submit.submit(ladder, lambda line: None)
+    assert [call[call.index("--job-name") + 1] for call in submitted()] == ["b-stable", "b-decay"]
+
+
 def test_slurm_is_not_asked_for_runs_that_it_has_never_seen(ladder_file, slurm_commands, tmp_path, capsys):
     """Its client is there, and answers nothing, on many machines."""
     (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\necho 'no controller' >&2\nexit 1\n")
@@ -375,6 +400,58 @@ def test_runs_of_an_array_are_preempted_each_alone(ladder_file, tmp_path, tmp_pa
     assert "resuming from step" in logs[0] and "done in" in logs[2]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(missing() is not None, reason=f"no Slurm here: {missing()}")
+def test_jobs_that_ended_are_seen_to_have_failed(ladder_file, tmp_path, tmp_path_factory):
+    """One that is held, cancelled, wrong at its start, and one whose process is killed and not requeued."""
+    options = ["--gpus-per-node", "0", "--ntasks-per-node", "1", "--cpus-per-task", "1", "--time", "10"]
+    keys = {"tokens": [2000 * 256], "set": {"training.threads": 1}}
+    held = ladder_file(slurm=SCRIPT | {"options": [*options, "--hold"]}, **keys).rename(tmp_path / "held.yaml")
+    path = ladder_file(slurm=SCRIPT | {"options": options}, **keys)
+    with ladder_cluster(tmp_path, tmp_path_factory) as cluster:
+        cluster.environment["EMERGENCE_REQUEUE_AFTER"] = "9999"
+
+        def submitted(file: Path) -> str:
+            done = cluster(*local.program(), "ladder", str(file), "--slurm")
+            assert done.returncode == 0, done.stderr
+            return progress.read_notes(read(file))["a"]["job"]
+
+        def shown() -> tuple[str, str]:
+            (row,) = rows(cluster, path)
+            return row["state"], row["note"] or ""
+
+        job = submitted(held)
+        assert shown() == ("queued", f"job {job} is held; scontrol release {job}")
+        here = cluster(*local.program(), "ladder", str(path))
+        assert here.returncode == 2 and f"a: is job {job} of Slurm" in here.stderr, here.stderr
+        assert progress.read_notes(read(path)) == {"a": {"job": job}}
+        assert cluster("scancel", job).returncode == 0
+        until(lambda: shown()[0] == "waiting", 60, every=1)
+        assert f"job {job} is gone" in shown()[1]
+
+        program = tmp_path / "bin" / "emergence-train"
+        whole = program.read_text()
+        program.write_text("#!/bin/sh\nexit 2\n")
+        job = submitted(path)
+        until(lambda: shown()[0] == "failed", 60, every=1)
+        assert shown()[1] == f"job {job} has ended: {read(path).out}/ladder-logs/a.log"
+
+        program.write_text(whole)
+        job = submitted(path)
+        log = read(path).directory("a") / "metrics.jsonl"
+        until(lambda: log.is_file() and '"step": 8' in log.read_text(), 120, every=1)
+        assert shown() == ("running", f"job {job}")
+        assert cluster("scontrol", "suspend", job).returncode == 0
+        until(lambda: shown() == ("running", f"job {job}: suspended"), 60, every=1)
+        assert cluster("scontrol", "resume", job).returncode == 0
+        os.kill(trainer(read(path).directory("a")), signal.SIGKILL)
+        until(lambda: shown()[0] == "failed", 120, every=1)
+        assert (
+            "its process was lost" in shown()[1]
+            and "not requeued" in (read(path).out / "ladder-logs/a.log").read_text()
+        )
+
+
 def trainer(run: Path) -> int:
     """The process that trains a run."""
     for path in Path("/proc").glob("[0-9]*"):
@@ -382,8 +459,10 @@ def trainer(run: Path) -> int:
             words = (path / "cmdline").read_bytes().split(b"\0")
             variables = (path / "environ").read_bytes().split(b"\0")
             if b"train" in words and f"SLURM_TASK_PID={path.name}".encode() in variables:
-                index = next(word for word in variables if word.startswith(b"SLURM_ARRAY_TASK_ID=")).partition(b"=")[2]
-                if run.name == f"a-s{int(index)}":
+                index = next((word for word in variables if word.startswith(b"SLURM_ARRAY_TASK_ID=")), b"").partition(
+                    b"="
+                )[2]
+                if run.name == (f"a-s{int(index)}" if index else "a"):
                     return int(path.name)
     raise AssertionError(f"{run} is not trained")
 

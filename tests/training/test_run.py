@@ -26,6 +26,7 @@ from emergence_train.optim.groups import parameter_groups
 from emergence_train.optim.schedule import learning_rate
 from emergence_train.parallel.ranks import order_sums
 from emergence_train.recorder import tables
+from emergence_train.recorder.sessions import read_sessions
 from emergence_train.training import run_directory
 from emergence_train.watch.progress import progress
 from faults.comparing import compare
@@ -379,6 +380,21 @@ def test_the_environment_and_the_configuration_are_recorded(config_file, tmp_pat
     assert json.loads((run / "deepspeed.json").read_text())["train_batch_size"] == 8
     header = metrics(run, "run")[0]
     assert header["params"] == tables.read(tables.POSITIONS, run)["params"].iloc[0]
+
+
+def test_end_by_another_thread_is_recorded(config_file, tmp_path):
+    """Of a signal before the first step: `watch` and `ladder --status` know that nothing was lost."""
+    script = tmp_path / "stopped.py"
+    script.write_text(
+        "import os, signal, time\n"
+        "from emergence_train.cli import run\n"
+        "from emergence_train.training.session import Session\n"
+        "Session.run_from = lambda *given: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(60))\n"
+        "run()\n"
+    )
+    assert run_python(str(script), "train", str(config_file)).returncode == 75
+    (session,) = read_sessions(tmp_path / "runs" / "run")
+    assert session["exit_code"] == 75 and session["reason"].startswith("SIGTERM: nothing trained since"), session
 
 
 def test_a_run_from_before_kinds_is_the_same_run(config_file, tmp_path):
