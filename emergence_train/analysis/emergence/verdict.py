@@ -40,6 +40,7 @@ CEILING = 0.75  # from this share on, changes below CEILING_CHANGE are saturatio
 CEILING_CHANGE = 0.08
 # Standard errors of one checkpoint's score and of the curve within which a curve is at chance.
 GUESSING = 2.0
+MOST_CHANCE = 0.5  # of two answers
 UNKNOWN_CEILING = 0.85
 # A run is far above chance from so many standard errors of a checkpoint's score, and such a share of what can be reached; and it
 # differs from the lowest from so many.
@@ -179,7 +180,7 @@ def call(
     _name_turns(names, drawn, plateau & followed, least)
     names[~_shown(names, drawn, chance, span, majority)] = "at-chance"
     names[(names == "gradual") & np.isin(drawn.kind, AFTER) & plateau & ~followed] = "not-identified"
-    if np.isfinite(chance):
+    if np.isfinite(chance) or rows.items is not None:
         names[_guessing(drawn, rows, chance)] = "at-chance"
     flat = names == "at-chance"
     names[flat & (share > LIFTED)] = "saturated"
@@ -223,12 +224,15 @@ def _shown(names: np.ndarray, drawn: Posterior, chance: float, span: float, majo
 
 def _guessing(drawn: Posterior, rows: Rows, chance: float) -> np.ndarray:
     """(S,) whether each drawn curve is compatible with guessing: all checkpoints answer the same items, so guesses that change
-    drift by the items' noise, about chance or a level below it (answer length can lower it)."""
+    drift by the items' noise, about chance or a level below it (answer length can lower it). Where chance is unknown, about where
+    the curve begins, if guessing may be right so often."""
+    level = min(chance, float(drawn.curves.mean()))
+    if np.isnan(chance):
+        chance = level = min(MOST_CHANCE, float(drawn.curves[:, 0].mean()))
     if rows.items is not None and 0 < chance < 1:
         variance = chance * (1 - chance) / np.median(rows.items)
     else:
         variance = float(np.median(rows.variance))
-    level = min(chance, float(drawn.curves.mean()))
     room = GUESSING * np.sqrt(variance + drawn.curves.var(0))
     return np.all(np.abs(drawn.curves - level) <= room, axis=1)
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm
 
 from emergence_train.analysis.emergence import simulate
 from emergence_train.analysis.emergence import table as emergence_table
@@ -210,6 +211,42 @@ def test_luck_that_wanders_along_runs_is_at_chance(level):
             luck[:, k] = 0.9 * luck[:, k - 1] + 0.19**0.5 * shocks[:, k]
         noise = luck.ravel() + rng.normal(0, 0.014, 64)
         assert by_tokens(lambda step: np.full(len(step), level), noise=noise).verdict.name == "at-chance"
+
+
+def answered(seed: int, share, *, items: int = 150, drift: float = 0.5):
+    """The verdict without a chance level on three runs that answer the same items, `share` (of the loss range) of them right.
+
+    Each item's propensity wanders from where it began to where the loss leads every run, so that guesses drift alike.
+    """
+    rng = np.random.default_rng([seed, 43])
+    frame = simulate.ladder(rng, sizes=3, checkpoints=14)
+    x = (frame["loss"].max() - frame["loss"]).to_numpy() / np.ptp(frame["loss"])
+    start, end = rng.normal(size=(2, 1, items))
+    angle = drift * np.pi / 2 * x[:, None]
+    own = np.cos(angle) * start + np.sin(angle) * end
+    value = (norm.cdf(0.95 * own + 0.31 * rng.normal(size=(len(x), items))) < share(x)[:, None]).mean(1)
+    frame = frame.assign(
+        task="t", metric="acc", value=value, stderr=np.nan, items=items, chance=np.nan, unigram_loss=9.0
+    )
+    return find(emergence_table.task_metric("", "t", "acc", frame.assign(higher_is_better=True))).verdict.name
+
+
+def test_guesses_that_drift_without_a_chance_level_are_no_rise():
+    assert {answered(seed, lambda x: np.full(len(x), 0.25)) for seed in range(12)} == {"at-chance"}
+
+
+@pytest.mark.parametrize(
+    ("rise", "verdict"),
+    [
+        (late(0.60), "emergent"),
+        (late(0.30, 0.0), "emergent"),
+        (lambda x: 0.25 + 0.25 * x, "gradual"),
+        (lambda x: 0.20 * x, "gradual"),
+        (lambda x: 0.70 + 0.15 * x, "gradual"),
+    ],
+)
+def test_a_rise_without_a_chance_level_is_kept(rise, verdict):
+    assert {answered(seed, rise, items=500, drift=0) for seed in range(4)} == {verdict}
 
 
 @pytest.mark.parametrize("level", [0.25, 0.5])
