@@ -10,6 +10,7 @@ import pytest
 from emergence_train import cli
 from emergence_train.analysis.emergence import investigate
 from emergence_train.analysis.scores import FORMATS, ScoreOptions, options_of, with_scores
+from emergence_train.analysis.scores.complete import fill_chance
 from emergence_train.errors import InputError
 from emergence_train.recorder import tables
 
@@ -183,6 +184,18 @@ def test_columns_of_tasks_are_read_and_others_named(tmp_path):
     assert set(frame["params"]) == {190_000_000} and frame.loc["olmo", 200, "arc_easy", "acc"]["loss"] == 3.1
     assert "left out: throughput" in note and "a column a task, 2 of them" in note
     assert chance == "chance by the number of choices: arc_easy 25, piqa 50"
+
+
+def test_names_of_harnesses_give_chance_by_their_choices():
+    """Names of lm-eval, also from before 0.4: MMLU was hendrycksTest. A name that only begins like a known one is unknown."""
+    known = {"hendrycksTest-astronomy": 0.25, "mmlu_astronomy": 0.25, "swag": 0.25, "mathqa": 0.2, "xnli_fr": 1 / 3}
+    known |= dict.fromkeys(
+        ("wsc273", "wsc", "blimp_adjunct", "xcopa_id", "xstory_cloze_en", "xwinograd_en", "qqp"), 0.5
+    )
+    unknown = ["hendrycks_ethics", "mathqa2", "swagger", "wsc27", "blimpish", "lambada_openai"]
+    frame = pd.DataFrame({"run": "m", "task": [*known, *unknown], "metric": "acc", "value": 0.4, "chance": np.nan})
+    fill_chance(frame, [])
+    assert frame["chance"].fillna(-1).tolist() == [*known.values(), *[-1] * len(unknown)]
 
 
 def test_a_leaderboard_of_helm_is_evaluations(tmp_path):

@@ -111,8 +111,20 @@ def find(task: TaskMetric) -> Finding:
             rng=rng,
             majority=task.majority,
         )
-        verdict = _or_unknown(task, verdict)
+        verdict = _with_shares(task, _or_unknown(task, verdict))
     return Finding(task, verdict, size_effect(task, rng))
+
+
+def _with_shares(task: TaskMetric, verdict: Verdict) -> Verdict:
+    """The verdict; where the loss does not explain what runs can do, its reason says what one curve of it and of others does."""
+    if not verdict.able:
+        return verdict
+    shares = collapse(task)
+    named = {"tokens": shares.r2_tokens, "compute": shares.r2_compute, "loss": shares.r2_loss}
+    known = ", ".join(f"{name} {share:.2f}" for name, share in named.items() if share is not None)
+    return replace(
+        verdict, reason=f"{verdict.reason}; shares of the variance that one curve explains: {known or 'unknown'}"
+    )
 
 
 def _or_unknown(task: TaskMetric, verdict: Verdict) -> Verdict:

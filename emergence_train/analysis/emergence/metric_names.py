@@ -20,10 +20,10 @@ UNITS = "rate pct percent percentage share fraction"  # between 0 and 1 too, in 
 WRONG = "error errors err failure failures hallucination hallucinations toxicity stereotype"
 # Words of a share only where no noun is: "prob_correct" is a probability, "loss_incorrect" a loss
 RIGHTLY, WRONGLY = "correct", "incorrect wrong invalid"
-# Losses: continuous, without a highest value
+# Losses: continuous, without a highest value; likelihood_diff is how far the likelihoods of a pair are apart, of CrowS-Pairs
 LOSSES = (
     "loss losses logloss nll ce xent cross_entropy crossentropy crossentropyloss surprisal kl kld divergence ppls? perplexity "
-    "perplexities bits nats bpb bpc bpt bpw neg(?:ative)?_log_?(?:likelihood|lik|probs?)"
+    "perplexities bits nats bpb bpc bpt bpw neg(?:ative)?_log_?(?:likelihood|lik|probs?) likelihood_diff(?:erence)?"
 )
 # Lower is better, and 1 is not the highest: insertions count in word error rates, Brier scores are sums over options
 DISTANCES = "wer cer ter mer brier rmse mse mae mape crps ece mce calibration_error distance regret rank"

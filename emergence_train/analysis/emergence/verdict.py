@@ -15,8 +15,9 @@ by the same rules, and the shares of the draws are the verdict's probabilities:
   u-shaped       a fall, then a rise
   inverted-u     a rise, then a fall of at least TURNED of it
   not-identified no verdict has enough probability, there are too few rows, a rise after a plateau has fewer than SIDE rows or is
-                 gone without its best one, or a common curve is flat near chance and single runs are far above chance and the
-                 lowest run: what they can do does not follow the loss, or each gives a constant answer of its own
+                 gone without its best one, or a common curve is flat and runs rise far above chance and their own first rows,
+                 or, near chance, are far above chance and the lowest run: what they can do does not follow the loss, or they
+                 give constant answers of their own
 """
 
 import typing
@@ -39,6 +40,7 @@ CEILING = 0.75  # from this share on, changes below CEILING_CHANGE are saturatio
 CEILING_CHANGE = 0.08
 # Standard errors of one checkpoint's score and of the curve within which a curve is at chance.
 GUESSING = 2.0
+MOST_CHANCE = 0.5  # of two answers
 UNKNOWN_CEILING = 0.85
 # A run is far above chance from so many standard errors of a checkpoint's score, and such a share of what can be reached; and it
 # differs from the lowest from so many.
@@ -46,6 +48,7 @@ FAR, APART = 6.0, 0.1
 DIFFER = 5.0
 SURVIVES = 0.25  # probability of a rise that must be left without its best row
 RISES = ("emergent", "gradual")
+FLAT = ("at-chance", "saturated")
 AFTER = ("onset", "late-turn")  # kinds of curves: a rise after a plateau
 TURNING = ("turn", "late-turn")  # and one that turns
 ROWS, LOSSES = 6, 4  # fewest rows and fewest different losses
@@ -66,7 +69,7 @@ class Verdict:
     posterior: Posterior | None
     reason: str = ""
     begins_by: float | None = None
-    able: frozenset[int] = frozenset()  # of a common curve at chance: codes of the single runs far above chance
+    able: frozenset[int] = frozenset()  # of a common curve that is flat: codes of the runs that it does not show
     # (S,) of which `onset` is the median and interval
     onset_draws: np.ndarray = field(default_factory=lambda: np.empty(0))
 
@@ -110,13 +113,10 @@ def judge(
         if risen < SURVIVES:
             reason = f"{top} by one checkpoint alone: without the highest score a rise has probability {risen:.2f}"
             return Verdict("not-identified", 1 - risen, probabilities, None, None, change, drawn, reason)
-    if top == "at-chance" and (able := _able_runs(rows, chance, best, majority, smallest)):
-        reason = (
-            f"{len(able)} of {len(np.unique(rows.run))} runs are far above chance and above the lowest run, which the loss "
-            "does not explain"
-            + (" (or they give one answer throughout: a column majority tells)" if np.isnan(majority) else "")
-        )
-        return Verdict("not-identified", 1.0, probabilities, None, None, change, drawn, reason, able=able)
+    if top in FLAT:
+        able, reason = _able_runs(rows, top, chance, best, majority, smallest)
+        if able:
+            return Verdict("not-identified", 1.0, probabilities, None, None, change, drawn, reason, able=able)
     if top == "at-chance":
         reason = _lifted(drawn, rows, chance, best, majority)
     if top != "emergent":
@@ -180,7 +180,7 @@ def call(
     _name_turns(names, drawn, plateau & followed, least)
     names[~_shown(names, drawn, chance, span, majority)] = "at-chance"
     names[(names == "gradual") & np.isin(drawn.kind, AFTER) & plateau & ~followed] = "not-identified"
-    if np.isfinite(chance):
+    if np.isfinite(chance) or rows.items is not None:
         names[_guessing(drawn, rows, chance)] = "at-chance"
     flat = names == "at-chance"
     names[flat & (share > LIFTED)] = "saturated"
@@ -224,12 +224,15 @@ def _shown(names: np.ndarray, drawn: Posterior, chance: float, span: float, majo
 
 def _guessing(drawn: Posterior, rows: Rows, chance: float) -> np.ndarray:
     """(S,) whether each drawn curve is compatible with guessing: all checkpoints answer the same items, so guesses that change
-    drift by the items' noise, about chance or a level below it (answer length can lower it)."""
+    drift by the items' noise, about chance or a level below it (answer length can lower it). Where chance is unknown, about where
+    the curve begins, if guessing may be right so often."""
+    level = min(chance, float(drawn.curves.mean()))
+    if np.isnan(chance):
+        chance = level = min(MOST_CHANCE, float(drawn.curves[:, 0].mean()))
     if rows.items is not None and 0 < chance < 1:
         variance = chance * (1 - chance) / np.median(rows.items)
     else:
         variance = float(np.median(rows.variance))
-    level = min(chance, float(drawn.curves.mean()))
     room = GUESSING * np.sqrt(variance + drawn.curves.var(0))
     return np.all(np.abs(drawn.curves - level) <= room, axis=1)
 
@@ -246,39 +249,77 @@ def _variance(rows: Rows, level: float) -> np.ndarray:
     return rows.variance_at(np.full(len(rows.y), level))[0] * larger
 
 
-def _able_runs(rows: Rows, chance: float, best: float, majority: float, smallest: float) -> frozenset[int]:
-    """Of several runs, those whose SIDE checkpoints of the lowest losses are all far above chance and the commonest answer, and
-    above the lowest run. All checkpoints of a run answer the same items, so that several are no surer than one.
+def _error(rows: Rows, own: np.ndarray, level: float) -> float:
+    """Standard error of one of the scores `own` (indices), were it `level`."""
+    return float(np.sqrt(_variance(rows, level)[own].mean()))
+
+
+def _far_above(rows: Rows, own: np.ndarray, level: float, room: float) -> float:
+    """From where scores `own` (indices) are far above `level`."""
+    return level + max(FAR * _error(rows, own, level), APART * room)
+
+
+def _able_runs(
+    rows: Rows, top: VerdictName, chance: float, best: float, majority: float, smallest: float
+) -> tuple[frozenset[int], str]:
+    """Runs whose SIDE last checkpoints are all far above chance and the commonest answer, and above what the loss explains: the
+    lowest run, where the common curve is at chance, or the run's own SIDE first checkpoints; and the reason that this is. All
+    checkpoints of a run answer the same items, so that several are no surer than one."""
+    if not best > 0:
+        return frozenset(), ""
+    above = _above_lowest(rows, chance, best, majority, smallest) if top == "at-chance" else frozenset()
+    risen = _risen(rows, chance, best, majority)
+    if len(risen) > len(above):
+        able, answer = risen, "come to give one answer"
+        ability = f"rise far above {'' if np.isnan(chance) else 'chance and '}their own first checkpoints"
+    else:
+        able, answer = above, "give one answer throughout"
+        ability = "are far above chance and above the lowest run"
+    reason = f"{len(able)} of {len(np.unique(rows.run))} runs {ability}, which the loss does not explain"
+    return able, reason + (f" (or they {answer}: a column majority tells)" if np.isnan(majority) else "")
+
+
+def _above_lowest(rows: Rows, chance: float, best: float, majority: float, smallest: float) -> frozenset[int]:
+    """The able among several runs that differ.
 
     Where all are at one level, the lowest of k is below it by Blom's expectation (Statistical Estimates, 1958).
     """
     codes = np.unique(rows.run)
-    if len(codes) < 2 or not 0 <= chance < best:
+    if len(codes) < 2 or not np.isfinite(chance):
         return frozenset()
     last = {int(code): last_rows(rows, code) for code in codes}
     levels = {code: float(np.median(rows.y[own])) for code, own in last.items()}
-
-    def error(code: int, level: float) -> float:
-        return float(np.sqrt(_variance(rows, level)[last[code]].mean()))
-
     base = float(np.fmax(chance, majority))
     lowest = min(levels, key=levels.__getitem__)
-    of_lowest = error(lowest, levels[lowest])
+    of_lowest = _error(rows, last[lowest], levels[lowest])
     common = levels[lowest] + float(norm.ppf((len(codes) - 0.375) / (len(codes) + 0.25))) * of_lowest
-    enough = {code: base + max(FAR * error(code, base), APART * (best - chance)) for code in levels}
-    enough = {code: max(least, common + max(DIFFER * of_lowest, smallest)) for code, least in enough.items()}
+    differs = common + max(DIFFER * of_lowest, smallest)
+    enough = {code: max(_far_above(rows, own, base, best - chance), differs) for code, own in last.items()}
     able = {code for code, own in last.items() if rows.y[own].min() > enough[code]}
     # of runs of one checkpoint each a lucky one is no ability
     return frozenset(able) if sum(len(last[code]) for code in able) >= SIDE else frozenset()
 
 
+def _risen(rows: Rows, chance: float, best: float, majority: float) -> frozenset[int]:
+    """The able runs that rise as they train, though no curve of the loss does: at losses at which others, or they, had not."""
+    base, room = float(np.fmax(chance, majority)), best - float(np.fmax(chance, 0.0))
+    risen = set()
+    for code in np.unique(rows.run):
+        own = np.flatnonzero(rows.run == code)
+        own = own[np.argsort(rows.order[own], kind="stable")]
+        first, last = own[:SIDE], own[-SIDE:]
+        level = float(np.fmax(base, np.median(rows.y[first])))
+        if len(own) >= 2 * SIDE and rows.y[last].min() > _far_above(rows, last, level, room):
+            risen.add(int(code))
+    return frozenset(risen)
+
+
 def _lifted(drawn: Posterior, rows: Rows, chance: float, best: float, majority: float) -> str:
     """Of a flat curve far above chance that counts as chance: what it is taken for."""
     base, level = float(np.fmax(chance, majority)), float(drawn.curves.mean())
-    error = float(np.sqrt(np.median(_variance(rows, base))))
-    if not 0 <= chance < best or level - base <= max(FAR * error, APART * (best - chance)):
+    if not 0 <= chance < best or level <= _far_above(rows, np.arange(len(rows.y)), base, best - chance):
         return ""
-    return f"at {level:.2g} throughout, far above chance, which lengths of answers or a constant answer may lift so far"
+    return f"at {level:.2g} on average, far above chance, which lengths of answers or a constant answer may lift so far"
 
 
 def _too_little(rows: Rows) -> str:

@@ -24,7 +24,7 @@ WRONG = "error error_rate err exact_match_error incorrect hallucination_rate tox
 LOSSES = (
     "loss ce ce_loss nll NLL xent cross_entropy crossEntropy CrossEntropyLoss logloss ppl word_perplexity bpb bpc bits_per_byte "
     "bitsPerToken bits_per_byte_corr answer_nats neg_log_likelihood accuracy_loss loss_correct surprisal kl ppls "
-    "loss_per_token per_byte_bits negative_log_prob neg_log_prob_loss"
+    "loss_per_token per_byte_bits negative_log_prob neg_log_prob_loss likelihood_diff likelihood_difference"
 )
 DISTANCES = "wer WER cer ter bleu_ter rmse mse mae brier brier_score ece calibration_error edit_distance mean_rank crps"
 
@@ -55,7 +55,8 @@ def test_metrics_are_read_by_whole_words(names, lower, right, share):
     [
         (
             "correct_choice_prob brier answer_loglik answer_bits_per_byte bpb mc2 mc_2 acc_mc2 prob_correct log_prob logProb "
-            "probabilities margin soft entropy edit_distance neg_log_likelihood accuracy_loss logits_per_token",
+            "probabilities margin soft entropy edit_distance neg_log_likelihood accuracy_loss logits_per_token "
+            "likelihood_diff",
             True,
         ),
         (

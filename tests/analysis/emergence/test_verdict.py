@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm
 
 from emergence_train.analysis.emergence import simulate
 from emergence_train.analysis.emergence import table as emergence_table
@@ -159,6 +160,93 @@ def test_runs_of_one_answer_each_name_the_majority():
     assert flat_runs([0.25] * 8, 1000, majority=0.36, **table).name == "at-chance"
     able = flat_runs([0.41, 0.80, 0.41, 0.80], 3000, chance=0.5, majority=0.59)
     assert able.name == "not-identified" and "majority" not in able.reason
+
+
+def by_tokens(rise, *, runs: int = 4, items: int = 1000, chance: float = 0.25, noise=0.0):
+    """The finding on runs of 16 checkpoints that all score `rise` of the checkpoint, plus noise, at losses of their own."""
+    step = np.tile(np.arange(16), runs)
+    run = np.repeat(range(runs), 16)
+    frame = pd.DataFrame({"run": [f"r{code}" for code in run], "params": 10**7 * 4**run, "step": step + 1})
+    frame = frame.assign(tokens=np.round(1e9 * 100 ** (step / 15)).astype(int), loss=3 - 0.13 * run - 0.27 * step / 15)
+    value = np.round(np.clip(rise(step) + noise, 0, 1) * items) / items
+    frame = frame.assign(task="t", metric="acc", value=value, items=items, stderr=np.nan, chance=chance)
+    return find(emergence_table.task_metric("", "t", "acc", frame.assign(higher_is_better=True)))
+
+
+@pytest.mark.parametrize("runs", [3, 6])
+@pytest.mark.parametrize(
+    ("rise", "chance"),
+    [
+        (lambda step: np.where(step >= 12, 0.85, 0.25), 0.25),
+        (lambda step: np.where(step >= 12, 0.60, 0.00), 0.0),
+        (lambda step: np.where(step >= 12, 0.85, 0.50), 0.5),
+        (lambda step: np.where(step >= 13, 0.45, 0.25), 0.25),
+        (lambda step: 0.25 + 0.5 * np.maximum(step - 7, 0) / 8, 0.25),
+        (lambda step: np.where(step >= 8, 0.95, 0.25), 0.25),  # the common curve is far above chance: saturated
+    ],
+)
+def test_what_runs_gain_by_tokens_is_not_called_flat(runs, rise, chance):
+    """Tokens alone decide, and losses overlap: every run is at chance first and able at last, none is above the others."""
+    verdict = by_tokens(rise, runs=runs, chance=chance).verdict
+    assert verdict.name == "not-identified"
+    if verdict.probability == 1:  # else the rows fit several verdicts
+        assert verdict.reason.startswith(f"{runs} of {runs} runs rise far above chance and their own first checkpoints")
+        assert "that one curve explains: tokens" in verdict.reason and len(verdict.able) == runs
+
+
+def test_the_reason_names_the_share_that_tokens_explain():
+    finding = by_tokens(lambda step: np.where(step >= 12, 0.85, 0.25))
+    tokens, loss = (float(finding.verdict.reason.rsplit(f"{name} ", 1)[1][:4]) for name in ("tokens", "loss"))
+    assert tokens > 0.9 and loss < 0.3
+
+
+@pytest.mark.parametrize("level", [0.25, 0.4])
+def test_luck_that_wanders_along_runs_is_at_chance(level):
+    """Autoregressive by 0.9 with a standard deviation of 2 points, also about a level that answers' lengths lift."""
+    for seed in range(8):
+        rng = np.random.default_rng([seed, 41])
+        shocks = rng.normal(0, 0.02, (4, 16))
+        luck = shocks.copy()
+        for k in range(1, 16):
+            luck[:, k] = 0.9 * luck[:, k - 1] + 0.19**0.5 * shocks[:, k]
+        noise = luck.ravel() + rng.normal(0, 0.014, 64)
+        assert by_tokens(lambda step: np.full(len(step), level), noise=noise).verdict.name == "at-chance"
+
+
+def answered(seed: int, share, *, items: int = 150, drift: float = 0.5):
+    """The verdict without a chance level on three runs that answer the same items, `share` (of the loss range) of them right.
+
+    Each item's propensity wanders from where it began to where the loss leads every run, so that guesses drift alike.
+    """
+    rng = np.random.default_rng([seed, 43])
+    frame = simulate.ladder(rng, sizes=3, checkpoints=14)
+    x = (frame["loss"].max() - frame["loss"]).to_numpy() / np.ptp(frame["loss"])
+    start, end = rng.normal(size=(2, 1, items))
+    angle = drift * np.pi / 2 * x[:, None]
+    own = np.cos(angle) * start + np.sin(angle) * end
+    value = (norm.cdf(0.95 * own + 0.31 * rng.normal(size=(len(x), items))) < share(x)[:, None]).mean(1)
+    frame = frame.assign(
+        task="t", metric="acc", value=value, stderr=np.nan, items=items, chance=np.nan, unigram_loss=9.0
+    )
+    return find(emergence_table.task_metric("", "t", "acc", frame.assign(higher_is_better=True))).verdict.name
+
+
+def test_guesses_that_drift_without_a_chance_level_are_no_rise():
+    assert {answered(seed, lambda x: np.full(len(x), 0.25)) for seed in range(12)} == {"at-chance"}
+
+
+@pytest.mark.parametrize(
+    ("rise", "verdict"),
+    [
+        (late(0.60), "emergent"),
+        (late(0.30, 0.0), "emergent"),
+        (lambda x: 0.25 + 0.25 * x, "gradual"),
+        (lambda x: 0.20 * x, "gradual"),
+        (lambda x: 0.70 + 0.15 * x, "gradual"),
+    ],
+)
+def test_a_rise_without_a_chance_level_is_kept(rise, verdict):
+    assert {answered(seed, rise, items=500, drift=0) for seed in range(4)} == {verdict}
 
 
 @pytest.mark.parametrize("level", [0.25, 0.5])
