@@ -18,7 +18,7 @@ from emergence_train.errors import InputError, RunError, Stopped
 from emergence_train.faults.signals import handled
 from emergence_train.ladder.collect import write_index
 from emergence_train.ladder.file import LOGS, Ladder, Row
-from emergence_train.ladder.progress import blocked_reason, done, missing_file, read_notes, ready, write_notes
+from emergence_train.ladder.progress import STOPPED, blocked_reason, done, missing_file, read_notes, ready, write_notes
 from emergence_train.ladder.queue import queued_of
 from emergence_train.recorder.sessions import name_process
 
@@ -50,9 +50,15 @@ class Started:
 
     @property
     def code(self) -> int | None:
-        """None until all have ended. The ranks that outlive another end with the run's code, which is above a signal's."""
+        """None until all have ended: an error of one rank's own, else the highest. The others of a rank that ends alone end with
+        LOST."""
         codes = [process.poll() for process in self.processes]
-        return None if None in codes else max(code for code in codes if code is not None)
+        if None in codes:
+            return None
+        return max(
+            (code for code in codes if code is not None),
+            key=lambda code: (code > 0 and code not in (LOST, Stopped.code), code),
+        )
 
 
 def this_machine(jobs: int | None) -> Machine:
@@ -225,7 +231,7 @@ class Runner:
         missing = missing_file(self.ladder, row)
         if code == 0 and missing is None:
             self.log(f"{row.run}: done")
-        elif code == Stopped.code and self.stop_requested:
+        elif code in STOPPED and self.stop_requested:
             self.log(f"{row.run}: stopped")
         elif lost and not self.stop_requested and self.lost.get(row.run, 0) < RETRIES:
             self.lost[row.run] = self.lost.get(row.run, 0) + 1

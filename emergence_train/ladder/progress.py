@@ -1,6 +1,7 @@
 """Where the runs of a ladder are: read from their directories, and from the notes of whoever starts them."""
 
 import json
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from emergence_train import files
-from emergence_train.errors import InputError
+from emergence_train.errors import InputError, Stopped
 from emergence_train.input_files import read_text
 from emergence_train.ladder.file import LOGS, Ladder, Row, row_config
 from emergence_train.ladder.queue import HELD, NEVER, QUEUED
@@ -18,6 +19,8 @@ from emergence_train.recorder.naming import is_run
 from emergence_train.recorder.sessions import alive, read_sessions
 from emergence_train.run_differences import VOLATILE, flat, read_config, within
 
+# Exit codes of a run that was stopped: all is saved, or the signal came before it answers any, and nothing was trained
+STOPPED = (Stopped.code, -signal.SIGTERM)
 NOTES = "starts.json"  # in LOGS: by run, its last start: exit code, and where it runs or waits
 
 
@@ -156,7 +159,7 @@ def _state(ladder: Ladder, row: Row, note: dict, queue: dict[str, str] | None, s
         return "queued", f"{job} is held; scontrol release {note['job']}" if state == HELD else job
     session = last_start(run, note)
     code = note.get("code", session.get("exit_code"))
-    if code not in (None, 0, 75):
+    if code not in (None, 0, *STOPPED):
         return "failed", f"exit code {code}: {log}"
     if job and queue is None:
         return "stopped", f"{job}: Slurm does not answer"

@@ -172,13 +172,13 @@ def test_a_lost_process_is_started_again(ladder_file, behave, tmp_path, code):
 
 
 def test_a_lost_rank_is_started_again(ladder_file, behave, tmp_path):
-    """Rank 1 is killed and the other says so; a failure that both end with is one."""
+    """Rank 1 is killed and the other says so; an error of its own is none that another start mends."""
     behave(a={"codes": [[76, -9], [-9, -9]]})
     machine = Machine(["3", "4"], 1)
     assert run(ladder_file(gpus=2), machine).count("a: its process was lost (exit code 76); started again") == 1
     both = [starts(tmp_path / "rungs", "a"), (tmp_path / "rungs" / "a" / "starts-1").read_text().splitlines()]
     assert [len(lines) for lines in both] == [3, 3] and all(line.split(" ")[1] == "3,4" for line in sum(both, []))
-    behave(a={"codes": [[2, 2]] * 9})
+    behave(a={"codes": [[76, 2]] * 9})
     (tmp_path / "rungs" / "a" / "positions" / "step-0000000004.parquet").unlink()
     (tmp_path / "rungs" / "a" / "starts").unlink()
     (tmp_path / "rungs" / "a" / "starts-1").unlink()
@@ -286,7 +286,8 @@ def test_a_run_that_another_trains_is_waited_for(ladder_file, behave, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_lets_every_run_save(ladder_file, behave, tmp_path, number):
-    behave(**{"a-s1": {"seconds": 60}, "a-s2": {"seconds": 60}})
+    """The second is still starting, and ended by the signal."""
+    behave(**{"a-s1": {"seconds": 60}, "a-s2": {"seconds": 60, "stopped": None}})
     path = ladder_file(seeds=[1, 2])
     threading.Timer(1.5, os.kill, (os.getpid(), number)).start()
     with pytest.raises(Stopped, match="run the same command to resume"):
