@@ -113,9 +113,9 @@ def first_order(backward: Callable) -> Callable:
     @functools.wraps(backward)
     def run(ctx: Any, *grads: Tensor | None) -> Any:
         if torch.is_grad_enabled():
-            name = type(ctx).__name__.removesuffix("Backward")
             raise RuntimeError(
-                f"{name} has first derivatives only, and create_graph=True asks for second ones; use PyTorch's operations there"
+                "emergence_kernels has first derivatives only, and create_graph=True asks for second ones; use PyTorch's own "
+                "operations for these"
             )
         return backward(ctx, *grads)
 
