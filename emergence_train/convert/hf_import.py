@@ -362,10 +362,8 @@ def _measured(run: Path) -> set[int]:
 
 def _write_checkpoint(run: Path, step: int, weights: dict[str, Tensor], logits: Tensor | None) -> None:
     folder = run / "checkpoints"
-    temporary = folder / f".{step_name(step)}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
     files.make_directory(folder)
-    temporary.mkdir()
+    temporary = saver.begin(folder, step)
     floats = {name: w if w.is_floating_point() else w.float() for name, w in weights.items()}  # buffers may be integers
     pieces = {f"{WEIGHTS}|0|{name}": weight.flatten() for name, weight in floats.items()}
     pieces |= {} if logits is None else {ORIGINAL: logits}

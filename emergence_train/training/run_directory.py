@@ -34,7 +34,8 @@ def claim(run: Path, config: Config, held: contextlib.ExitStack) -> str | None:
     path, note = run / "config.yaml", held.enter_context(files.lock(run, busy=BUSY, other="out"))
     for rest in [*run.glob(".*.tmp"), *run.glob("*/.*.tmp")]:  # of interrupted writes
         if rest.is_file():
-            rest.unlink()
+            with contextlib.suppress(OSError):  # another user's, in a directory of theirs
+                rest.unlink()
     if path.is_file() and not begun(run):
         for name in REFUSED:  # of a start that was refused before it began: it binds no one, nor does its configuration
             (run / name).unlink(missing_ok=True)
