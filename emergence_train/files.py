@@ -21,9 +21,7 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # Lustre mounted without
 
 
 @contextlib.contextmanager
-def lock(
-    directory: Path, *, busy: str, other: str, wait: float = 0.0, writes: bool = True
-) -> Iterator[str | None]:
+def lock(directory: Path, *, busy: str, other: str, wait: float = 0.0, writes: bool = True) -> Iterator[str | None]:
     """Make `directory` and hold its lock until the block ends, or the process does, however it ends.
 
     `wait`: seconds that another process may still hold it. `writes`: False where the block may have nothing to write, and calls
@@ -76,12 +74,17 @@ def lock(
                 fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def check_writable(directory: Path, other: str) -> None:
-    """Raise InputError where this user may not make files in `directory`, or, where it is missing, may not make it."""
+def writable(directory: Path) -> bool:
+    """Whether this user may make files in `directory`, or, where it is missing, may make it."""
     place = directory.absolute()
     while not place.exists():
         place = place.parent
-    if not os.access(place, os.W_OK | os.X_OK):
+    return os.access(place, os.W_OK | os.X_OK)
+
+
+def check_writable(directory: Path, other: str) -> None:
+    """Raise InputError unless `directory` is writable."""
+    if not writable(directory):
         raise _unwritable(directory, os.strerror(errno.EACCES), other)
 
 

@@ -31,7 +31,9 @@ def begun(run: Path) -> bool:
 def claim(run: Path, config: Config, held: contextlib.ExitStack) -> str | None:
     """Create the run directory, or check that it belongs to this configuration, and lock it until `held` is closed; return a
     note for the log, or None. Raises InputError where it is another run's, in use or not writable."""
-    note = held.enter_context(files.lock(run, busy=BUSY, other="out", writes=False))  # a finished run may be another user's
+    note = held.enter_context(
+        files.lock(run, busy=BUSY, other="out", writes=False)
+    )  # a finished run may be another user's
     path = run / "config.yaml"
     for rest in [*run.glob(".*.tmp"), *run.glob("*/.*.tmp")]:  # of interrupted writes
         if rest.is_file():
