@@ -31,6 +31,13 @@ Loader.add_implicit_resolver(
 )
 
 
+class OverrideLoader(Loader):
+    """Overrides are also made by programs that write Python's values, as sweeps do: None is null, in lists and mappings too."""
+
+
+OverrideLoader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("None$"), ["N"])
+
+
 def read(path: Path) -> dict:
     """The tree in a YAML file."""
     try:
@@ -55,7 +62,7 @@ def apply(tree: dict, override: str) -> None:
     if not sign or not all(keys):
         raise InputError(f"override {override!r}: write it as section.key=value, for example training.zero_stage=2")
     try:
-        value = yaml.load(text, Loader)
+        value = yaml.load(text, OverrideLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         shown = override if len(override) <= 200 else f"{override[:200]}..."
         raise InputError(f"override {shown!r}: the value is not valid YAML: {' '.join(str(error).split())}") from None

@@ -21,10 +21,11 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # Lustre mounted without
 
 
 @contextlib.contextmanager
-def lock(directory: Path, *, busy: str, other: str, wait: float = 0.0) -> Iterator[str | None]:
+def lock(directory: Path, *, busy: str, other: str, wait: float = 0.0, writes: bool = True) -> Iterator[str | None]:
     """Make `directory` and hold its lock until the block ends, or the process does, however it ends.
 
-    `wait`: seconds that another process may still hold it.
+    `wait`: seconds that another process may still hold it. `writes`: False where the block may have nothing to write, and calls
+    `check_writable` where it has.
 
     Yields None, or a warning where the file system has no locks.
 
@@ -41,8 +42,10 @@ def lock(directory: Path, *, busy: str, other: str, wait: float = 0.0) -> Iterat
         of_another = path.is_file() and not os.access(path, os.W_OK)  # user, who shares the directory
         file = open(path, "r" if of_another else "w")  # noqa: SIM115 - the with statement below closes it
     except OSError as error:
-        raise InputError(f"{directory}: cannot be made or written ({error.strerror}); choose another {other}") from None
+        raise _unwritable(directory, error.strerror, other) from None
     with file:
+        if writes:
+            check_writable(directory, other)
         end = time.monotonic() + wait
         try:
             while True:  # not LOCK_EX alone: the lock of a node that is gone may never be given up
@@ -83,6 +86,24 @@ def is_locked(directory: Path) -> bool:
     except OSError:
         pass
     return False
+
+
+def writable(directory: Path) -> bool:
+    """Whether this user may make files in `directory`, or, where it is missing, may make it."""
+    place = directory.absolute()
+    while not place.exists():
+        place = place.parent
+    return os.access(place, os.W_OK | os.X_OK)
+
+
+def check_writable(directory: Path, other: str) -> None:
+    """Raise InputError unless `directory` is writable."""
+    if not writable(directory):
+        raise _unwritable(directory, os.strerror(errno.EACCES), other)
+
+
+def _unwritable(directory: Path, reason: str | None, other: str) -> InputError:
+    return InputError(f"{directory}: cannot be made or written ({reason}); choose another {other}")
 
 
 @contextlib.contextmanager

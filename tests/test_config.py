@@ -110,6 +110,20 @@ def test_what_is_no_configuration_is_refused(tmp_path, text):
         config.load(tmp_path / "none.yaml")
 
 
+@pytest.mark.parametrize(
+    "text, value",
+    [("None", None), ("[None, 1]", [None, 1]), ("{'a': None}", {"a": None}), ("'None'", "None"), ("Nones", "Nones")],
+)
+def test_pythons_none_is_null_in_an_override(file, text, value):
+    """As a W&B sweep writes it; a configuration's file keeps the word."""
+    tree = {}
+    config_tree.apply(tree, f"a.b={text}")
+    assert tree == {"a": {"b": value}}
+    assert config.load(file, ["checkpoints.local_path=None"]).checkpoints.local_path is None
+    (file.parent / "none.yaml").write_text("name: None")
+    assert config_tree.read(file.parent / "none.yaml") == {"name": "None"}
+
+
 @given(st.text(max_size=60))
 def test_any_override_loads_or_is_an_input_error(text):
     tree = small_config("data", "runs")

@@ -87,6 +87,20 @@ def test_a_lock_that_fails_otherwise_is_an_error(tmp_path, monkeypatch):
         files.lock(tmp_path, **SAID).__enter__()
 
 
+def test_a_directory_of_another_user_is_refused(tmp_path, monkeypatch):
+    """At once: an evaluation or tokenizing of hours would fail at its first write."""
+    refused = "cannot be made or written .Permission denied.; choose another out$"
+    (tmp_path / ".lock").touch()  # another's, which one may read
+    monkeypatch.setattr(os, "access", lambda path, mode: mode == os.R_OK)
+    for directory in (tmp_path, tmp_path / "new" / "run"):
+        with pytest.raises(InputError, match=f"{directory}: {refused}"):
+            files.check_writable(directory, "out")
+    with pytest.raises(InputError, match=f"{tmp_path}: {refused}"):
+        files.lock(tmp_path, **SAID).__enter__()
+    with files.lock(tmp_path, writes=False, **SAID) as note:
+        assert note is None
+
+
 def test_text_in_a_table_is_no_formula(tmp_path):
     tasks = ["=cmd|'/c calc'!A1", "+1", "-2", "@sum", "\tx", "a=b", "", "plain"]
     frame = pd.DataFrame({"task": tasks, "kind": pd.Categorical(tasks), "value": -1.5, "step": -3, "right": True})

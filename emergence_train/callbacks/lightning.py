@@ -62,8 +62,9 @@ class PositionCallback(Callback):
         self._losses.append(outputs["loss"].detach() * trainer.accumulate_grad_batches)
         if self.recorder is not None and trainer.global_step > self._step:
             if trainer.global_step % trainer.log_every_n_steps == 0:
-                mean = sum(self._losses) / len(self._losses)
-                self.recorder.log(trainer.global_step, self._tokens.all_reduce_sum(), mean, _rate(trainer))
+                own = sum(self._losses) / len(self._losses)
+                tokens, mean = self._tokens.all_reduce_with_loss(own)
+                self.recorder.log(trainer.global_step, tokens, mean, _rate(trainer))
             self._step, self._losses = trainer.global_step, []
 
     def on_validation_batch_end(

@@ -8,7 +8,7 @@ from emergence_train.recorder.api import device_of
 
 
 class TrainedTokens:
-    """Each rank counts its own without a sync; `all_reduce_sum` makes them `total`.
+    """Each rank counts its own without a sync; a reduction makes them `total`.
 
     Args:
         total: of all ranks, when training starts.
@@ -29,9 +29,15 @@ class TrainedTokens:
 
     def all_reduce_sum(self) -> int:
         """Tokens of all ranks so far. Collective."""
+        return self.all_reduce_with_loss(0.0)[0]
+
+    def all_reduce_with_loss(self, loss: float | Tensor) -> tuple[int, float]:
+        """Tokens of all ranks so far, and the mean of the ranks' losses, in one collective."""
+        own, mean = float(self._own), float(loss)
         if dist.is_available() and dist.is_initialized():
-            self._own = torch.as_tensor(self._own, dtype=torch.int64).to(device_of())
-            dist.all_reduce(self._own)
-        self.total += int(self._own)
+            both = torch.tensor([own, mean], dtype=torch.float64, device=device_of())  # counts are exact up to 2^53
+            dist.all_reduce(both)
+            own, mean = both[0].item(), both[1].item() / dist.get_world_size()
+        self.total += int(own)
         self._own = 0
-        return self.total
+        return self.total, mean

@@ -1,15 +1,16 @@
 """Losses by position from transformers' Trainer: Trainer(..., callbacks=[PositionCallback("runs/mine", sequence=1024)]).
 
-A hook on the model sees the logits and labels of every forward pass that Trainer makes: in training mode they are the split
-"train", else what Trainer evaluates on. It costs a second softmax over the vocabulary and no communication; of a model on our
-kernels (emergence_kernels.patch_llama) none, and the training split has no accuracy. Checkpoints of the tables are written where
-Trainer evaluates or saves, and at the end of training.
+A hook on the model sees the logits and labels of every forward pass: those that gradients are taken of are the split "train",
+those of Trainer's prediction steps what it evaluates on, and any other (a probe, generation) of no split. It costs a second
+softmax over the vocabulary and no communication; of a model on our kernels (emergence_kernels.patch_llama) none, and the training
+split has no accuracy. Checkpoints of the tables are written where Trainer evaluates or saves, and at the end of training.
 """
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
@@ -19,6 +20,18 @@ from emergence_train.recorder.api import Recorder
 from emergence_train.recorder.logits import token_losses
 
 EVALUATED = "evaluated"  # the split of an evaluation's sums until Trainer says what was evaluated
+HIDDEN = (
+    "PositionCallback sees the model called without labels, or without logits in its output; leave out label smoothing, "
+    "compute_loss_func and fused losses, or use emergence_train.recorder.Recorder in a loop of your own"
+)
+
+
+class Losses(NamedTuple):
+    """Of a forward pass, as Recorder.add takes them; correct_BT where there were logits."""
+
+    losses_BT: Tensor
+    correct_BT: Tensor | None
+    mask_BT: Tensor
 
 
 class PositionCallback(TrainerCallback):
@@ -50,6 +63,8 @@ class PositionCallback(TrainerCallback):
         # Since training started: an evaluation before is of weights that have theirs, or are untrained
         self._stepped = False
         self._added = False  # sums since the last tables
+        self._last: Losses | None = None  # of the last forward pass in evaluation mode
+        self._hidden = False  # a prediction step had none, since the last evaluation
         self._evaluated: set[str] = set()  # splits, since the last step
 
     # ------------------------------------------------------------------------------------------------ Trainer's events
@@ -83,11 +98,20 @@ class PositionCallback(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._sum_tokens(control)
 
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.recorder is not None and self._stepped:
+            self._hidden |= self._last is None
+            if self._last is not None:
+                self._add(self._last, EVALUATED)
+            self._last = None
+
     def on_evaluate(
         self, args: Any, state: Any, control: Any, *, metrics: dict[str, float] | None = None, **kwargs: Any
     ) -> None:
         if self.recorder is None or not self._stepped:
             return
+        if self._hidden:
+            raise InputError(HIDDEN)
         split = self._split_of(metrics or {})
         if split in self._evaluated:
             warnings.warn(
@@ -101,14 +125,14 @@ class PositionCallback(TrainerCallback):
         self._write(state.global_step, _rate(kwargs))  # before Trainer saves: it may be killed while it does
 
     def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
-        if self.recorder is not None:
-            self.recorder.move(EVALUATED, None)
+        self._drop_evaluated()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._write(state.global_step, _rate(kwargs))  # the epoch's evaluation may still come, and adds its split
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._evaluated = set()
+        self._drop_evaluated()  # of an evaluation_loop that a script has called itself
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._write(state.global_step, _rate(kwargs))
@@ -120,28 +144,28 @@ class PositionCallback(TrainerCallback):
     # --------------------------------------------------------------------------------------------------------- private
 
     def _seen(self, model: nn.Module, inputs: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        if self.recorder is None or not (model.training or self._stepped):
+        if self.recorder is None:
             return
-        labels_BT: Tensor | None = kwargs.get("labels")
-        logits_BTV = output.get("logits") if hasattr(output, "get") else getattr(output, "logits", None)
-        # of emergence_kernels.patch_llama, whose training makes no logits
-        fused: Any = getattr(model, "last_loss", None)
-        if labels_BT is None or (logits_BTV is None and fused is None):
-            raise InputError(
-                "PositionCallback sees the model called without labels, or without logits in its output; leave out label "
-                "smoothing, compute_loss_func and fused losses, or use emergence_train.recorder.Recorder in a loop of your own"
-            )
-        correct_BT: Tensor | None = None
-        if logits_BTV is None:
-            losses_BT = fused.token_loss[:, :-1]
-        else:
-            losses_BT, correct_BT = token_losses(logits_BTV[:, :-1], labels_BT[:, 1:])
-        split = "train" if model.training else EVALUATED
-        self.recorder.add(losses_BT, split=split, correct_BT=correct_BT, mask_BT=labels_BT[:, 1:] >= 0)
-        if model.training:
+        if not model.training:
+            self._last = _losses(model, kwargs, output) if self._stepped else None
+        elif torch.is_grad_enabled():
+            losses = _losses(model, kwargs, output)
+            if losses is None:
+                raise InputError(HIDDEN)
+            self._add(losses, "train")
             mask_BT: Tensor | None = kwargs.get("attention_mask")  # 0 where padded
             flat = mask_BT is not None and mask_BT.ndim == 2
-            self._tokens.add(mask_BT.sum() if flat else labels_BT.numel())  # type: ignore[union-attr]
+            self._tokens.add(mask_BT.sum() if flat else kwargs["labels"].numel())  # type: ignore[union-attr]
+
+    def _add(self, losses: Losses, split: str) -> None:
+        assert self.recorder is not None
+        self.recorder.add(losses.losses_BT, split=split, correct_BT=losses.correct_BT, mask_BT=losses.mask_BT)
+
+    def _drop_evaluated(self) -> None:
+        """Forget the sums that no evaluation has named."""
+        self._hidden = False
+        if self.recorder is not None:
+            self.recorder.move(EVALUATED, None)
 
     def _split_of(self, metrics: dict[str, float]) -> str:
         """The split that Trainer has evaluated on, by the prefix of its metrics."""
@@ -156,8 +180,23 @@ class PositionCallback(TrainerCallback):
 
     def _write(self, step: int, lr: float | None) -> None:
         if self.recorder is not None and self._added:
+            self._drop_evaluated()
             self.recorder.checkpoint(step, self._tokens.all_reduce_sum(), lr)
             self._added = False
+
+
+def _losses(model: nn.Module, kwargs: dict[str, Any], output: Any) -> Losses | None:
+    """Of a forward pass by its labels; None where it had none, or shows no logits."""
+    labels_BT: Tensor | None = kwargs.get("labels")
+    logits_BTV = output.get("logits") if hasattr(output, "get") else getattr(output, "logits", None)
+    # of emergence_kernels.patch_llama, whose training makes no logits
+    fused: Any = getattr(model, "last_loss", None)
+    if labels_BT is None or (logits_BTV is None and fused is None):
+        return None
+    mask_BT = labels_BT[:, 1:] >= 0
+    if logits_BTV is None:
+        return Losses(fused.token_loss[:, :-1], None, mask_BT)
+    return Losses(*token_losses(logits_BTV[:, :-1], labels_BT[:, 1:]), mask_BT)
 
 
 def _rate(kwargs: dict[str, Any]) -> float | None:

@@ -11,6 +11,7 @@ group of their own. The guarantees are the same, since it is the same code.
 import contextlib
 import functools
 import itertools
+import os
 import shutil
 import threading
 import time
@@ -61,6 +62,7 @@ class Saver:
         self.on_written: Callable[[int], None] = lambda step: None  # this rank's shard is on its disk
         self.copies = LocalCopies(Path(settings.local_path), run, mesh) if settings.local_path else None
         self.uncopied: str | None = None  # what went wrong with the nodes' copies, logged once
+        self.undeletable: set[Path] = set()  # logged once each
         self.group = None
         if self.settings.asynchronous and mesh.world.size > 1:
             self.group = dist.new_group(backend="gloo")
@@ -94,25 +96,23 @@ class Saver:
             self.thread = None
 
     def _write(self, step: int, tensors: dict, content: dict) -> None:
-        final, temporary = self.folder / step_name(step), self.folder / f".{step_name(step)}.tmp"
-        began = time.monotonic()
+        final, began = self.folder / step_name(step), time.monotonic()
         try:
             needed = sum(all_gather_objects(sum(t.nbytes for t in tensors.values()), self.group))
-            problem = broadcast_from_rank0(lambda: _problem(lambda: _prepare(temporary, needed)), self.group)
-            entry = None
-            if problem is None:
+            prepare = partial(self._prepare, step, needed)
+            problem, temporary = broadcast_from_rank0(lambda: _attempt(prepare), self.group)
+            if temporary is not None:
                 name = checkpoints.shard_name(self.mesh.world.rank, self.mesh.world.size)
                 problem, entry = _attempt(lambda: checkpoints.write_tensors(temporary / name, tensors))
                 self.on_written(step)
                 outcomes = all_gather_objects((problem, entry), self.group)
                 problem = next((reported for reported, _ in outcomes if reported), None)
                 entries = [entry for _, entry in outcomes if entry is not None]
-            if problem is None:
+            if problem is None and temporary is not None:
                 held = gather_on_rank0([(name, tensor.numel()) for name, tensor in tensors.items()], self.group)
                 by_file = {entry["file"]: keys for entry, keys in zip(entries, held)}
-                problem = broadcast_from_rank0(
-                    lambda: _problem(lambda: commit(temporary, final, step, entries, content, by_file)), self.group
-                )
+                write = partial(commit, temporary, final, step, entries, content, by_file)
+                problem, _ = broadcast_from_rank0(lambda: _attempt(write), self.group)
             if problem is None:
                 self.durable = step
                 self._copy(final)
@@ -131,9 +131,31 @@ class Saver:
                 self.log(f"{failed}; training continues, the checkpoint itself is whole")
             self.uncopied = failed
 
-    def _conclude(self, step: int, temporary: Path, problem: str | None, seconds: float) -> None:
+    def _prepare(self, step: int, needed: int) -> Path:
+        """Make an empty temporary directory; raises where the disk has no room for the shards."""
+        if not self.folder.is_dir():
+            self.folder.mkdir()  # not those above it: a moved or deleted run directory must not begin again as a part of one
+            files.fsync_directory(self.folder.parent)
+        for rest in [*self.folder.glob(".step-*.tmp"), *self.folder.glob(".step-*.gone")]:  # of a killed process
+            self._delete(rest)
+        free = shutil.disk_usage(self.folder).free
+        if free < needed + SPARE:
+            raise OSError(None, f"needs {(needed + SPARE) / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free")
+        return begin(self.folder, step)
+
+    def _delete(self, path: Path) -> None:
+        """Delete what is no checkpoint any more. What cannot be deleted, as another user's, is logged once and stops no save."""
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            if path.exists() and path not in self.undeletable:
+                self.undeletable.add(path)
+                self.log(f"{path}: cannot be deleted ({error.strerror}), its owner can; training continues")
+
+    def _conclude(self, step: int, temporary: Path | None, problem: str | None, seconds: float) -> None:
         if problem is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if temporary is not None:
+                shutil.rmtree(temporary, ignore_errors=True)
             self.log(f"checkpoint of step {step} not saved: {problem}; training continues, older ones are untouched")
             return
         with contextlib.suppress(OSError, RunError):
@@ -144,32 +166,35 @@ class Saver:
         there = complete(self.folder)
         steps = [step_of(path) for path in there]
         keep = retention.kept(steps, self.settings, self.regular, self.best, retention.pinned(there))
-        gone = [_hide(path) for step, path in zip(steps, there) if step not in keep]
+        gone = []
+        for step, path in zip(steps, there):
+            if step not in keep:
+                with contextlib.suppress(OSError):  # what cannot be renamed keeps no other
+                    gone.append(_hide(path))
         if gone:
             files.fsync_directory(self.folder)
         for path in gone:
-            shutil.rmtree(path)
+            self._delete(path)
 
 
 def _hide(path: Path) -> Path:
     """Rename a checkpoint to what no one takes for one; a save begins by deleting what is left of such."""
-    gone = path.with_name(f".{path.name}.gone")
-    shutil.rmtree(gone, ignore_errors=True)
-    return path.rename(gone)
+    return path.rename(_unused(path.parent, f".{path.name}", ".gone"))
 
 
-def _prepare(temporary: Path, needed: int) -> None:
-    """Create an empty temporary directory; raises where the disk has no room for the shards."""
-    folder = temporary.parent
-    if not folder.is_dir():
-        folder.mkdir()  # not those above it: a run directory that was moved or deleted must not begin again as a part of one
-        files.fsync_directory(folder.parent)
-    for rest in [*folder.glob(".step-*.tmp"), *folder.glob(".step-*.gone")]:  # left by a process that was killed
-        shutil.rmtree(rest)
-    free = shutil.disk_usage(folder).free
-    if free < needed + SPARE:
-        raise OSError(None, f"needs {(needed + SPARE) / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free")
+def _unused(folder: Path, name: str, end: str = "") -> Path:
+    """`folder`/NAME.END, or the first of NAME-1.END, NAME-2.END, ... where that exists."""
+    names = (name + (f"-{number}" if number else "") + end for number in itertools.count())
+    return next(folder / each for each in names if not os.path.lexists(folder / each))
+
+
+def begin(folder: Path, step: int) -> Path:
+    """Make an empty directory for the files that `commit` is to make the checkpoint `step` of `folder`."""
+    name, end = f".{step_name(step)}", ".tmp"
+    shutil.rmtree(folder / f"{name}{end}", ignore_errors=True)  # of a killed process
+    temporary = _unused(folder, name, end)
     temporary.mkdir()
+    return temporary
 
 
 def commit(
@@ -196,16 +221,13 @@ def commit(
         files.write_bytes(final.parent / POINTER, f"{final.name}\n".encode())
 
 
-def _problem(work: Callable[[], None]) -> str | None:
-    return _attempt(work)[0]
-
-
 def _attempt(work: Callable[[], T]) -> tuple[str | None, T | None]:
     """Call and return (None, result), or (the error as one line, None)."""
     try:
         return None, work()
     except Exception as error:  # no error of a save may end the training
-        reason = getattr(error, "strerror", None) or str(error)
+        path = f"{error.filename}: " if isinstance(error, OSError) and error.filename is not None else ""
+        reason = path + (getattr(error, "strerror", None) or str(error))
         return " ".join(f"{reason} ({type(error).__name__})".split()), None
 
 
@@ -303,9 +325,7 @@ def _restore(path: Path, own: Path | None, state: EngineState) -> tuple[dict, to
 
 def set_aside(path: Path) -> None:
     """Rename a damaged checkpoint, so that it is not loaded and nothing of it is lost."""
-    names = (f"damaged-{path.name}" + (f"-{number}" if number else "") for number in itertools.count())
-    target = next(path.with_name(name) for name in names if not path.with_name(name).exists())
     try:
-        path.rename(target)
+        path.rename(_unused(path.parent, f"damaged-{path.name}"))
     except OSError as error:
         raise RunError(f"{path}: is damaged and cannot be set aside ({error.strerror}); move it away") from None

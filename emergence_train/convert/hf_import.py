@@ -398,10 +398,8 @@ def _measured(run: Path) -> set[int]:
 
 def _write_checkpoint(run: Path, step: int, weights: dict[str, Tensor], logits: Tensor | None) -> None:
     folder = run / "checkpoints"
-    temporary = folder / f".{step_name(step)}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
     files.make_directory(folder)
-    temporary.mkdir()
+    temporary = saver.begin(folder, step)
     pieces = {f"{WEIGHTS}|0|{name}": _narrowest(weight.flatten().float()) for name, weight in weights.items()}
     pieces |= {} if logits is None else {ORIGINAL: logits}
     entry = checkpoints.write_tensors(temporary / checkpoints.shard_name(0, 1), pieces)

@@ -7,11 +7,12 @@ from typing import NamedTuple
 from torch import Tensor
 
 from emergence_train import config as configs
+from emergence_train import files
 from emergence_train.checkpoint import format as checkpoints
 from emergence_train.config import TaskConfig
 from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
-from emergence_train.errors import InputError
+from emergence_train.errors import InputError, OneLine
 from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
 from emergence_train.evaluation.positions import validate
 from emergence_train.evaluation.saved_model import load_model
@@ -49,20 +50,14 @@ def evaluate(
         dataset = on_every_rank(lambda: Dataset(config.data, config.seed, verify=False))
         on_every_rank(lambda: _check_splits(run, dataset, splits))
         evaluator = on_every_rank(lambda: Evaluator(chosen(config.tasks, tasks, include_path), dataset))
+        if evaluator.suite:
+            broadcast_from_rank0(lambda: files.check_writable(run / "evaluations", evaluations.OTHER))
         measured = measure(config.model, config.training.precision, folder, evaluator, mesh, config.imported)
         losses, scores = measured.losses, measured.scores
         tokens = step * config.step_tokens
         also = evaluator.comparable(losses)
-        if scores.rows:
-            params = config.model.non_embedding_parameters()
-            frame = evaluator.table(scores, run=config.name, params=params, step=step, tokens=tokens, losses=losses)
-            path = run / "evaluations" / f"{checkpoints.step_name(step)}.parquet"
-            warning = broadcast_from_rank0(lambda: evaluations.add(path, frame, dataset.fingerprint))
-            for note in [*evaluator.notes, *([warning] if warning else [])]:
-                log(note)
-            log(f"written: {path} ({scores.seconds:.1f} s)")
         shown = splits or list(losses)
-        return {
+        result = {
             "run": config.name,
             "step": step,
             "tokens": tokens,
@@ -70,6 +65,19 @@ def evaluate(
             **{key: {name: value for name, value in part.items() if name in shown} for key, part in also.items()},
             "tasks": [{key: None if value != value else value for key, value in row.items()} for row in scores.rows],
         }
+        if scores.rows:
+            params = config.model.non_embedding_parameters()
+            frame = evaluator.table(scores, run=config.name, params=params, step=step, tokens=tokens, losses=losses)
+            path = run / "evaluations" / f"{checkpoints.step_name(step)}.parquet"
+            try:
+                warning = broadcast_from_rank0(lambda: evaluations.add(path, frame, dataset.fingerprint))
+            except OneLine:
+                log(format_result(result))  # they may have taken hours
+                raise
+            for note in [*evaluator.notes, *([warning] if warning else [])]:
+                log(note)
+            log(f"written: {path} ({scores.seconds:.1f} s)")
+        return result
 
 
 def _check_splits(run: Path, dataset: Dataset, splits: list[str] | None) -> None:

@@ -8,6 +8,7 @@ from emergence_train import files
 from emergence_train.recorder import tables
 
 WAIT = 30.0  # seconds for another writer, who needs milliseconds
+OTHER = "place (a copy of the run; cp -rs makes one of links)"
 BUSY = "another process writes there; run the same command again"
 
 
@@ -18,7 +19,7 @@ def add(path: Path, frame: pd.DataFrame, vocabulary: str) -> str | None:
     Raises:
         InputError: the table cannot be read, or is locked for longer than WAIT.
     """
-    with files.lock(path.parent, busy=BUSY, other="place (a copy of the run)", wait=WAIT) as note:
+    with files.lock(path.parent, busy=BUSY, other=OTHER, wait=WAIT) as note:
         merge(path, frame, vocabulary)
     return note
 

@@ -37,8 +37,9 @@ SHADES = 24  # of the ramp that page.js colours with
 def report(paths: list[Path], out: Path | None = None, reading: Reading = AS_THEY_ARE) -> Path:
     """Write report.html for run directories, tables and logs, and return its path. The default place is report/ of the first
     run directory, or the working directory for a table. `reading` says what files leave out."""
-    data = collected(paths, reading)
     place = out or (paths[0] / "report" if is_run(paths[0]) else Path())
+    files.check_writable(place, "--out")
+    data = collected(paths, reading)
     files.write_bytes(place / "report.html", page(data).encode())
     return place / "report.html"
 

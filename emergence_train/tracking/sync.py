@@ -25,6 +25,7 @@ from emergence_train.tracking.wandb import (
     define_axes,
     init_settings,
     log_point,
+    own_folders,
     reason_of,
     remove_older,
     wandb_options,
@@ -64,9 +65,11 @@ def sync(run: Path, log: Callable[[str], None]) -> dict:
             return {"run": str(run), "mode": mode, "sent": 0}
         unsent = (point for point in points(run) if (name_of(point), tokens_of(point)) not in known)
         references = References(run) if config.logging.wandb.checkpoints else None
-        folder = _send(wandb, settings, unsent, summary, references)
+        with own_folders(Path(settings["dir"]) / "wandb"):
+            folder = _send(wandb, settings, unsent, summary, references)
     except (Exception, SystemExit) as error:  # any error of W&B: the run's files are untouched
-        raise RunError(f"{run}: W&B was not updated ({reason_of(error)}); try again when it can be reached") from None
+        when = "when it can be reached" if mode == "online" else "when that is fixed"
+        raise RunError(f"{run}: W&B was not updated ({reason_of(error)}); try again {when}") from None
     done = "up to date"
     if mode == "offline":
         done = f"upload it with: wandb sync {folder}"

@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 
 from emergence_train.errors import RunError
-from emergence_train.files import write_json
+from emergence_train.files import writable, write_json
 from emergence_train.input_files import read_text
 from emergence_train.logging_config import Wandb
 from emergence_train.tracking import AXES
@@ -192,10 +192,19 @@ def init_settings(wandb: Wandb, run: str, directory: Path, shown: dict, mode: st
         "name": run if directory.resolve().name == run else f"{run} ({directory.resolve().name})",
         "id": run_id(directory),
         "resume": "allow" if mode == "online" else None,
-        "dir": str(directory),
+        "dir": str(_place(directory)),
         "mode": mode,
         "config": shown,
     }
+
+
+def _place(directory: Path) -> Path:
+    """Where W&B's files go: the run's directory, or a new one where this user may not write there (W&B would take the one of all
+    users that it has in the temporary directory, which is whose came first)."""
+    if not writable(directory / "wandb"):
+        with contextlib.suppress(OSError):
+            return Path(tempfile.mkdtemp(prefix="emergence-train-"))
+    return directory
 
 
 def wandb_options(wandb: Any, system: bool) -> Any:

@@ -121,10 +121,8 @@ def _same_parent(run: Path, known: dict, parent: str | None) -> None:
 
 def _linked(source: Path, folder: Path, step: int) -> tuple[Path, Path, int, list[dict], dict]:
     """Link the files of the verified checkpoint `source`, as what saver.commit makes the checkpoint `step` of `folder` from."""
-    temporary = folder / f".{step_name(step)}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
     files.make_directory(folder)
-    temporary.mkdir()
+    temporary = saver.begin(folder, step)
     state = checkpoints.read_state(source) | {"step": step, "loop": {}}
     entries = [entry for entry in checkpoints.entries(source) if entry["file"] != STATE]
     for entry in entries:

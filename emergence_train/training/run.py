@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from emergence_train import files
 from emergence_train.config import Config, Samples, TaskConfig
 from emergence_train.data import identity, lineage, recipe
 from emergence_train.data.dataset import Dataset
@@ -159,6 +160,7 @@ def _train(
         log(f"{run}: is finished ({plan.total_steps} steps); nothing to do{changed}")
         return run
 
+    broadcast_from_rank0(lambda: files.check_writable(run, "out"))
     watch.at("checking the nodes")
     check_nodes(mesh, run, dataset.a_shard, config.faults.node_check, log)
     watch.at("building the engine")

@@ -31,10 +31,13 @@ def begun(run: Path) -> bool:
 def claim(run: Path, config: Config, held: contextlib.ExitStack) -> str | None:
     """Create the run directory, or check that it belongs to this configuration, and lock it until `held` is closed; return a
     note for the log, or None. Raises InputError where it is another run's, in use or not writable."""
-    path, note = run / "config.yaml", held.enter_context(files.lock(run, busy=BUSY, other="out", wait=0.2))
+    # A finished run may be another user's
+    note = held.enter_context(files.lock(run, busy=BUSY, other="out", wait=0.2, writes=False))
+    path = run / "config.yaml"
     for rest in [*run.glob(".*.tmp"), *run.glob("*/.*.tmp")]:  # of interrupted writes
         if rest.is_file():
-            rest.unlink()
+            with contextlib.suppress(OSError):  # another user's, in a directory of theirs
+                rest.unlink()
     if path.is_file() and not begun(run):
         for name in REFUSED:  # of a start that was refused before it began: it binds no one, nor does its configuration
             (run / name).unlink(missing_ok=True)

@@ -1,6 +1,8 @@
 """PositionCallback for Lightning: sums equal to those of the losses that the steps return, and a run resumed."""
 
 import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from emergence_train.errors import InputError
 from emergence_train.recorder import tables, token_losses
-from support import metrics
+from support import metrics, run_python
 
 lightning = pytest.importorskip("lightning.pytorch")
 
@@ -43,7 +45,7 @@ class Module(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.5)
 
 
-def fit(folder, steps, module, resume=None, size=40, split="iid", loaders=1, callbacks=(), rows=1):
+def fit(folder, steps, module, resume=None, size=40, split="iid", loaders=1, callbacks=(), rows=1, **options):
     from emergence_train.callbacks.lightning import PositionCallback
 
     generator = torch.Generator().manual_seed(1)
@@ -59,6 +61,7 @@ def fit(folder, steps, module, resume=None, size=40, split="iid", loaders=1, cal
         enable_model_summary=False,
         default_root_dir=folder,
         callbacks=[PositionCallback(folder / "mine", params=10, sequence=SEQUENCE, split=split), *callbacks],
+        **options,
     )
     held_out = [DataLoader(texts[: 4 + 2 * k], 2) for k in range(loaders)]
     trainer.fit(module, DataLoader(texts, 2), held_out, ckpt_path=resume, weights_only=resume and False)
@@ -163,3 +166,24 @@ def test_what_the_mask_leaves_out_is_no_token(tmp_path):
     tokens = train["count"].sum()
     assert 0 < tokens < 16 * SEQUENCE and train["tokens"].unique() == [tokens]
     assert metrics(tmp_path / "mine")[-1]["tokens"] == tokens
+
+
+@pytest.mark.slow
+def test_the_curve_is_the_mean_of_the_ranks(tmp_path):
+    """Two ranks, each with its own rows: in the curve as in the tables."""
+    two = run_python("tests/callbacks/test_lightning.py", str(tmp_path), processes=2)
+    assert two.returncode == 0, two.stderr
+    losses_RK = np.stack([np.load(tmp_path / f"losses-{rank}.npy") for rank in range(2)])  # of each micro-batch
+    assert np.abs(losses_RK[0] - losses_RK[1]).min() > 1e-3
+    expected = losses_RK.reshape(2, 4, 2).mean((0, 2))
+    rows = metrics(tmp_path / "mine")
+    assert [row["loss"] for row in rows] == pytest.approx(expected, rel=1e-6)
+    assert [row["tokens"] for row in rows] == [8 * SEQUENCE * step for step in range(1, 5)]
+    train = (frame := tables.read(tables.POSITIONS, tmp_path / "mine"))[frame["split"] == "train"]
+    assert train["loss_sum"].sum() / train["count"].sum() == pytest.approx(expected.mean(), rel=1e-6)
+
+
+if __name__ == "__main__":  # a rank
+    module = Module()
+    running, _ = fit(Path(sys.argv[1]), 4, module, devices=2, strategy="ddp")
+    np.save(Path(sys.argv[1]) / f"losses-{running.global_rank}", [losses.mean().item() for losses in module.seen])

@@ -308,6 +308,54 @@ def test_a_model_that_hides_its_labels_is_refused(tmp_path):
     running.compute_loss_func = lambda outputs, labels, **of: outputs.logits.mean()
     with pytest.raises(InputError, match="called without labels"):
         running.train()
+    running = trainer(tmp_path / "evaluated", 2)
+    running.eval_dataset = [{"input_ids": row} for row in Recording(4, 2).rows]
+    with pytest.raises(InputError, match="called without labels"):
+        running.train()
+
+
+class Probe(transformers.TrainerCallback):
+    """What scripts call the model for beside Trainer: none of it is trained or evaluated on."""
+
+    def probe(self, model):
+        tokens = torch.arange(24).view(2, 12)
+        with torch.no_grad():
+            model(input_ids=tokens, labels=tokens)
+            model(input_ids=tokens)
+        model.generate(tokens, max_new_tokens=2, do_sample=False)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.probe(model)
+        self.probe(model.eval())
+        model.train()
+
+    def on_evaluate(self, args, state, control, model=None, **kwargs):
+        self.probe(model)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_called_beside_trainer_is_of_no_split(tmp_path):
+    """Saved between evaluations: the tables are those of a run without."""
+    options = {"eval_steps": 4, "save_steps": 2, "logging_steps": 1}
+    for name, callbacks in (("plain", []), ("probed", [Probe()])):
+        trainer(tmp_path / name, 4, callbacks=callbacks, **options).train()
+    plain, probed = (tmp_path / name / "mine" for name in ("plain", "probed"))
+    assert set(tables.read(tables.POSITIONS, plain)["split"]) == {"train", "iid"}
+    pd.testing.assert_frame_equal(*(tables.read(tables.POSITIONS, run) for run in (plain, probed)))
+    rows = [[(row["step"], row["tokens"], row["loss"]) for row in metrics(run)] for run in (plain, probed)]
+    assert rows[0] == rows[1]
+
+
+def test_a_scripts_own_evaluation_loop_is_of_no_split(tmp_path):
+    """It ends without an event that names what was evaluated."""
+
+    class Loop(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            running.evaluation_loop(running.get_eval_dataloader(Recording(6, 5)), "own")
+
+    running = trainer(tmp_path, 4, callbacks=[Loop()], eval_strategy="no", save_steps=2)
+    running.train()
+    assert set(tables.read(tables.POSITIONS, tmp_path / "mine")["split"]) == {"train"}
 
 
 if __name__ == "__main__":  # a rank: half the rows of each step

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from emergence_train.checkpoint import format as checkpoints
 from emergence_train.checkpoint import saver
 from emergence_train.checkpoint.format import complete, problems, shard_name, step_name
 from emergence_train.checkpoint.shards import Shards, read_weights
+from emergence_train.config import Checkpoints
 from emergence_train.parallel.mesh import data_parallel
 
 
@@ -56,6 +58,91 @@ def test_directories_that_are_made_are_synced_with_their_parents(tmp_path, monke
     assert len(synced) == 3
 
 
+class Weight:
+    """An engine state of one weight, for saving."""
+
+    def __init__(self, engine, mesh):
+        self.stage, self.updates, self.shapes = 1, 4.0, {"w": [3]}
+
+    def tensors(self):
+        return {f"{kind}|0|w": torch.ones(3) for kind in ("weights", "master")}
+
+
+def without_ranks(monkeypatch):
+    """Collectives of a process alone, without a process group."""
+    for name in ("all_gather_objects", "gather_on_rank0"):
+        monkeypatch.setattr(saver, name, lambda value, group=None: [value])
+    for name in ("broadcast_from_rank0", "on_every_rank"):
+        monkeypatch.setattr(saver, name, lambda make, group=None: make())
+
+
+@pytest.fixture
+def others(monkeypatch):
+    """Names that directories of another user contain: they can be renamed and not deleted."""
+    names, plain = set(), saver.shutil.rmtree
+
+    def deleting(path, ignore_errors=False):
+        if not any(name in path.name for name in names):
+            plain(path, ignore_errors)
+        elif not ignore_errors:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(saver.shutil, "rmtree", deleting)
+    monkeypatch.setattr(saver, "EngineState", Weight)
+    without_ranks(monkeypatch)
+    return names
+
+
+def saving(run, lines):
+    settings = Checkpoints(keep_last=1, keep_best=False, every_tokens=1)
+    return saver.Saver(run, settings, set(), data_parallel(0, 1, 0, torch.device("cpu")), lines.append)
+
+
+def test_what_cannot_be_deleted_stops_no_save(others, tmp_path):
+    """A checkpoint of another user that retention drops, and the rest of their killed save of the same step."""
+    lines, folder = [], tmp_path / "checkpoints"
+    before = saving(tmp_path, lines)
+    before.save(None, 4, {}, torch.zeros(4, 2))
+    (folder / f".{step_name(12)}.tmp").mkdir()
+    others |= {step_name(4), f"{step_name(12)}.tmp"}
+    running = saving(tmp_path, lines)
+    for step in (8, 12, 16):
+        running.save(None, step, {}, torch.zeros(4, 2))
+        assert running.problem is None and running.durable == step and problems(folder / step_name(step)) == []
+    assert [path.name for path in complete(folder)] == [step_name(16)]
+    left = [f".{step_name(4)}.gone", f".{step_name(12)}.tmp"]
+    assert sorted(path.name for path in folder.iterdir() if path.name.startswith(".step")) == left
+    assert sorted(lines) == [
+        f"{folder / name}: cannot be deleted (Permission denied), its owner can; training continues" for name in left
+    ]
+    others.clear()
+    running.save(None, 20, {}, torch.zeros(4, 2))
+    assert sorted(path.name for path in folder.iterdir()) == ["latest", step_name(20)]
+
+
+def test_a_checkpoint_that_keeps_its_name_keeps_no_other(others, monkeypatch, tmp_path):
+    """In a directory of the sticky kind that of another user cannot even be renamed."""
+    plain, kept = Path.rename, step_name(4)
+
+    def renaming(path, target):
+        if path.name == kept:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+        return plain(path, target)
+
+    monkeypatch.setattr(Path, "rename", renaming)
+    lines = []
+    running = saving(tmp_path, lines)
+    for step in (4, 8, 12):
+        running.save(None, step, {}, torch.zeros(4, 2))
+    assert [path.name for path in complete(tmp_path / "checkpoints")] == [kept, step_name(12)]
+    running.save(None, 4, {}, torch.zeros(4, 2))
+    folder = tmp_path / "checkpoints"
+    assert lines == [
+        f"checkpoint of step 4 not saved: {folder / kept}: Operation not permitted (PermissionError); training continues, "
+        f"older ones are untouched"
+    ]
+
+
 class State:
     """An engine state of one weight, for loading: at ZeRO 1, in a process alone."""
 
@@ -86,9 +173,7 @@ def test_what_its_own_shard_lacks_is_read_from_all(tmp_path, monkeypatch):
     content = {"step": 4, "parameters": {"w": [3]}, "world_size": 1, "zero_stage": 1, "updates": 4.0}
     saver.commit(temporary, folder / step_name(4), 4, entries, content)
     monkeypatch.setattr(saver, "EngineState", State)
-    monkeypatch.setattr(saver, "all_gather_objects", lambda value: [value])
-    monkeypatch.setattr(saver, "on_every_rank", lambda make: make())
-    monkeypatch.setattr(saver, "broadcast_from_rank0", lambda make: make())
+    without_ranks(monkeypatch)
     monkeypatch.setattr(saver.checkpoints, "shard_name", lambda rank, size: shard_name(rank, 2))
     mesh, opened = data_parallel(0, 1, 0, torch.device("cpu")), []
     plain = Shards._held

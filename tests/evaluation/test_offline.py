@@ -1,6 +1,7 @@
 """evaluate on a saved checkpoint: tasks of the command line, and what a finished run says of tasks that it has not scored."""
 
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,8 @@ import pytest
 from emergence_train import config as configs
 from emergence_train.config import TaskConfig
 from emergence_train.data import tokenizer as tokenizers
-from emergence_train.errors import InputError
+from emergence_train.errors import InputError, RunError
+from emergence_train.evaluation import offline
 from emergence_train.evaluation.offline import chosen, evaluate
 from emergence_train.evaluation.saved_model import load_model
 from emergence_train.parallel import ranks
@@ -49,6 +51,24 @@ def test_items_of_a_file_are_scored_without_a_configuration(config_file, items):
         probabilities.append(np.exp(sums[item["answer"]]) / np.exp(sums).sum())
     assert rows["acc"]["task"] == "mine" and rows["acc"]["value"] == np.mean(right)
     assert rows["correct_choice_prob"]["value"] == pytest.approx(np.mean(probabilities), abs=1e-5)
+
+
+def test_scores_that_cannot_be_written_are_not_lost(config_file, items, monkeypatch):
+    """What a user may not write is refused before it is computed; where writing fails all the same, the scores are shown."""
+    run, lines = train(configs.load(config_file, ["training.tokens=512", "checkpoints.every_tokens=512"]), print), []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: mode == os.R_OK)
+        patch.setattr(offline, "measure", lambda *of: pytest.fail("is not computed"))
+        with pytest.raises(InputError, match="evaluations: cannot be made or written.*choose another place .a copy"):
+            evaluate(run, tasks=[f"mine={items}"], log=lines.append)
+    monkeypatch.setattr(offline.evaluations, "add", lambda path, *of: failing(path))
+    with pytest.raises(RunError, match="no space left"):
+        evaluate(run, tasks=[f"mine={items}"], log=lines.append)
+    assert len(lines) == 1 and "mine, acc: " in lines[0]
+
+
+def failing(path):
+    raise RunError(f"{path}: no space left on the disk")
 
 
 def tensor(ids):

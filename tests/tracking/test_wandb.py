@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 import types
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -89,6 +90,23 @@ def test_the_run_of_a_directory_is_one_wherever_it_lies(tmp_path):
     copied = known_as(tmp_path / "copy")
     assert len({first[1], again[1], copied[1]}) == 3
     assert (known_as(run), known_as(tmp_path / "copy")) == (again, copied)
+
+
+def test_files_beside_a_run_that_is_not_ours_are_our_own(tmp_path, monkeypatch):
+    """W&B would share one directory among all users, whose second fails."""
+    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
+    run = tmp_path / "run"
+    (run / "wandb").mkdir(parents=True)
+
+    def place():
+        return module.init_settings(Wandb(), "run", run, {}, "offline")["dir"]
+
+    assert place() == str(run)
+    monkeypatch.setattr("os.access", lambda path, mode: path != run / "wandb")
+    first, second = Path(place()), Path(place())
+    assert first != second and first.parent == second.parent == tmp_path and first.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(module.tempfile, "tempdir", "/dev/full")
+    assert place() == str(run), "W&B stops no run"
 
 
 def test_a_network_that_hangs_costs_nothing(wandb_section, tmp_path, monkeypatch):
