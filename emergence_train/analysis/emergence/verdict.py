@@ -70,6 +70,7 @@ class Verdict:
     reason: str = ""
     begins_by: float | None = None
     able: frozenset[int] = frozenset()  # of a common curve that is flat: codes of the runs that it does not show
+    rose: bool = False  # whether those are able by what they gain themselves, not by being above the lowest run
     # (S,) of which `onset` is the median and interval
     onset_draws: np.ndarray = field(default_factory=lambda: np.empty(0))
 
@@ -102,6 +103,12 @@ def judge(
     probabilities = {name: float(np.mean(names == name)) for name in VERDICTS}
     top = max((name for name in VERDICTS if name != "not-identified"), key=probabilities.__getitem__)
     change = _interval(drawn.curves[:, -1] - drawn.curves[:, 0])
+    if top in FLAT and probabilities[top] == max(probabilities.values()):  # sure or not
+        able, rose, reason = _able_runs(rows, top, chance, best, majority, smallest)
+        if able:
+            return Verdict(
+                "not-identified", 1.0, probabilities, None, None, change, drawn, reason, able=able, rose=rose
+            )
     if probabilities[top] < SURE.get(top, 0.5):
         reason = _undecided(probabilities)
         return Verdict("not-identified", 1 - probabilities[top], probabilities, None, None, change, drawn, reason)
@@ -113,10 +120,6 @@ def judge(
         if risen < SURVIVES:
             reason = f"{top} by one checkpoint alone: without the highest score a rise has probability {risen:.2f}"
             return Verdict("not-identified", 1 - risen, probabilities, None, None, change, drawn, reason)
-    if top in FLAT:
-        able, reason = _able_runs(rows, top, chance, best, majority, smallest)
-        if able:
-            return Verdict("not-identified", 1.0, probabilities, None, None, change, drawn, reason, able=able)
     if top == "at-chance":
         reason = _lifted(drawn, rows, chance, best, majority)
     if top != "emergent":
@@ -243,6 +246,13 @@ def last_rows(rows: Rows, code: int) -> np.ndarray:
     return own[np.argsort(rows.x[own], kind="stable")[-SIDE:]]
 
 
+def first_and_last(rows: Rows, code: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Indices of a run's SIDE first checkpoints and of its SIDE last ones; None where it has fewer in all."""
+    own = np.flatnonzero(rows.run == code)
+    own = own[np.argsort(rows.order[own], kind="stable")]
+    return (own[:SIDE], own[-SIDE:]) if len(own) >= 2 * SIDE else None
+
+
 def _variance(rows: Rows, level: float) -> np.ndarray:
     """(n,) of scores at `level`: that of the items, by as much larger as standard errors that are given are."""
     larger = np.maximum(rows.variance / rows.variance_at(rows.y)[0], 1)
@@ -261,22 +271,23 @@ def _far_above(rows: Rows, own: np.ndarray, level: float, room: float) -> float:
 
 def _able_runs(
     rows: Rows, top: VerdictName, chance: float, best: float, majority: float, smallest: float
-) -> tuple[frozenset[int], str]:
+) -> tuple[frozenset[int], bool, str]:
     """Runs whose SIDE last checkpoints are all far above chance and the commonest answer, and above what the loss explains: the
-    lowest run, where the common curve is at chance, or the run's own SIDE first checkpoints; and the reason that this is. All
-    checkpoints of a run answer the same items, so that several are no surer than one."""
+    lowest run, where the common curve is at chance, or the run's own SIDE first checkpoints; whether the latter; and the reason
+    that this is. All checkpoints of a run answer the same items, so that several are no surer than one."""
     if not best > 0:
-        return frozenset(), ""
+        return frozenset(), False, ""
     above = _above_lowest(rows, chance, best, majority, smallest) if top == "at-chance" else frozenset()
     risen = _risen(rows, chance, best, majority)
-    if len(risen) > len(above):
+    rose = len(risen) > len(above)
+    if rose:
         able, answer = risen, "come to give one answer"
         ability = f"rise far above {'' if np.isnan(chance) else 'chance and '}their own first checkpoints"
     else:
         able, answer = above, "give one answer throughout"
         ability = "are far above chance and above the lowest run"
     reason = f"{len(able)} of {len(np.unique(rows.run))} runs {ability}, which the loss does not explain"
-    return able, reason + (f" (or they {answer}: a column majority tells)" if np.isnan(majority) else "")
+    return able, rose, reason + (f" (or they {answer}: a column majority tells)" if np.isnan(majority) else "")
 
 
 def _above_lowest(rows: Rows, chance: float, best: float, majority: float, smallest: float) -> frozenset[int]:
@@ -305,11 +316,11 @@ def _risen(rows: Rows, chance: float, best: float, majority: float) -> frozenset
     base, room = float(np.fmax(chance, majority)), best - float(np.fmax(chance, 0.0))
     risen = set()
     for code in np.unique(rows.run):
-        own = np.flatnonzero(rows.run == code)
-        own = own[np.argsort(rows.order[own], kind="stable")]
-        first, last = own[:SIDE], own[-SIDE:]
+        if (ends := first_and_last(rows, code)) is None:
+            continue
+        first, last = ends
         level = float(np.fmax(base, np.median(rows.y[first])))
-        if len(own) >= 2 * SIDE and rows.y[last].min() > _far_above(rows, last, level, room):
+        if rows.y[last].min() > _far_above(rows, last, level, room):
             risen.add(int(code))
     return frozenset(risen)
 

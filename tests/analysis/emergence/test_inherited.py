@@ -8,7 +8,7 @@ import pytest
 
 from emergence_train.analysis.emergence import analyze_emergence
 from emergence_train.analysis.emergence.analyze import find
-from emergence_train.analysis.emergence.inherited import stand_apart, with_able_runs
+from emergence_train.analysis.emergence.inherited import rise, stand_apart, with_able_runs
 from emergence_train.analysis.emergence.table import task_metric
 
 
@@ -66,9 +66,7 @@ def test_one_other_run_cannot_tell():
     assert loglik.verdict.name == "at-chance" and acc.verdict.name != "at-chance"
     acc = replace(acc, verdict=replace(acc.verdict, able=frozenset({0})))
     verdict = with_able_runs((acc, loglik))[1].verdict
-    assert (
-        verdict.name == "not-identified" and "too few of them or of others" in verdict.reason and verdict.able_runs == 0
-    )
+    assert verdict.name == "not-identified" and "too few runs" in verdict.reason and verdict.able_runs == 0
 
 
 @pytest.mark.parametrize("others", [4, 2, 1])
@@ -92,4 +90,53 @@ def test_the_level_of_the_test_is_kept_on_skewed_scatter():
         y = -14 + 0.3 * own[rows.run] + 0.05 * rng.normal(size=len(rows.y))
         drawn = replace(base, task=replace(base.task, rows=replace(rows, y=y)))
         called += bool(stand_apart(drawn, frozenset({0, 1})))
+    assert called <= 20 + 2 * np.sqrt(400 * 0.05 * 0.95)
+
+
+def by_tokens(gain: float, seed: int, runs: int = 4, noise: float = 0.02) -> pd.DataFrame:
+    """Runs at losses of their own that all pass at the eighth of 12 checkpoints; the log-likelihood gains `gain` there."""
+    rng, step = np.random.default_rng(seed), np.tile(np.arange(12), runs)
+    run, passes = np.repeat(range(runs), 12), step >= 8
+    frame = pd.DataFrame({"run": [f"r{code}" for code in run], "params": 10**7, "step": step + 1, "task": "t"})
+    frame = frame.assign(tokens=(step + 1) * 1000, loss=3.2 - 0.25 * run - 0.02 * step, higher_is_better=True)
+    acc = rng.binomial(1000, np.where(passes, 0.85, 0.25)) / 1000
+    loglik = -2 + gain * passes + rng.normal(0, noise, len(step))
+    return pd.concat(
+        [
+            frame.assign(metric="acc", value=acc, stderr=0.012, items=1000, chance=0.25),
+            frame.assign(metric="answer_loglik", value=loglik, stderr=0.02, items=1000, chance=np.nan),
+        ]
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_noise_is_at_chance_where_every_run_rises(seed):
+    acc, loglik = with_able_runs(findings(by_tokens(0.0, seed)))
+    assert acc.verdict.able_runs == 4 and acc.verdict.rose
+    assert loglik.verdict.name == "at-chance" and loglik.verdict.able_runs == 0
+
+
+def test_every_run_that_rises_is_inherited_where_it_rises_too():
+    acc, loglik = findings(by_tokens(0.5, 0))
+    loglik = replace(loglik, verdict=replace(loglik.verdict, name="at-chance"))  # as where the curve is drawn flat
+    verdict = with_able_runs((acc, loglik))[1].verdict
+    assert verdict.name == "not-identified" and verdict.able_runs == 4
+    assert verdict.reason == "4 of 4 runs are far above chance by the accuracy, and rise in answer_loglik too"
+
+
+def test_the_gain_of_a_single_run_cannot_be_told():
+    acc, loglik = findings(by_tokens(0.0, 0, runs=1))
+    acc = replace(acc, verdict=replace(acc.verdict, able=frozenset({0}), rose=True))
+    verdict = with_able_runs((acc, loglik))[1].verdict
+    assert verdict.name == "not-identified" and "too few runs" in verdict.reason
+
+
+def test_the_level_of_the_test_of_gains_is_kept():
+    """On drifts of a random walk, whose first and last checkpoints differ far beyond their own scatter."""
+    rng, base = np.random.default_rng(5), findings(by_tokens(0.0, 0))[1]
+    called = 0
+    for _ in range(400):
+        y = -2 + 0.1 * rng.normal(size=(4, 12)).cumsum(1).ravel()
+        drawn = replace(base, task=replace(base.task, rows=replace(base.task.rows, y=y)))
+        called += bool(rise(drawn, frozenset(range(4))))
     assert called <= 20 + 2 * np.sqrt(400 * 0.05 * 0.95)
