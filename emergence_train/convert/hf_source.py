@@ -130,7 +130,9 @@ def sources_of(texts: list[str], log: Callable[[str], None]) -> list[HFSource]:
 
 
 def _is_model(path: Path) -> bool:
-    return any((path / name).is_file() for name in ("config.json", ADAPTER))
+    return any(
+        os.path.isfile(path / name) for name in ("config.json", ADAPTER)
+    )  # False in a directory that cannot be read
 
 
 def read_config(source: HFSource) -> Any:
@@ -252,12 +254,19 @@ def _begin(tokenizer: Tokenizer) -> int | None:
     return whole[0] if len(whole) > len(bare) and whole[1 : 1 + len(bare)] == bare else None
 
 
-def _damaged(folder: Path) -> str | None:
-    """Which of a directory's files is a pointer of git-lfs, or weights that end early, and what to do."""
-    for path in sorted(path for path in folder.glob("*") if path.is_file()):
-        with open(path, "rb") as file:
-            if file.read(len(LFS)) == LFS:
-                return f"{path}: is a pointer to the file, of git-lfs; run git lfs pull in its directory"
+def _damaged(folder: Path, reason: str) -> str | None:
+    """Which of a directory's files is a pointer of git-lfs, or weights that end early, and what to do. Raises OSError for one
+    that cannot be opened and that the reason names."""
+    for path in sorted(path for path in folder.glob("*") if os.path.isfile(path)):
+        try:
+            with open(path, "rb") as file:
+                beginning = file.read(len(LFS))
+        except OSError:
+            if path.name in reason:
+                raise
+            continue  # not what transformers could not read
+        if beginning == LFS:
+            return f"{path}: is a pointer to the file, of git-lfs; run git lfs pull in its directory"
         if path.suffix == ".safetensors":
             try:
                 with safe_open(path, "pt"):
@@ -277,7 +286,7 @@ def _one_line(source: HFSource, tokenizer: bool = False) -> Iterator[None]:
     try:
         yield
     except UNREADABLE as error:
-        if damaged := _damaged(Path(source.name)):
+        if damaged := _damaged(Path(source.name), str(error)):
             raise InputError(damaged) from None
         reason = " ".join(ANSI.sub("", str(error)).split())[:200]
         if tokenizer:

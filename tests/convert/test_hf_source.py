@@ -1,8 +1,10 @@
 """Directories of models as they are met: other dtypes, links, damage; safetensors' own reading of the files is the oracle."""
 
+import contextlib
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,6 +92,43 @@ def test_a_link_has_the_step_of_its_own_name(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="step200 and .*checkpoint-200 have the same step 200; leave one out, or give"):
         logged([tmp_path / "series"])
     assert list(logged([tmp_path / "series"], [1, 2, 3, 4, 5, 6])[0]) == [1, 2, 3, 4, 5, 6]
+
+
+@contextlib.contextmanager
+def another_user():
+    """Root reads all: within, be a user who owns nothing, in the current directory."""
+    os.chmod(".", 0o755)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def test_a_directory_that_cannot_be_read_is_passed_over(tmp_path, monkeypatch):
+    """As lost+found, which every ext4 volume has."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoint-100").mkdir()
+    (tmp_path / "checkpoint-100" / "config.json").write_text("{}")
+    (tmp_path / "lost+found").mkdir(mode=0o000)
+    with another_user():
+        assert list(logged(["."])[0]) == [100]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "model.safetensors"])
+def test_a_file_that_cannot_be_read_is_named_if_it_is_why(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).touch(mode=0o000)
+    reason = "No such file or directory: hf/model.safetensors"  # as safetensors says it
+    with another_user():
+        if name in reason:
+            with pytest.raises(PermissionError, match=name):
+                hf_source._damaged(Path("."), reason)
+        else:
+            assert hf_source._damaged(Path("."), reason) is None
 
 
 def test_weights_without_a_place_are_named(tmp_path, data_path):
