@@ -384,7 +384,7 @@ def _import_steps(
         _write_checkpoint(
             run, step, *(first.pop() if first else target.read(source, log))
         )  # all steps are of one model
-        _check_logits(target, step, source)
+        _check_logits(target, step, source, log)
         _measure(target, run_log, step, evaluator, mesh, log)
     if problem := run_log.close():
         raise RunError(problem)
@@ -416,8 +416,9 @@ def _narrowest(weight: Tensor) -> Tensor:
     return weight
 
 
-def _check_logits(target: _Target, step: int, source: HFSource) -> None:
-    """Raise RunError where the checkpoint, as it is read, is another model than the original; it is removed."""
+def _check_logits(target: _Target, step: int, source: HFSource, log: Callable[[str], None]) -> None:
+    """Raise RunError where the checkpoint, as it is read, is another model than the original; it is removed. Log a difference
+    that only rounding explains."""
     folder = checkpoints.newest(target.run, step)
     if (original := kept_logits(folder)) is None:
         return
@@ -425,6 +426,8 @@ def _check_logits(target: _Target, step: int, source: HFSource) -> None:
     if not compared.is_noise:
         shutil.rmtree(folder)
         raise RunError(f"{source.label}: is another model once imported: its logits {in_words(compared)}")
+    if compared.rounding is not None:
+        log(f"{source.label}: is sensitive to rounding: its logits {in_words(compared)}")
 
 
 def _measure(

@@ -17,7 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from emergence_train import cli, config, files
 from emergence_train.checkpoint import format as checkpoints
 from emergence_train.checkpoint.format import STATE, shard_name, step_name
-from emergence_train.convert import hf_export, hf_names
+from emergence_train.convert import hf_export, hf_names, logits
 from emergence_train.convert.hf_export import export, export_tokenizer, push
 from emergence_train.convert.hf_import import ImportOptions, import_hf
 from emergence_train.convert.logits import compare
@@ -374,6 +374,15 @@ def test_an_export_of_another_model_is_refused(dtype, tmp_path, data_path, monke
     with pytest.raises(RunError, match="is another model once exported: its logits differ from the run's by"):
         export(run, 7, tmp_path / "wrong", print, dtype=dtype)
     assert not (tmp_path / "wrong").exists()
+
+
+@pytest.mark.parametrize(("dtype", "passes"), [("fp32", 2), ("bf16", 3)])
+def test_weights_that_are_not_rounded_are_run_once(dtype, passes, tmp_path, data_path, monkeypatch):
+    run, _ = saved_run(tmp_path, data_path, {})
+    counted = Mock(wraps=logits._logits)
+    monkeypatch.setattr(logits, "_logits", counted)
+    export(run, 7, tmp_path / "out", print, dtype=dtype)
+    assert counted.call_count == passes
 
 
 def test_an_export_of_another_rotary_dimension_is_refused(tmp_path, data_path, monkeypatch):
