@@ -172,7 +172,7 @@ def test_a_lost_process_is_started_again(ladder_file, behave, tmp_path, code):
 
 
 def test_a_lost_rank_is_started_again(ladder_file, behave, tmp_path):
-    """Rank 1 is killed and the other says so; an error of its own is none that another start mends."""
+    """Rank 1 is killed and the other says so; after an error of its own the run is not started again."""
     behave(a={"codes": [[76, -9], [-9, -9]]})
     machine = Machine(["3", "4"], 1)
     assert run(ladder_file(gpus=2), machine).count("a: its process was lost (exit code 76); started again") == 1
