@@ -115,7 +115,7 @@ EXEMPT = (
         "but only {} rows; give each checkpoint the same positions": OTHER_TESTS + "analysis/test_position_matrix.py",
         "holds no training text of the domain {}": OTHER_TESTS + "data/test_prepare_inputs.py",
         "may be written; draw more different ones": OTHER_TESTS + "data/test_planted.py",
-        "are held out and ask among {} symbols; give": OTHER_TESTS + "data/test_planted.py",
+        "is held out and asks among {} symbols; give": OTHER_TESTS + "data/test_planted.py",
         "has changed while {} was prepared": OTHER_TESTS + "data/test_prepare_inputs.py",
         "it is empty, which no compressed file is": "names no remedy: the text is not there",
         "cannot encode this text ({}); give another": OTHER_TESTS + "data/test_tokenizer.py",

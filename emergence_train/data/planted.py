@@ -19,7 +19,8 @@ from emergence_train.errors import InputError
 CHOICES = 4
 HELD_OUT = 4  # one line in so many is asked, never written
 LINES = 20  # of a document
-LOOKED = 200  # lines looked at for one that is written or asked, before there are said to be too few
+# Lines looked at before there are said to be too few: for one that is written, or a task of several steps; for a question
+LOOKED, SELDOM = 200, 50_000
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 DIGITS = "0123456789"
 
@@ -146,12 +147,15 @@ def questions(skill: str, count: int, seed: int) -> list[Question]:
         InputError: held-out lines that ask among so many symbols are too rare.
     """
     draw = random.Random(f"planted/{skill}/questions/{seed}")
-    drawn = [_question(line, draw.choice(places), draw) for line, places in _asking(skill, draw, count, 1)]
-    if len(drawn) < count:
-        raise InputError(
-            f"skill {skill!r}: of {LOOKED * count} lines {len(drawn)} are held out and ask among {CHOICES} symbols; give "
-            f"`asked` {CHOICES} in more lines"
-        )
+    drawn: list[Question] = []
+    while len(drawn) < count:
+        line, places = next(_asking(skill, draw, SELDOM, 1), (None, []))
+        if line is None:
+            raise InputError(
+                f"skill {skill!r}: of {SELDOM} lines none is held out and asks among {CHOICES} symbols; give `asked` "
+                f"{CHOICES} in more lines"
+            )
+        drawn.append(_question(line, draw.choice(places), draw))
     return drawn
 
 
@@ -162,17 +166,14 @@ def chains(skill: str, steps: int, count: int, seed: int) -> list[tuple[Question
         Fewer than `count`, or none, where lines of the skill that can be asked so often are too rare.
     """
     draw = random.Random(f"planted/{skill}/steps/{seed}")
-    return [
-        tuple(_question(line, place, draw) for place in places[-steps:])
-        for line, places in _asking(skill, draw, count, steps)
-    ]
+    asking = itertools.islice(_asking(skill, draw, LOOKED * count, steps), count)
+    return [tuple(_question(line, place, draw) for place in places[-steps:]) for line, places in asking]
 
 
-def _asking(skill: str, draw: random.Random, count: int, steps: int) -> Iterator[tuple[Exercise, list[int]]]:
-    """Held-out lines that can be asked in so many places, with those: `count`, or as many as there are in LOOKED times that."""
-    looked = (SKILLS[skill](draw) for _ in range(LOOKED * count))
-    asking = ((line, places) for line in looked if line.held_out and len(places := _askable(line)) >= steps)
-    return itertools.islice(asking, count)
+def _asking(skill: str, draw: random.Random, looked: int, steps: int) -> Iterator[tuple[Exercise, list[int]]]:
+    """Of the next lines, as many as are looked at, the held-out ones that can be asked in so many places, with those."""
+    lines = (SKILLS[skill](draw) for _ in range(looked))
+    return ((line, places) for line in lines if line.held_out and len(places := _askable(line)) >= steps)
 
 
 def _askable(exercise: Exercise) -> list[int]:

@@ -25,6 +25,7 @@ from emergence_train.recorder.sessions import name_process
 POLL = 0.2  # seconds
 RETRIES = 3  # of a run whose process was lost
 LOST = 76  # exit code: another process lost
+ALONE = 60  # seconds
 BUSY = "another process runs this ladder; wait for it, or see --status"
 
 
@@ -47,18 +48,32 @@ class Started:
     needed: int
     devices: list[str]
     processes: list[subprocess.Popen] = field(default_factory=list)  # by their ranks
+    since: float | None = None  # when a rank was first seen to have failed while others were alive (time.monotonic)
+
+    @property
+    def codes(self) -> list[int]:
+        """Of the ranks that have ended."""
+        return [code for process in self.processes if (code := process.poll()) is not None]
 
     @property
     def code(self) -> int | None:
-        """None until all have ended: an error of one rank's own, else the highest. The others of a rank that ends alone end with
-        LOST."""
-        codes = [process.poll() for process in self.processes]
-        if None in codes:
-            return None
-        return max(
-            (code for code in codes if code is not None),
-            key=lambda code: (code > 0 and code not in (LOST, Stopped.code), code),
-        )
+        """The run's, None until all have ended: an error of one rank's own, else LOST, else a signal that ended one."""
+        codes = self.codes
+        return max(codes, key=_weight) if len(codes) == len(self.processes) else None
+
+    def end_left_behind(self) -> None:
+        """Terminate ranks that are alive ALONE seconds after another failed: before they have met, they wait for minutes."""
+        if not any(code not in (0, Stopped.code) for code in self.codes):
+            return
+        self.since = self.since or time.monotonic()
+        if time.monotonic() > self.since + ALONE:
+            for process in self.processes:
+                process.terminate()
+
+
+def _weight(code: int) -> tuple[bool, bool, bool, int]:
+    own = code > 0 and code not in (LOST, Stopped.code)
+    return own, code == LOST, code < 0 and code != -signal.SIGTERM, code
 
 
 def this_machine(jobs: int | None) -> Machine:
@@ -90,6 +105,7 @@ def rank_variables(processes: int) -> list[dict[str, str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    shared["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # of a torchrun around the ladder
     shared |= {"WORLD_SIZE": str(processes), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
@@ -155,11 +171,11 @@ class Runner:
 
     def _refuse_queued(self) -> None:
         """A run that is a job would be trained twice: only locks, which not all nodes share, keep the two apart."""
-        jobs = queued_of(self.notes)
-        for row in self.ladder.rows:
-            job = self.notes.get(row.run, {}).get("job")
-            if job in jobs and not done(self.ladder, row):
-                raise InputError(f"{row.run}: is job {job} of Slurm; give --slurm, or cancel it before (scancel {job})")
+        notes = {row.run: self.notes.get(row.run, {}) for row in self.ladder.rows if not done(self.ladder, row)}
+        jobs = queued_of(notes)
+        for run, note in notes.items():
+            if (job := note.get("job")) in jobs:
+                raise InputError(f"{run}: is job {job} of Slurm; give --slurm, or cancel it before (scancel {job})")
 
     def _until_done(self) -> None:
         while not self.stop_requested:
@@ -172,8 +188,10 @@ class Runner:
             if not self.started and not any(ready(self.ladder, row) for row in left):
                 return  # what is left waits for a run that has failed
             time.sleep(POLL)
-            for started in [s for s in self.started if s.code is not None]:
-                self._ended(started)
+            for started in list(self.started):
+                started.end_left_behind()
+                if started.code is not None:
+                    self._ended(started)
 
     def _is_left(self, row: Row) -> bool:
         running = any(started.row.run == row.run for started in self.started)

@@ -113,17 +113,24 @@ def _submit_rows(ladder: Ladder, rows: list[Row], script: Path, parent: str | No
 def _submit_row(ladder: Ladder, row: Row, script: Path, parent: str | None) -> str:
     """Submit a run as a job of its own, its log a file: through the link of an earlier array it would write into that."""
     path = ladder.out / LOGS / f"{row.run}.log"
-    earlier = path.readlink() if path.is_symlink() else None
-    if earlier:
-        path.unlink()
+    earlier = _keep_log(path)
     options = ["--job-name", row.run, "--output", str(path.absolute())]
     _, *arguments = ladder.arguments(row)  # the script says train itself
     try:
         return _sbatch(ladder, row, options, script, arguments, parent)
     except (OSError, InputError, RunError):
         if earlier:
-            path.symlink_to(earlier)
+            os.replace(earlier, path)
         raise
+
+
+def _keep_log(path: Path) -> Path | None:
+    """Rename the log of a run's last start: RUN.log is that of its newest job, which --status takes as a sign that it began."""
+    if not os.path.lexists(path):
+        return None
+    earlier = path.with_suffix(".earlier.log")
+    os.replace(path, earlier)
+    return earlier
 
 
 def _next_place(logs: Path) -> Path:
@@ -136,13 +143,10 @@ def _next_place(logs: Path) -> Path:
 
 
 def _link_logs(rows: list[Row], place: Path) -> None:
-    """RUN.log is the log of the run's newest job: here a link into the array's directory. An earlier file stays beside it."""
+    """RUN.log is a link into the array's directory."""
     for index, row in enumerate(rows, 1):
         path = place.parent / f"{row.run}.log"
-        if path.is_symlink():
-            path.unlink()
-        elif path.exists():
-            os.replace(path, path.with_suffix(".earlier.log"))
+        _keep_log(path)
         path.symlink_to(f"{place.name}/{index}.log")
 
 

@@ -143,9 +143,7 @@ def test_samples_of_an_epoch_are_no_steps(name, tmp_path):
     rows = [(s // 1001 + 1, (s - 1) % 1000 + 1, x) for s, x in ROWS]
     lines = [SAMPLES[name].format(e=epoch, n=64 * k, p=k / 10, x=x) for epoch, k, x in rows]
     (tmp_path / name).write_text("\n".join(lines) + "\n")
-    with pytest.raises(
-        InputError, match=r"--column step=sample --tokens-per-step N with the tokens of a sample, which"
-    ):
+    with pytest.raises(InputError, match=r"--column step=sample --tokens-per-step N with the tokens of what it counts"):
         logs.read(tmp_path / name, LogOptions(tokens_per_step=32768))
     (curve,) = logs.read(tmp_path / name, LogOptions(tokens_per_step=512, columns={"step": "sample"}))
     assert curve.frame["tokens"].tolist() == [32768 * s for s in STEPS] and curve.frame["loss"].tolist() == LOSSES
@@ -162,11 +160,71 @@ def test_bars_of_a_validation_part_no_epochs(tmp_path):
     assert curve.frame["loss"].tolist() == LOSSES[1:6]
 
 
-def test_a_bare_number_beside_losses_is_none(tmp_path):
-    """An evaluation of both splits between the steps' own losses."""
-    (tmp_path / "x.log").write_text(
-        text(lambda s, x: f"step {s} | train {x + 1:.2f} | val 9.99\nstep {s} | loss {x} | lr 0.1")
-    )
+OWN_STEPS = [
+    "epoch 1 (3/8) step {s} loss {x}",
+    "epoch 1 (11/28 10:00) step {s} loss {x}",
+    "epoch: 0, (8/8 ranks ok), iter: {s}, loss: {x}",
+    "epoch 1, ({k}/30 shards) step {s} loss {x}",
+    "epoch 1 step {s} loss {x} chunk: 10%|#| 3/10 [00:10<01:00, 1.6it/s]",
+    "Epoch:[1/3]({k}/1000) step:{s} loss:{x}",
+    "Epoch 1 (3/8) | {s}/3000 steps | loss: {x}",
+    "epoch 1 (3/8) [batch={s}/3000] loss: {x}",
+    "Epoch 1: 5%|#| {k}/1000 [00:10<01:00, 1.6it/s, loss={x}, step={s}]",
+    "Epoch 1: 5%|#| {k}/1000 [00:10<01:00, 1.6it/s, update={s}, loss={x}]",
+    "Train epoch: 3%|#| {s}/3000 [00:10<01:00, 1.6it/s, loss={x}]",
+    "Training 3 epochs: 3%|#| {s}/3000 [00:10<01:00, 1.6it/s, loss={x}]",
+    "Training (1000 steps/epoch): 3%|#| {s}/3000 [00:10<01:00, 1.6it/s, loss={x}]",
+]
+
+
+@pytest.mark.parametrize("form", OWN_STEPS)
+def test_the_own_step_of_a_line_counts(form, tmp_path):
+    """Whatever else its epoch counts beside it: shards, micro-batches, ranks."""
+    (tmp_path / "x.log").write_text(text(lambda s, x: form.format(s=s, x=x, k=s // 100)))
+    (curve,) = logs.read(tmp_path / "x.log", LogOptions())
+    assert [*zip(curve.frame["step"], curve.frame["loss"])] == ROWS
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "{training}\n{validation}",
+        "{validation}\n{training}",
+    ],
+)
+def test_a_validation_is_counted_through_with_its_run(form, tmp_path):
+    forms = {
+        "training": "Epoch {e} | Step {k}/1000 | Loss: {x}",
+        "validation": "Validation | Epoch {e} | Step {k}/1000 | Loss: 9",
+    }
+    both = form.format(**forms)
+    (tmp_path / "x.log").write_text(text(lambda s, x: both.format(e=(s - 1) // 1000, k=(s - 1) % 1000 + 1, x=x)))
+    (curve,) = logs.read(tmp_path / "x.log", LogOptions())
+    assert [*zip(curve.frame["step"], curve.frame["loss"])] == ROWS and curve.log.end_step is None
+    parted = logs.read(tmp_path / "x.log", LogOptions(columns={"run": "split"}))
+    assert {curve.run: curve.frame["step"].tolist() for curve in parted} == {
+        "train": STEPS,
+        "validation": STEPS,
+    }
+
+
+def test_the_planned_end_is_the_training_s(tmp_path):
+    (tmp_path / "x.log").write_text(text(lambda s, x: f"step {s}/6000 | loss {x}\nval step 20/20 loss {x + 1:.3f}"))
+    (curve,) = logs.read(tmp_path / "x.log", LogOptions())
+    assert curve.log.end_step == 6000 and curve.frame["step"].tolist() == STEPS
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "step {s} | train 9.87 | val 9.99\nstep {s} | loss {x} | lr 0.1",
+        "step {s} time: data 0.1, train 0.5\n    loss: {x}\n    lr: 0.1",
+        "step {s} | train 12.5 | val 0.2\n  loss: {x}",
+    ],
+)
+def test_a_bare_number_beside_losses_is_none(form, tmp_path):
+    """An evaluation of both splits between the steps' own losses, or times above them."""
+    (tmp_path / "x.log").write_text(text(lambda s, x: form.format(s=s, x=x)))
     (curve,) = logs.read(tmp_path / "x.log", LogOptions())
     assert curve.frame["loss"].tolist() == LOSSES and not any("without a name" in note for note in curve.notes)
 

@@ -89,6 +89,51 @@ def test_what_a_machine_measures_names_no_runs(column, tmp_path):
     assert curves(written(tmp_path / "x.csv", rows)) == {"x": (0, KNOWN[0])}
 
 
+@pytest.mark.parametrize("column", ["start_time", "speedrun", "power_law", "memory_type", "time_embed"])
+def test_parts_of_words_measure_no_machine(column, tmp_path):
+    values = ("flat", "deep") if column == "memory_type" else (1.5, 2.5)
+    rows = [{"step": s, "loss": x + k, column: value} for s, x in KNOWN[0] for k, value in enumerate(values)]
+    with pytest.raises(InputError, match=f"rows of equal steps differ by '{column}'"):
+        logs.read(written(tmp_path / "x.jsonl", rows), LogOptions())
+
+
+@pytest.mark.parametrize(
+    "often, seldom, tokens",
+    [
+        ({"_step": 3}, {"global_step": 1}, 0),
+        ({"iter": 0}, {"step": 1}, 0),
+        ({"step": 1, "num_tokens": 0}, {"consumed_tokens": 50}, 50 * 990),
+        ({"step": 1, "train_tokens": 0}, {"total_tokens": 50}, 50 * 990),
+    ],
+)
+def test_a_column_of_some_rows_is_no_summary(often, seldom, tokens, tmp_path):
+    """The optimizer's step at each tenth micro-batch, tokens at each tenth row."""
+    rows = [
+        {name: factor * s or 500 for name, factor in often.items()}
+        | {"loss": x}
+        | ({name: factor * s for name, factor in seldom.items()} if s % 90 == 0 else {})
+        for s, x in KNOWN[0]
+    ]
+    (curve,) = logs.read(written(tmp_path / "x.jsonl", rows), LogOptions())
+    expected = KNOWN[0] if "step" in often else [(s, x) for s, x in KNOWN[0] if s % 90 == 0]
+    assert [*zip(curve.frame["step"], curve.frame["loss"])] == expected
+    assert curve.frame["tokens"].tolist()[-1] == tokens
+
+
+@pytest.mark.parametrize("ends", [[990], [1, 990]])
+def test_a_summary_s_rate_and_tokens_are_not_read(ends, tmp_path):
+    rows = [{"iter": s, "loss": x} for s, x in KNOWN[0]]
+    path = written(tmp_path / "x.jsonl", [*rows, *({"iterations": n, "total_tokens": n, "lr": 0.5} for n in ends)])
+    (curve,) = logs.read(path, LogOptions())
+    assert curve.notes == ["read: step from 'iter', loss from 'loss'"]
+
+
+def test_samples_of_an_evaluation_are_not_named(tmp_path):
+    path = written(tmp_path / "x.jsonl", [{"num_eval_samples": s, "loss": x} for s, x in KNOWN[0]])
+    with pytest.raises(InputError, match="give --column step=NAME; where none counts steps"):
+        logs.read(path, LogOptions())
+
+
 def test_columns_of_a_summary_are_not_the_rows_own(tmp_path):
     """The end of a log of events has a likelier name of the steps, and tokens and a rate that no row has."""
     rows = [{"event": "train", "iter": s, "loss": x, "learning_rate": 0.1, "_step": 2 * s} for s, x in KNOWN[0]]

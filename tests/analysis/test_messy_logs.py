@@ -60,9 +60,20 @@ REFUSED = {
     # a counter of batches begins anew in each epoch: read as steps, one epoch would be left
     "epochs.csv": ("epoch,batch,loss\n" + lines(lambda s, x: f"{s // 1000},{s % 1000},{x}"), "recognised as step"),
     "bar.log": (
-        lines(lambda s, x: f"Training epochs on cpu: 5%|#| {s}/3000 [00:10<01:00, loss={x}]"),
+        lines(lambda s, x: f"Epoch 1: 5%|#| {64 * s}/192000 [00:10<01:00, 160samples/s, loss={x}]"),
         "without a step",
     ),
+    "resumed.log": (
+        lines(lambda s, x: f"Epoch 2/3: 5%|#| {s}/3000 [00:10<01:00, 1.6it/s, loss={x}]"),
+        "without a step",
+    ),
+    "lengths.log": (
+        lines(lambda s, x: f"Epoch {s // 1001}: 5%|#| {(s - 1) % 1000 + 1}/{1000 - s // 2001} [00:10<01:00, loss={x}]"),
+        "without a step",
+    ),
+    "times.log": (lines(lambda s, x: f"step {s} ce: {x} | train 12.5 | val 3.3"), "not a log that is known"),
+    "parts.log": (lines(lambda s, x: f"step {s} | data 0.012 | train 0.533 | opt 0.1"), "not a log that is known"),
+    "date.log": (lines(lambda s, x: f"epoch 1 (11/28 10:00) loss {x}"), "without a step"),
     "epoch.log": (lines(lambda s, x: f"Epoch:  5%|#| {s}/3000 [00:10<01:00, loss={x}]"), "without a step"),
     "unit.log": (lines(lambda s, x: f" 5%|#| {s}/3000 [00:10<01:00, 1.19epoch/s, loss={x}]"), "without a step"),
     "negative.csv": ("step,loss\n" + lines(lambda s, x: f"{s},{-x}"), "'loss' is negative, as a log-likelihood is"),

@@ -151,16 +151,31 @@ def written(draw):
 
 
 @pytest.mark.parametrize("skill", [parity, written])
-def test_a_skill_that_cannot_be_asked_is_one_line(skill, monkeypatch, tmp_path):
-    """Before anything is prepared too. The lines of `written` are none of those held out."""
+def test_a_skill_that_cannot_be_asked_is_one_line(skill, monkeypatch):
+    """The lines of `written` are none of those held out."""
     monkeypatch.setitem(planted.SKILLS, "own", skill)
-    says = "skill 'own': of {} lines 0 are held out and ask among 4 symbols; give `asked` 4 in more lines"
-    with pytest.raises(InputError, match=says.format(600)):
+    says = "skill 'own': of 50000 lines none is held out and asks among 4 symbols; give `asked` 4 in more lines"
+    with pytest.raises(InputError, match=says):
         planted.questions("own", 3, seed=0)
-    data = data_of(tmp_path / "data", sources=[{"domain": "own", "planted": "own"}], ood=[])
-    with pytest.raises(InputError, match=says.format(200)):
-        prepare(data, log=lambda line: None)
-    assert not (tmp_path / "data").exists()
+
+
+def test_a_skill_that_is_text_alone_is_prepared(monkeypatch, tmp_path):
+    monkeypatch.setitem(planted.SKILLS, "own", parity)
+    sources = [{"domain": "own", "planted": "own", "limit_documents": 40}]
+    prepare(data_of(tmp_path / "data", sources=sources, ood=[]), log=lambda line: None)
+    assert (tmp_path / "data").exists()
+
+
+def test_questions_of_a_skill_that_asks_seldom_are_drawn(monkeypatch):
+    """One line in 400 asks, of which one in four is held out."""
+
+    def seldom(draw):
+        word = draw.choices("abcdefgh", k=6)
+        return planted.Exercise((*word, "i"), {6: tuple("fghi" if draw.random() < 1 / 400 else "i")})
+
+    monkeypatch.setitem(planted.SKILLS, "own", seldom)
+    drawn = planted.questions("own", 20, seed=1)
+    assert len(drawn) == 20 and all(each.choices[each.answer] == " i" for each in drawn)
 
 
 def test_a_skill_without_training_text_is_one_line(monkeypatch):

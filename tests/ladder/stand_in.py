@@ -1,7 +1,8 @@
 """A stand-in for emergence-train, for tests of who starts runs: train writes the files that a finished run has.
 
 Its behaviour is in the environment: STAND_IN maps run names to a list of exit codes, one a start (a list: one a rank), a number
-of seconds, the code after SIGTERM (null: none, as of a run that is still starting), and files that are not left there.
+of seconds (a list: one a rank), the code after SIGTERM (null: none, as of a run that is still starting), and files that are not
+left there.
 """
 
 import json
@@ -24,7 +25,8 @@ with open(place, "a") as file:
     file.write(f"{time.time()} {os.environ.get('CUDA_VISIBLE_DEVICES', '')} {' '.join(sys.argv)}\n")
 if (stopped := asked.get("stopped", 75)) is not None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(stopped))
-time.sleep(asked.get("seconds", 0))
+seconds = asked.get("seconds", 0)
+time.sleep(seconds[rank] if isinstance(seconds, list) else seconds)
 codes = asked.get("codes", [])
 code = codes[starts] if starts < len(codes) else 0
 code = code[rank] if isinstance(code, list) else code

@@ -172,7 +172,7 @@ def test_a_lost_process_is_started_again(ladder_file, behave, tmp_path, code):
 
 
 def test_a_lost_rank_is_started_again(ladder_file, behave, tmp_path):
-    """Rank 1 is killed and the other says so; an error of its own is none that another start mends."""
+    """Rank 1 is killed and the other says so; after an error of its own the run is not started again."""
     behave(a={"codes": [[76, -9], [-9, -9]]})
     machine = Machine(["3", "4"], 1)
     assert run(ladder_file(gpus=2), machine).count("a: its process was lost (exit code 76); started again") == 1
@@ -184,6 +184,16 @@ def test_a_lost_rank_is_started_again(ladder_file, behave, tmp_path):
     (tmp_path / "rungs" / "a" / "starts-1").unlink()
     with pytest.raises(RunError, match="a with exit code 2 "):
         run(ladder_file(gpus=2), machine)
+
+
+@pytest.mark.parametrize("code, tries", [(2, 1), (-9, 4)])
+def test_ranks_whose_other_has_failed_are_ended(ladder_file, behave, tmp_path, monkeypatch, code, tries):
+    """Before the ranks have met, nothing else ends the wait for it."""
+    monkeypatch.setattr(local, "ALONE", 0.5)
+    behave(a={"seconds": [60, 0], "codes": [[0, code]] * 9})
+    with pytest.raises(RunError, match=f"a with exit code {code} "):
+        run(ladder_file(gpus=2), Machine(["0", "1"], 1))
+    assert len(starts(tmp_path / "rungs", "a")) == tries
 
 
 def test_each_process_of_a_run_has_its_rank():
@@ -282,6 +292,15 @@ def test_a_run_that_another_trains_is_waited_for(ladder_file, behave, tmp_path):
         threading.Timer(1, fcntl.flock, (file, fcntl.LOCK_UN)).start()
         run(path, lines=lines)
     assert lines == ["a: another process trains it; waiting", "a: started", "a: done"]
+
+
+def test_slurm_is_not_asked_for_runs_that_are_done(ladder_file, behave, tmp_path, monkeypatch):
+    behave()
+    path = ladder_file()
+    run(path)
+    progress.write_notes(read(path), {"a": {"job": "7"}})
+    monkeypatch.setattr("emergence_train.ladder.queue.queued", lambda: pytest.fail("asked"))
+    run(path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -162,6 +162,20 @@ def test_of_an_array_what_has_ended_is_submitted_again(ladder_file, slurm_comman
     assert not (logs / "a-s3.log").is_symlink()
 
 
+def test_a_job_that_never_began_has_not_failed(ladder_file, slurm_commands):
+    """The log of an earlier start is no sign that it did."""
+    _, queue = slurm_commands
+    ladder = read(ladder_file(slurm=SCRIPT))
+    log = ladder.out / "ladder-logs" / "a.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("of a start on this machine")
+    submit.submit(ladder, lambda line: None)
+    queue("")  # it was cancelled
+    shown = progress.progress(ladder, ladder.rows[0], progress.read_notes(ladder)["a"], submit.queued())
+    assert (shown.state, shown.note) == ("waiting", "job 101 is gone; run ladder --slurm again")
+    assert log.with_suffix(".earlier.log").read_text() == "of a start on this machine"
+
+
 def test_an_array_is_no_larger_than_slurm_allows(ladder_file, monkeypatch):
     monkeypatch.setattr(submit, "LARGEST", 3)
     rows = list(read(ladder_file(seeds=list(range(8)))).rows)

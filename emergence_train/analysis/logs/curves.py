@@ -154,7 +154,7 @@ def _curve(log: Log, options: LogOptions) -> Curve:
             f"; {listed(others, SHOWN)} {'are' if others[1:] else 'is'} no step's own loss by name" if others else ""
         )
         if samples is not None:
-            flags += " --tokens-per-step N with the tokens of a sample, which it counts"
+            flags += " --tokens-per-step N with the tokens of what it counts, a sample or a batch"
         elif "step" in missing:
             several += "; where none counts steps, add a column step that does"
         raise InputError(

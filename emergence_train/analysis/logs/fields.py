@@ -58,9 +58,9 @@ STEP = re.compile(
 )
 BEHIND_A_NUMBER = re.compile(r" \d")  # "iteration 100/3000 loss: 5.9"
 PAIR = re.compile(rf"([A-Za-z_][\w./()-]*+) {NUMBER}")  # "loss 5.9 lr 3e-4", before a bar's colon
-BAR = re.compile(r"^.*\|\s*(\d+)/(\d+)\s*\[[\d:?]+<")  # tqdm's
-# "Epochs:  10%|", "1.2epoch/s": it counts those
-OF_EPOCHS = re.compile(r"\bepoch(?:\W*|s\b[^|%]{0,80})\s\d+%\||\depochs?/s|s/epoch", re.IGNORECASE)
+# tqdm's; one an epoch counts anew in each, unless it was counted through
+BAR = re.compile(r"^(?!\s*epoch).*\|\s*(\d+)/(\d+)\s*\[[\d:?]+<", re.IGNORECASE)
+OF_EPOCHS = re.compile(r"\d(?:epochs?/s|s/epoch)\b", re.IGNORECASE)  # the unit of a bar
 LOSS = re.compile(r"loss", re.IGNORECASE)
 TRAINER = re.compile(r"^\{'loss': ")  # what transformers' Trainer prints: no step in it
 BELOW = re.compile(r"\s+[A-Za-z_][^:=]*\s*[:=]\s*\S*[^\s,]\s*")  # an indented line that is one field

@@ -27,7 +27,8 @@ STEPS = NAMES["step"].split()
 # The epoch, then what counts in it, by its name, in brackets or in tqdm's bar; all padded
 IN_EPOCH = re.compile(
     r"\bepoch(?:\(train\))?\W{0,4}\s*(?P<epoch>\d+)(?:\s*/\s*(?P<epochs>\d+))?(?:\W{1,8}\s*"
-    r"(?:(?:step|batch(?:es)?|iter(?:ation)?)s?\W{0,3}\s*|(?P<bracket>[\[(])\s*|(?=\d+\s*/\s*\d+\s+(?:batches|steps)\b))"
+    r"(?:(?:step|batch(?:es)?|iter(?:ation)?)s?\W{0,3}\s*|(?P<bracket>\[|\((?=\s*\d+\s*/\s*\d+\s*[()]))\s*"
+    r"|(?=\d+\s*/\s*\d+\s+(?:batches|steps)\b))"
     r"|(?P<said>[^|%]{0,80}?\s)\d+%\|[^|]*\|\s*)"
     r"(?P<step>\d+)\s*/\s*(?P<steps>\d+)(?:\s+(?:batches|steps))?(?P<share>\s*\(\s*[\d.]+\s*%\))?\W?",
     re.IGNORECASE,
@@ -45,8 +46,18 @@ BARE = re.compile(
     r"(?=\s*(?:$|[|,;(])|\s+(?:val|dev|test))",
     re.IGNORECASE,
 )
-STEPPED = re.compile(r"\b(?:step|iter(?:ation)?)s?\b\W*\d", re.IGNORECASE)
-NAMED = re.compile(r"loss|acc|%", re.IGNORECASE)
+# A step by its name, in whatever way
+STEPPED = re.compile(
+    r"(?<!/)(?<!per )(?<![a-z])(?:step|iter(?:ation)?|(?:num_)?update)s?\b\W*(?:\d[\d.]*[kM]\b|\d+(?![\d.]*%|\.?\d|\s*m?s\b))"
+    r"|\[(?:batch|token|sample)=\d|\d[kM]?\s+(?:steps?|iters|iterations)\b(?!\s*[/=:]|\s+per\b)",
+    re.IGNORECASE,
+)
+NAMED = re.compile(r"loss|\bnll\b|\bppl\b|perplex|\bbp[bctw]\b|\bx?ce\b|entropy", re.IGNORECASE)  # a loss
+OTHERWISE = re.compile(r"acc|%|time|\bdata\b", re.IGNORECASE)  # what else a number of a split may be
+# A bar that counts neither batches nor steps: "160samples/s"
+OTHER_BAR = re.compile(
+    r"\[[\d:?]+<[\d:?]+,\s*[\d.?]+\s*(?!k?(?:it|batch(?:es)?|steps?)/s|s/(?:it|batch|step))[^\s\d,\]]+/", re.IGNORECASE
+)
 # A loss with its unit behind it, "loss 6.0 BPC": the field ends there, or a quantity and its number follow, or it is other text,
 # as in "loss 3.2 ppl 24.5" and "loss 3.2 (perplexity of 24.5)"
 _QUANTITY = r"(?:lr|learning[ _]rate|steps?|iter|epoch|tok(?:en)?s?|(?:grad[ _]?|g)?norm|time|dt|mfu|\w*loss)"
@@ -107,11 +118,18 @@ def lines_of(text: str) -> Lines:
 
 
 def _with_losses(text: str) -> tuple[str, list[str]]:
-    """-> (text whose bare numbers of a training are called losses, where no line of a step names any; what to say of it)."""
+    """-> (text whose bare numbers of a training are called losses; what to say of it).
+
+    So they are where nothing else is one by name, and most stand beside a validation's: times do not.
+    """
+    if NAMED.search(text):
+        return text, []
     lines = text.splitlines()
     stepped = [k for k, line in enumerate(lines) if STEPPED.search(line)]
-    bare = [match for k in stepped for match in BARE.finditer(lines[k]) if match[1]]
-    if not bare or any(NAMED.search(lines[k]) for k in stepped):
+    numbers = {k: [*BARE.finditer(lines[k])] for k in stepped}
+    bare = [match for matches in numbers.values() for match in matches if match[1]]
+    both = sum(any(match[1] for match in own) and not all(match[1] for match in own) for own in numbers.values())
+    if 2 * both <= len(bare) or any(OTHERWISE.search(lines[k]) for k in stepped):
         return text, []
     for k in stepped:
         lines[k] = BARE.sub(lambda match: f"{'' if match[1] else 'val_'}loss {match[2]}", lines[k])
@@ -179,20 +197,29 @@ def _counted_through(lines: list[str]) -> list[str] | None:
     A share of the epoch in the same brackets stands behind its samples: PyTorch's examples write "[640/60000 (1%)]".
     """
     places = [(k, match) for k, line in enumerate(lines) if LOSS.search(line) and (match := IN_EPOCH.search(line))]
-    places = [(k, match) for k, match in places if "global_step" not in lines[k]]
-    places = [(k, match) for k, match in places if split_of(lines[k]) == TRAINING] or places
-    if not places or len({match["steps"] for _, match in places}) > 1:
+    places = [(k, match) for k, match in places if not _has_its_own(lines[k], match)]
+    training = [(k, match) for k, match in places if split_of(lines[k]) == TRAINING] or places
+    if not training or len({match["steps"] for _, match in training}) > 1:
         return None
-    epochs = [int(match["epoch"]) for _, match in places]
-    steps = [int(match["step"]) for _, match in places]
-    base, length = min(1, min(epochs)), int(places[0][1]["steps"])
+    epochs = [int(match["epoch"]) for _, match in training]
+    steps = [int(match["step"]) for _, match in training]
+    base, length = min(1, min(epochs)), int(training[0][1]["steps"])
     later = [k for k in range(1, len(epochs)) if epochs[k] > epochs[k - 1]]
     if any(steps[k] > steps[k - 1] for k in later) or max(steps) > length or not later and epochs[0] != base:
         return None
     through = list(lines)
-    for (k, match), epoch, step in zip(places, epochs, steps):
+    for k, match in ((k, match) for k, match in places if int(match["steps"]) == length):
         end = f"/{int(match['epochs']) * length}" if match["epochs"] else ""
-        count = f"{(epoch - base) * length + step}{end}"
+        count = f"{(int(match['epoch']) - base) * length + int(match['step'])}{end}"
         count = f"[sample={count}]" if match["bracket"] and match["share"] else f"step {count}"
         through[k] = f"{lines[k][: match.start()]}{count} {match['said'] or ''}{lines[k][match.end() :]}"
     return through
+
+
+def _has_its_own(line: str, match: re.Match[str]) -> bool:
+    """Whether a line has another step than what counts in its epoch, which then may be shards, or batches of an update."""
+    if "global_step" in line:
+        return True
+    around = f"{line[: match.start()]} {match['said'] or ''} {line[match.end() :]}"
+    is_bar = match["said"] is not None
+    return bool((is_bar or match["bracket"] == "(") and STEPPED.search(around) or is_bar and OTHER_BAR.search(line))

@@ -60,11 +60,12 @@ TOKENS = re.compile(
     r"^(?!.*(?:val|test|per_|batch|target|max|data)).*_(?:tokens|tokens_(?:seen|consumed|trained|processed))$"
 )
 # A count of samples, in which no curve is read unless it is named as the step
-SAMPLES = re.compile(r"(?:^|_)samples?(?:_(?:seen|consumed|processed))?$")
+SAMPLES = re.compile(r"^(?!.*(?:val|test|per_|batch|target|max)).*(?<![a-z])samples?(?:_(?:seen|consumed|processed))?$")
 # Of an optimizer or group: "lr-Adam/group0", no "gpt-lr-1e-4"
 RATE = re.compile(r"(^|_)(lr|learning_rate)(_(?!x?\d+e|0_0)|$)")
 NO_RATE = re.compile(r"loss|max|min|peak|init|base|decay|scale|mult|ratio|warm|end|final|schedule")
 QUANTITIES = tuple(NAMES)
+OF_A_SUMMARY = 2  # rows of the loss, at most
 SHOWN = 12  # columns named in a message
 
 
@@ -114,14 +115,14 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
         and ("loss" in log.name or "tag" not in log.name)
     ):
         columns["loss"] = known["value"]  # TensorBoard's download of one tag, Neptune's of one series
-    if "tokens" not in columns and (
-        counts := [c for n, c in known.items() if TOKENS.search(n) and _is_of("tokens", c) and increases(log.rows[c])]
-    ):
-        columns["tokens"] = counts[0]
-    if "lr" not in columns and (
-        rates := [c for name, c in known.items() if RATE.search(name) and not NO_RATE.search(name) and _is_of("lr", c)]
-    ):
-        columns["lr"] = rates[0]
+    if "tokens" not in columns:
+        counts = [c for n, c in known.items() if TOKENS.search(n) and _is_of("tokens", c) and increases(log.rows[c])]
+        if column := _likeliest("tokens", counts, log, columns):
+            columns["tokens"] = column
+    if "lr" not in columns:
+        rates = [c for n, c in known.items() if RATE.search(n) and not NO_RATE.search(n) and _is_of("lr", c)]
+        if column := _likeliest("lr", rates, log, columns):
+            columns["lr"] = column
     if (
         "run" not in columns
         and "run" not in options.columns
@@ -132,7 +133,7 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
 
 
 def _likeliest(quantity: str, candidates: list[str], log: Log, columns: Mapping[str, str]) -> str | None:
-    """The first of a quantity's columns, but none that seldom stands in the rows of the loss where another does: a summary's.
+    """The first of a quantity's columns, but none of a summary: in a row or two of the loss, where another is in more.
 
     Rates and tokens may have rows of their own, with a step.
     """
@@ -143,7 +144,7 @@ def _likeliest(quantity: str, candidates: list[str], log: Log, columns: Mapping[
     counts = log.rows[[*dict.fromkeys(candidates)]].notna()[log.rows[beside].notna().any(axis=1)].sum()
     if quantity != "step" and not counts.any():
         return None
-    return next(column for column in candidates if 2 * counts[column] >= counts.max())
+    return next(c for c in candidates if counts[c] > OF_A_SUMMARY or 2 * counts[c] >= counts.max())
 
 
 def _is_of(quantity: str, column: str | None) -> bool:

@@ -21,9 +21,11 @@ FIRST = 1.5  # intervals from step 0 within which a run of its own begins
 CONTINUES = 0.1
 SAME = 1e-3  # of the loss: no further apart are the losses of a step that is trained again on the same samples
 JOBS = re.compile(r"job|run_?u?u?id|attempt|restart|session")  # ids that a start of the same run changes
-# Columns of what goes on within a run, or a step, and of what the machine does
-COUNTS = re.compile(
-    r"step|iter|update|micro|accum|sample|token|tok_|memory|vram|util|speed|throughput|flops|mfu|per_s|time|power|_[gm]i?b$"
+COUNTS = re.compile(r"step|iter|update|micro|accum|sample|token")  # columns of what goes on within a run, or a step
+# Columns of numbers that the machine's work gives
+MEASURES = re.compile(
+    r"(?:^|_)(?:(?:memory|mem|vram)(?:_(?:[gm]i?b|used|usage|peak|max|allocated|reserved))*|util(?:i[sz]ation)?|throughput"
+    r"|t?flops|mfu|speed|per_s(?:ec(?:ond)?)?)$"
 )
 PLACES = (*RANKS.split(), "host", "hostname", "machine")  # where a run is
 LASTING = 0.5  # of the steps up to its last: more of them has a value that names a run
@@ -180,6 +182,7 @@ def _may_name_runs(cells: pd.Series, step: pd.Series, columns: Mapping[str, str]
     name = str(cells.name)
     counts = COUNTS.search(plain(name)) is not None or plain(name) in EPOCHS.split() or plain(name).endswith("loss")
     measured = name in columns.values() and name != columns.get("lr")
+    measured |= MEASURES.search(plain(name)) is not None and bool(np.isfinite(numbers_of(cells)).all())
     if counts or measured or cells.isna().any() or not 1 < cells.nunique() <= len(cells) / 2:
         return False
     of_value = step.groupby(cells.astype(str), sort=False)

@@ -21,7 +21,7 @@ from emergence_train.analysis.logs.lines import (
     of_commoner_form,
     with_loss_units,
 )
-from emergence_train.analysis.logs.log import SPLIT, TRAINING, Format, Log, finished_apart, frame_of
+from emergence_train.analysis.logs.log import SPLIT, TRAINING, VALIDATION, Format, Log, finished_apart, frame_of
 from emergence_train.analysis.logs.names import NAMES, increases, is_loss, plain
 from emergence_train.analysis.logs.numbers import in_full
 from emergence_train.analysis.logs.validation import split_of, without_validation
@@ -64,7 +64,8 @@ def _whole(text: str) -> int:
 
 def read_nanogpt(path: Path) -> list[Log]:
     """Lines of a step with its loss. The evaluation's lines ("step 0: train loss 10.9, val loss 10.9") are none."""
-    rows, places, per_step, end = [], [], None, None
+    rows, places, per_step = [], [], None
+    ends: dict[str, int | None] = {}  # the last planned step of either split: a validation counts its own
     text = lines_in(path)
     for number, line in enumerate(text.lines, 1):
         if not line:
@@ -79,10 +80,11 @@ def read_nanogpt(path: Path) -> list[Log]:
             continue
         step, losses = _step_and_losses(line)
         if step and losses:
-            rows.append({"step": step[1].replace(",", ""), **losses, SPLIT: split_of(line)} | epoch_of(line))
+            split = split_of(line)
+            rows.append({"step": step[1].replace(",", ""), **losses, SPLIT: split} | epoch_of(line))
             rows[-1] |= _beside(line)
             places.append(number)
-            end = _whole(step[2]) if step[2] else end
+            ends[split] = _whole(step[2]) if step[2] else ends.get(split)
     if not rows:
         raise InputError(f"{path}: no line has a step and its loss, as 'iter 100: loss 6.1'; give --format or a table")
     _name_alike(rows, [text.lines[place - 1] for place in places])
@@ -90,6 +92,7 @@ def read_nanogpt(path: Path) -> list[Log]:
     frame = with_loss_units(frame_of(rows, places), text.lines)
     if "tokens" in frame and len(frame) > 1 and not increases(frame["tokens"]):
         frame = frame.drop(columns="tokens")  # of a batch
+    end = ends.get(TRAINING, ends.get(VALIDATION))
     return finished_apart(Log(stem_of(path), path, frame, per_step, end, (*text.notes, *notes)))
 
 
