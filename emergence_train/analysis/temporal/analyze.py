@@ -135,7 +135,7 @@ def forecast_final(
         return FinalForecast(reason=str(error))
     low, high = ahead.interval(95, noisy=False)
     mean, sd = float(ahead.mean[0]), float(ahead.sd[0])
-    notes = [note for note in (*ahead.excursions, ahead.unreturned, ahead.jump) if note]
+    notes = [note for note in (*ahead.excursions, ahead.unreturned, ahead.jump, ahead.turn) if note]
     return FinalForecast(loss=mean, sd=sd, low95=float(low[0]), high95=float(high[0]), reason="; ".join(notes) or None)
 
 

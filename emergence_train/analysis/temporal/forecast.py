@@ -26,12 +26,14 @@ from emergence_train.analysis.temporal.mean_law import (
     fit,
     observed_part,
 )
+from emergence_train.analysis.temporal.turned import find_turn
 from emergence_train.errors import InputError
 
 ORIGINS = (0.5, 0.7)  # shares of the observed part from which the backtest forecasts the rest of it
 SHARPNESS = 2  # weights fall with this power of the backtest error
 PRIOR_WEIGHT = {"schedule": 4.0, "annealing": 1.0, "multi-power": 1.0}  # prior weights, from public curves
 COOLDOWN = 0.2  # share of a run in which an unknown rate may fall from its last value to 0
+RISE = "rise"  # what is selected where the loss has turned
 YOUNG = 2000  # steps before which a note says how little of the fall ahead is known
 
 
@@ -43,7 +45,7 @@ class Forecast:
     mean: np.ndarray
     sd: np.ndarray
     noise: float
-    weights: dict[str, float]  # of the averaged laws, sum 1
+    weights: dict[str, float]  # of the laws, sum 1: the forecast is their average, unless `turn` is set
     backtest: dict[str, float]  # mean squared error of each law's backtest, nats^2; NaN where too short
     fits: dict[str, Fit]
     shift_low: np.ndarray  # (m,) extension of the lower bound, nats, where the future learning rate is unknown
@@ -51,10 +53,13 @@ class Forecast:
     unreturned: str | None = None  # the note on rows at the end that are left out
     jump: str | None = None  # the note on a jump of the level
     excursions: Sequence[str] = ()  # the notes on rises that the loss took back, which are left out
+    turn: str | None = None  # the note on a loss that rises, which is what is forecast then
 
     @property
     def selected(self) -> str:
-        """The one law used, or "ensemble" when several share the weight."""
+        """The one law used, "ensemble" when several share the weight, or RISE, which is none."""
+        if self.turn is not None:
+            return RISE
         return next(iter(self.weights)) if len(self.weights) == 1 else "ensemble"
 
     def interval(self, level: int, *, noisy: bool = True) -> tuple[np.ndarray, np.ndarray]:
@@ -83,13 +88,14 @@ def forecast(
     past = plan.past if plan is not None else None
     if len(x) == 0 or (past is not None and x[-1] <= past.warmup_end):
         raise InputError("not identified: nothing is observed beyond the warm-up of the learning rate; observe longer")
-    returned = excursions(x, y, past) if past is not None else []
+    turn = find_turn(x, y, past)
+    returned = excursions(x, y, past) if past is not None and turn is None else []
     notes += (returned_notes := [each.note(x) for each in returned])
     for each in returned:
         inside = each.rows(x)
         x, y = x[~inside], y[~inside]
     jump_note = None
-    if (jump := find_jump(x, y, plan)) is not None:
+    if turn is None and (jump := find_jump(x, y, plan)) is not None:
         jump_note = jump.note
         notes.append(jump_note)
         if jump.lasts:  # no law has it: the rows behind it go on from their own level
@@ -100,10 +106,17 @@ def forecast(
             f"not identified: {len(curve.x)} points after warm-up in the later part of the observed run, a forecast "
             f"needs {MINIMUM}; observe longer or log more often"
         )
+    used = plan or PlannedSchedule(np.array([0.0, max(x[-1], 1.0)]), np.array([1e-3, 1e-3]))
+    fits = {name: fit(LAWS[name], curve, used, prior) for name in laws}
+    scores = _backtest(x, y, used.past, prior, laws)
+    weights = _weights(scores, curve.noise)
+    if turn is not None:
+        mean, sd = turn.ahead(x_future)
+        none = np.zeros(len(x_future))
+        return Forecast(x_future, mean, sd, curve.noise, weights, scores, fits, none, [turn.note], turn=turn.note)
     unreturned = curve.unreturned.note if curve.unreturned is not None else None
     if unreturned is not None:
         notes.append(unreturned)
-    used = plan or PlannedSchedule(np.array([0.0, max(x[-1], 1.0)]), np.array([1e-3, 1e-3]))
     shift_low = _room_for_decay(used, x_future, x[-1] if plan is None else used.x[-1], prior)
     if shift_low.any():
         notes.append(
@@ -112,9 +125,6 @@ def forecast(
             + ": the forecast is for a rate that stays as it is; low bounds leave room for a decay to 0 "
             f"({shift_low.max():.2f} nats at the end, from other runs)"
         )
-    fits = {name: fit(LAWS[name], curve, used, prior) for name in laws}
-    scores = _backtest(x, y, used.past, prior, laws)
-    weights = _weights(scores, curve.noise)
     if x[-1] < YOUNG:
         notes.append(
             f"not identified: where the loss levels off, after {x[-1]:.0f} steps; {_continuation(prior, used, x[-1])}, and "
