@@ -1,10 +1,10 @@
 """A loss that has turned: it rises, and neither a spike nor the learning rate explains it.
 
-Mostly a held-out loss of a text that is trained on many times over, once the model learns its lines by heart. No law here rises, so
-the rise itself is continued, as a straight line in steps; the interval reaches from a rise that stops to one of twice that. The
-public logs of this kind at hand (seven, all of one text, Shakespeare's plays by characters) rose by 0.4 to 1.6 times the line, median
-0.9. Of 240 other public logs, each seen to 10, 15, ... 100%, two training losses are taken to have turned, at a point each: of a run
-that diverges, and of one whose text gets harder for a while.
+Mostly a held-out loss of a text that is trained on many times over, once the model learns its lines by heart. No law here
+rises, so the rise itself is continued, as a straight line in steps; the interval reaches from a rise that stops to one of twice
+that. The public logs of this kind at hand (seven, all of one text, Shakespeare's plays by characters) rose by 0.4 to 1.6 times
+the line, median 0.9. Of 240 other public logs, each seen to 10, 15, ... 100%, two training losses are taken to have turned, at a
+point each: of a run that diverges, and of one whose text gets harder for a while.
 """
 
 from dataclasses import dataclass
@@ -43,9 +43,9 @@ class Turn:
     @property
     def note(self) -> str:
         return (
-            f"the loss rises, by {self.rise:.2f} nats since about step {self.lowest:.0f}, which the learning rate does not explain: of "
-            "held-out text, overfitting (stop there, train on more text or regularise); of training text, divergence or harder data. "
-            "No law here rises: the forecast continues the rise as a straight line"
+            f"the loss rises, by {self.rise:.2f} nats since about step {self.lowest:.0f}, which the learning rate does not "
+            "explain: of held-out text, overfitting (stop there, train on more text or regularise); of training text, divergence "
+            "or harder data. No law here rises: the forecast continues the rise as a straight line"
         )
 
 

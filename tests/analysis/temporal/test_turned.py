@@ -91,7 +91,9 @@ def test_positions_of_a_turned_loss_rise_with_it(tmp_path):
     rows = pd.DataFrame({"step": np.repeat(step, 64), "position": np.tile(np.arange(1, 65), 30)})
     mean = np.repeat(level, 64) + 1.5 / (1 + 0.2 * rows["position"]) - 0.25
     count = 4096
-    table = rows.assign(run="small-text", params=10**6, split="iid", count=count, correct=0, tokens=rows["step"] * 65536)
+    table = rows.assign(
+        run="small-text", params=10**6, split="iid", count=count, correct=0, tokens=rows["step"] * 65536
+    )
     table = table.assign(loss_sum=count * mean, loss_sq_sum=count * (mean**2 + 1.0))
     table.to_parquet(tmp_path / "positions.parquet")
     run = analyze_temporal(tmp_path / "positions.parquet", fit_fraction=0.7).runs[0]
