@@ -26,7 +26,7 @@ def test_the_temporal_example_is_what_is_printed():
     """Its numbers, printed again, give its lines; the note's words are the forecast's."""
     head, fitted, dots, *notes = lines("quickstart-0.4m")
     name, split, *at = re.fullmatch(
-        rf"(\S+) \[(\w+)\]: held-out loss at step {NUMBER} \({NUMBER} tokens\)", head
+        rf"(\S+) \[(\w+)\]: loss at step {NUMBER} \({NUMBER} tokens\), held out of the fit", head
     ).groups()
     numbers = re.findall(NUMBER, fitted.replace("40%", "").replace("95%", "").replace(", ", " "))
     until, loss, low95, high95, actual = floats(*numbers)

@@ -206,7 +206,7 @@ def _identification(fit: Fit, plan: PlannedSchedule, x_future: np.ndarray, prior
     if plan.x[-1] > priors.LONGEST and still > 0.1:
         notes.append(
             f"the run is longer than the {priors.LONGEST:,} steps of those that the effect of the learning rate's decay is known "
-            "from: along public cosines of 120,000 to 190,000 steps it was two to three times theirs; the interval is wider for it"
+            "from: along public cosines of 120,000 to 190,000 steps it was two to three times theirs, so the interval is wider"
         )
     if fit.decay_seen >= 0.1 or still <= 0.1:
         return notes

@@ -77,7 +77,7 @@ def _end_lines(run: RunResult) -> list[str]:
     rows = f" (by its last {final.actual_rows} rows)" if final.actual_rows else ""
     share = f", {part:.0%} of the run" if run.fit_fraction else ""  # that of the row: checkpoints may be far apart
     return [
-        f"{name}: held-out loss at {at}",
+        f"{name}: loss at {at}, held out of the fit",
         f"  fitted until {until}{share}; forecast {interval}, observed {final.actual:.4f}{rows}",
     ]
 

@@ -47,7 +47,7 @@ def test_a_finished_run_is_not_forecast(tmp_path, capsys):
 def test_held_out_rows_are_named_so(tmp_path, capsys):
     result, printed = analysed(capsys, written(curve(), tmp_path), "--fit-fraction", 0.5)
     until = result["runs"][0]["fit_until_tokens"]
-    assert "held-out loss at step 8" in printed
+    assert "loss at step 8" in printed and "held out of the fit" in printed
     assert f"fitted until {until:,} tokens, 50% of the run; forecast" in printed and "observed" in printed
     assert "nothing_to_forecast" not in result["runs"][0]
 
