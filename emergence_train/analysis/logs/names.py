@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from emergence_train.analysis.logs.log import Log, LogOptions
-from emergence_train.analysis.logs.numbers import is_logarithm, numbers_of, without_unit
+from emergence_train.analysis.logs.numbers import is_logarithm, numbers_of, scale_of, without_unit
 from emergence_train.analysis.logs.units import unknown_unit, without_brackets
 from emergence_train.errors import InputError, listed
 
@@ -26,7 +26,7 @@ NAMES = {
     "tokens": "tokens consumed_tokens tokens_seen total_tokens train_tokens num_tokens n_tokens tokens_consumed "
     "num_input_tokens_seen train_num_input_tokens_seen throughput_total_tokens train_total_tokens "
     "time_token train_time_token train_token",
-    "params": "params non_embedding_params",
+    "params": "params non_embedding_params model_size",
     "run": "run",
 }
 # What else may name the runs of a file, where it has more than one value and is no resumption (resumption.py)
@@ -65,6 +65,10 @@ SAMPLES = re.compile(r"^(?!.*(?:val|test|per_|batch|target|max)).*(?<![a-z])samp
 RATE = re.compile(r"(^|_)(lr|learning_rate)(_(?!x?\d+e|0_0)|$)")
 NO_RATE = re.compile(r"loss|max|min|peak|init|base|decay|scale|mult|ratio|warm|end|final|schedule")
 QUANTITIES = tuple(NAMES)
+OF_ANY_KIND, LEAST_PARAMS = (
+    "model_size",
+    1e5,
+)  # a column of parameters from there on: less is a width, or of unknown unit
 OF_A_SUMMARY = 2  # rows of the loss, at most
 SHOWN = 12  # columns named in a message
 
@@ -105,6 +109,10 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
             columns[quantity] = column
         else:
             candidates = [known[name] for name in _all(quantity) if _is_of(quantity, known.get(name))]
+            if quantity == "params":
+                candidates = [
+                    column for column in candidates if plain(column) != OF_ANY_KIND or _are_counts(log, column)
+                ]
             others = [c for c in known.values() if is_loss(c)] if quantity == "loss" and not candidates else []
             if column := _likeliest(quantity, others if len(others) == 1 else candidates, log, columns):
                 columns[quantity] = column
@@ -152,6 +160,12 @@ def _is_of(quantity: str, column: str | None) -> bool:
     if column is None or quantity in ("step", "tokens", "params") and is_logarithm(column):
         return False
     return quantity == "loss" or not unknown_unit(quantity, column)
+
+
+def _are_counts(log: Log, column: str) -> bool:
+    """Whether a column's cells count parameters by their size, and are no widths, words or millions of an unknown unit."""
+    counts = numbers_of(log.rows[column], "count").dropna() * scale_of(column)
+    return bool(np.isfinite(counts).all() and counts.min() >= LEAST_PARAMS)
 
 
 def unknown_units(log: Log, columns: dict[str, str]) -> list[str]:
