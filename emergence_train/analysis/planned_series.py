@@ -60,27 +60,25 @@ class Series:
         """Whether the rows are off one number of tokens a step by more than their rounding."""
         return self.by_tokens and len(self.step) > 1 and not _even(self.step, self.tokens)
 
-    def _knots(self, to: float) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and tokens by the rows; beyond them, to step `to`, by the tokens a step of the last ones."""
+    def _knots(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """Steps and tokens by the rows, and the tokens a step of the last ones, which is that of all beyond."""
         steps, tokens = np.r_[0.0, self.step], np.r_[0.0, self.tokens]
         if not self.batch_grows:
-            return np.array([0.0, to]), np.array([0.0, to * tokens[-1] / steps[-1]])
+            steps, tokens = steps[[0, -1]], tokens[[0, -1]]
         back = min(max(LAST_ROWS, len(self.step) // 20), len(steps) - 1)
-        batch = (tokens[-1] - tokens[-back - 1]) / (steps[-1] - steps[-back - 1])
-        return np.r_[steps, steps[-1] + to], np.r_[tokens, tokens[-1] + to * batch]
+        return steps, tokens, float((tokens[-1] - tokens[-back - 1]) / (steps[-1] - steps[-back - 1]))
 
     def tokens_at(self, step: np.ndarray | float) -> np.ndarray:
         """Tokens trained at steps (m,)."""
-        return np.interp(step, *self._knots(float(np.max(step, initial=1.0))))
+        steps, tokens, batch = self._knots()
+        return np.interp(step, steps, tokens) + batch * np.maximum(step - steps[-1], 0)
 
     def steps_at(self, tokens: np.ndarray | float) -> np.ndarray:
         """Steps at which tokens (m,) are trained; the tokens themselves where the rows have none."""
         if not self.by_tokens:
             return np.asarray(tokens, float)
-        # as many steps as the smallest batch would need
-        least = np.diff(np.r_[0.0, self.tokens]).min() / np.diff(np.r_[0.0, self.step]).max()
-        steps, known = self._knots(float(np.max(tokens, initial=1.0)) / least)
-        return np.interp(tokens, known, steps)
+        steps, known, batch = self._knots()
+        return np.interp(tokens, known, steps) + np.maximum(tokens - known[-1], 0) / batch
 
 
 def _even(step: np.ndarray, tokens: np.ndarray) -> bool:
@@ -132,7 +130,7 @@ def set_plan(series: Series, recorded: Series | None, planned_lr: np.ndarray | N
     series.plan = plan = _as_rates(series, plan)
     if end > (series.end_tokens if series.by_tokens else series.end_step) * 1.001:
         series.end_step = math.ceil(float(series.steps_at(end)) - 1e-6)
-        series.end_tokens = int(end) if series.by_tokens else 0
+        series.end_tokens = int(end + 1e-6) if series.by_tokens else 0
         if plan is not None and plan.x[-1] < series.end_step * 0.999:
             series.plan = _continued(series, plan)
     if series.batch_grows:
