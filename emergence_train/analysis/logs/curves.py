@@ -201,6 +201,8 @@ def _curve(log: Log, options: LogOptions) -> Curve:
     rows = _with_loss(log, values, columns, options, notes)
     frame = pd.DataFrame({"step": rows["step"].round().astype(int)})
     frame["tokens"] = _tokens(values, rows, options, per_step)
+    if options.tokens_per_step is not None or {"step", "tokens"} & {*options.columns}:
+        log = replace(log, course=None)
     if "tokens" in columns and options.tokens_per_step is None:
         _check_tokens(log, values["tokens"], columns, frame)
     frame["lr"] = _along(values, "lr", rows["step"].to_numpy(float)) if "lr" in values else np.nan
