@@ -81,13 +81,13 @@ def _is_wanted(name: str) -> bool:
 
 def _arguments(dumped: dict[str, str]) -> Arguments:
     numbers = {name: [int(digits.replace("_", "")) for digits in DIGITS.findall(text)] for name, text in dumped.items()}
-    one = {name: found[0] for name, found in numbers.items() if found}
+    first = {name: listed[0] for name, listed in numbers.items() if listed}
     ramp = tuple(numbers.get("rampup_batch_size", ()))
     return Arguments(
-        one.get("seq_length", 0),
-        one.get("global_batch_size") or one.get("train_batch_size", 0),
+        first.get("seq_length", 0),
+        first.get("global_batch_size") or first.get("train_batch_size", 0),
         ramp if len(ramp) == 3 and min(ramp) > 0 else (),
-        one.get("train_samples", 0),
+        first.get("train_samples", 0),
     )
 
 
