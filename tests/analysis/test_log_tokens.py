@@ -149,3 +149,27 @@ def test_losses_of_an_iteration_are_named_whole(tmp_path):
         assert "loss from 'lm-loss'" in curve.notes[0] and curve.frame["loss"].iloc[0] < 9
     (curve,) = logs.read(path, LogOptions(columns={"loss": "mtp 1 loss"}))
     assert {*curve.frame["loss"]} == {9.1}
+
+
+@pytest.mark.parametrize("name", ["num_tokens_per_step", "tokens_per_step"])
+def test_a_column_of_a_step_s_tokens_counts_by_its_mean(name, tmp_path):
+    """NeMo Automodel's; but where there is a count of all, where it is given, or where the batch grows."""
+    of_a_step = np.random.default_rng(0).integers(12_000, 15_000, len(STEP))
+    (curve,) = logs.read(table(tmp_path, **{name: of_a_step}), LogOptions())
+    assert curve.frame["tokens"].iloc[-1] == pytest.approx(10 * of_a_step.sum(), rel=1e-4)
+    assert f"tokens {round(of_a_step.mean()):,} a step" in curve.notes[0]
+    (curve,) = logs.read(table(tmp_path, **{name: of_a_step}), LogOptions(tokens_per_step=7))
+    assert curve.frame["tokens"].tolist() == (7 * STEP).tolist()
+    (curve,) = logs.read(table(tmp_path, tokens=EXACT, **{name: of_a_step}), LogOptions())
+    assert curve.frame["tokens"].tolist() == EXACT.tolist()
+    (curve,) = logs.read(table(tmp_path, **{name: np.where(STEP < 500, 1, 2) * 8192}), LogOptions())
+    assert not curve.frame["tokens"].any()
+
+
+def test_steps_that_may_be_tokens_are_noted(tmp_path):
+    """NeMo's MLPerf logs: the remedy of the note reads them."""
+    path = table(tmp_path, step=STEP * 1_207_959)
+    (curve,) = logs.read(path, LogOptions())
+    assert "'step' ends at 1,207,959,000: if it counts tokens, give --tokens-per-step 1" in curve.notes
+    (curve,) = logs.read(path, LogOptions(tokens_per_step=1))
+    assert curve.frame["tokens"].iloc[-1] == 1_207_959_000 and not any("counts tokens" in n for n in curve.notes)
