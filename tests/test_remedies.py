@@ -171,7 +171,7 @@ EXEMPT = (
         "; write all of a run's in one unit": OTHER_TESTS + "analysis/test_score_units.py",
         "not said by the results; give {}": OTHER_TESTS + "analysis/test_scores.py",
         "no such run; the results are of": OTHER_TESTS + "analysis/test_scores.py",
-        "the results have no such metric; give a log": OTHER_TESTS + "analysis/test_scores.py",
+        "the results have no such metric{}; give a log": OTHER_TESTS + "analysis/test_scores.py",
         "name the runs alike": OTHER_TESTS + "analysis/test_scores.py",
         "give a log that covers them": OTHER_TESTS + "analysis/test_scores.py",
         "transformers has no model_type; give a whole": OTHER_TESTS + "convert/test_hf_import.py",

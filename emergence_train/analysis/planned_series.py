@@ -41,6 +41,9 @@ class Series:
     no_tokens: str = ""  # why tokens are unusable (then 0) and shares of the run are counted in steps
     source: Path | None = None  # the run directory or log that is this run; None: a table, which may hold several
     logged_end: int | None = None  # planned last step, where a log names it
+    course: np.ndarray | None = (
+        None  # (K, 2) steps and tokens beyond the last row, where a log says that the batch grows there
+    )
     ahead: Ahead = Ahead()  # what the user says of its rest
     notes: list[str] = field(default_factory=list)
     vocabulary: str = ""  # the tokenizer that a run directory names
@@ -56,31 +59,37 @@ class Series:
         return self.tokens / self.end_tokens if self.by_tokens else self.step / self.end_step
 
     @property
-    def batch_grows(self) -> bool:
-        """Whether the rows are off one number of tokens a step by more than their rounding."""
-        return self.by_tokens and len(self.step) > 1 and not _even(self.step, self.tokens)
+    def rows_ahead(self) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and tokens of the rows, and of the course beyond them."""
+        if self.course is None or not self.by_tokens:
+            return self.step, self.tokens
+        later = self.course[self.course[:, 0] > self.step[-1]]
+        return np.r_[self.step, later[:, 0]], np.r_[self.tokens, later[:, 1]]
 
-    def _knots(self, to: float) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and tokens by the rows; beyond them, to step `to`, by the tokens a step of the last ones."""
-        steps, tokens = np.r_[0.0, self.step], np.r_[0.0, self.tokens]
+    @property
+    def batch_grows(self) -> bool:
+        """Whether the rows, or what is planned behind them, are off one number of tokens a step by more than their rounding."""
+        return self.by_tokens and len(self.rows_ahead[0]) > 1 and not _even(*self.rows_ahead)
+
+    def _knots(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """Steps and tokens by the rows, and the tokens a step of the last ones, which is that of all beyond."""
+        steps, tokens = (np.r_[0.0, known] for known in self.rows_ahead)
         if not self.batch_grows:
-            return np.array([0.0, to]), np.array([0.0, to * tokens[-1] / steps[-1]])
-        back = min(max(LAST_ROWS, len(self.step) // 20), len(steps) - 1)
-        batch = (tokens[-1] - tokens[-back - 1]) / (steps[-1] - steps[-back - 1])
-        return np.r_[steps, steps[-1] + to], np.r_[tokens, tokens[-1] + to * batch]
+            steps, tokens = steps[[0, -1]], tokens[[0, -1]]
+        back = 1 if len(steps) > len(self.step) + 1 else min(max(LAST_ROWS, len(self.step) // 20), len(steps) - 1)
+        return steps, tokens, float((tokens[-1] - tokens[-back - 1]) / (steps[-1] - steps[-back - 1]))
 
     def tokens_at(self, step: np.ndarray | float) -> np.ndarray:
         """Tokens trained at steps (m,)."""
-        return np.interp(step, *self._knots(float(np.max(step, initial=1.0))))
+        steps, tokens, batch = self._knots()
+        return np.interp(step, steps, tokens) + batch * np.maximum(step - steps[-1], 0)
 
     def steps_at(self, tokens: np.ndarray | float) -> np.ndarray:
         """Steps at which tokens (m,) are trained; the tokens themselves where the rows have none."""
         if not self.by_tokens:
             return np.asarray(tokens, float)
-        # as many steps as the smallest batch would need
-        least = np.diff(np.r_[0.0, self.tokens]).min() / np.diff(np.r_[0.0, self.step]).max()
-        steps, known = self._knots(float(np.max(tokens, initial=1.0)) / least)
-        return np.interp(tokens, known, steps)
+        steps, known, batch = self._knots()
+        return np.interp(tokens, known, steps) + np.maximum(tokens - known[-1], 0) / batch
 
 
 def _even(step: np.ndarray, tokens: np.ndarray) -> bool:
@@ -132,7 +141,7 @@ def set_plan(series: Series, recorded: Series | None, planned_lr: np.ndarray | N
     series.plan = plan = _as_rates(series, plan)
     if end > (series.end_tokens if series.by_tokens else series.end_step) * 1.001:
         series.end_step = math.ceil(float(series.steps_at(end)) - 1e-6)
-        series.end_tokens = int(end) if series.by_tokens else 0
+        series.end_tokens = int(end + 1e-6) if series.by_tokens else 0
         if plan is not None and plan.x[-1] < series.end_step * 0.999:
             series.plan = _continued(series, plan)
     if series.batch_grows:
@@ -140,10 +149,13 @@ def set_plan(series: Series, recorded: Series | None, planned_lr: np.ndarray | N
 
 
 def _set_batches(series: Series) -> None:
+    if _even(series.step, series.tokens):
+        series.notes.append("tokens a step grow beyond the last row: what a larger batch brings is not in the forecast")
+        return
     if series.plan is None:
         effect = "without a learning rate the fall that a larger batch brings counts as learning; give --schedule"
     else:
-        series.plan = series.plan.with_batches(series.step, series.tokens)
+        series.plan = series.plan.with_batches(*series.rows_ahead)
         effect = (
             "the loss is taken to fall with them as with a rate over the batch, or over its root, whichever the rows show (from "
             "papers and simulations: no public log at hand has such a change; a counter that misses tokens looks the same)"

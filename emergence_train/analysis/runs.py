@@ -222,6 +222,7 @@ def _from_log(curve: Curve) -> Series:
     step, tokens, lr, loss = (curve.frame[name].to_numpy(float) for name in ("step", "tokens", "lr", "loss"))
     series = Series(curve.run, None, step, tokens, loss, notes=list(curve.notes))
     series.source, series.logged_end, series.params = curve.log.path, curve.log.end_step, curve.params
+    series.course = curve.log.course
     return _with_rates(series, lr)
 
 

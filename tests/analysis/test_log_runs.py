@@ -301,3 +301,52 @@ def test_runs_named_by_their_steps_or_budgets_are_refused(form, tmp_path):
         (tmp_path / "x.csv").write_text("\n".join(["name,step,loss", *rows]) + "\n")
         with pytest.raises(InputError, match="as in a table with a row a run"):
             logs.read(tmp_path / "x.csv", LogOptions())
+
+
+def relogged(rows, how):
+    """Rows of runs of which the last step, a quarter of one run, or a part of each came again."""
+    if how == "a row":
+        return [*rows, rows[-1]]
+    if how == "a run":
+        return [*rows, *rows[-len(STEPS) // 4 :]]
+    return [row for k in range(0, len(rows), len(STEPS)) for row in rows[k : k + 60] + rows[k + 50 : k + len(STEPS)]]
+
+
+@pytest.mark.parametrize("how", ["a row", "a run", "each"])
+@pytest.mark.parametrize("names", [("optimizer",), ("width", "depth")])
+def test_rows_that_come_again_make_no_run_of_several(names, how, tmp_path):
+    values = [("adamw", "deep"), ("muon", "deep"), ("adamw", "flat")][: 3 if names[1:] else 2]
+    rows = [dict(zip(names, own)) | {"step": s, "loss": x} for k, own in enumerate(values) for s, x in KNOWN[k]]
+    path = written(tmp_path / "x.jsonl", relogged(rows, how))
+    with pytest.raises(InputError, match=f"rows of equal steps differ by {', '.join(map(repr, names))} .*several runs"):
+        curves(path)
+    if not names[1:]:
+        expected = {own[0]: KNOWN[k] for k, own in enumerate(values)}
+        assert {run: rows for run, (_, rows) in curves(path, columns={"run": names[0]}).items()} == expected
+
+
+@pytest.mark.parametrize("again", [1, 4, 10])
+def test_a_resumption_beside_a_setting_is_one_run(again, tmp_path):
+    """A column of two values from the first row on, of which a step that is trained again has the same."""
+    rows = [{"step": s, "loss": x, "clipped": s % 20 == 0} for s, x in KNOWN[0]]
+    path = written(tmp_path / "x.jsonl", [*rows[:50], *rows[50 - again :]])
+    assert curves(path) == {"x": (0, KNOWN[0])}
+
+
+@pytest.mark.parametrize("unit, names", [(1, ["70M", "160M"]), (1000, None), ("", ["small", "large"])])
+def test_model_sizes_part_runs_where_they_are_counts(unit, names, tmp_path):
+    """Others, as a width, name runs that the file is refused for."""
+    sizes = names if unit == "" else [70_000_000 // unit**2, 160_000_000 // unit**2]
+    rows = [{"model_size": n, "step": s, "loss": x} for k, n in enumerate(sizes) for s, x in KNOWN[k]]
+    path = written(tmp_path / "x.csv", [*rows, rows[-1]])
+    if unit == 1:
+        assert curves(path) == {f"x-{name}": (n, KNOWN[k]) for k, (name, n) in enumerate(zip(names, sizes))}
+        return
+    with pytest.raises(InputError, match="differ by 'model_size' .*give --column run=model_size"):
+        curves(path)
+
+
+def test_sizes_that_are_alike_are_refused(tmp_path):
+    rows = [{"params": n, "step": s, "loss": x} for k, n in enumerate((100e6, 101e6)) for s, x in KNOWN[k]]
+    with pytest.raises(InputError, match="differ by 'params' .*give --column run=params"):
+        curves(written(tmp_path / "x.csv", rows))

@@ -234,3 +234,69 @@ def test_percents_in_json_are_read(tmp_path):
 def test_counts_in_words_and_letters_are_read():
     cells = pd.Series(["70 million", "2G", "70M", "1,000", "35.2% ± 0.4", "soon"])
     np.testing.assert_allclose(numbers(cells, "count"), [70e6, 2e9, 70e6, 1000, 0.352, np.nan])
+
+
+OF_PERPLEXITY = {
+    "lambada/ppl": ("lambada", "ppl"),
+    "eval/downstream/c4_en_ppl": ("c4_en", "ppl"),
+    "wikitext/word_perplexity": ("wikitext", "word_perplexity"),
+    "wikitext_byte_perplexity": ("wikitext", "byte_perplexity"),
+    "pile/token_perplexity": ("pile", "token_perplexity"),
+    "xsum perplexity": ("xsum", "perplexity"),
+}
+PPL = [1500.5, 900.25, 60.5, 20.0]
+
+
+@pytest.mark.parametrize("column", OF_PERPLEXITY)
+@pytest.mark.parametrize("bare", ["piqa", "piqa_acc"])
+def test_a_perplexity_of_a_task_is_the_loss(column, bare, tmp_path):
+    """Beside a task that is named without a metric, too; its error is no metric."""
+    path = table(tmp_path, f"{column},{column}_stderr,{bare}", [f"{p},1,{s}" for p, s in zip(PPL, SHARES)])
+    task, metric = OF_PERPLEXITY[column]
+    frame, notes = read(path, loss=f"{task}/{metric}")
+    assert {*frame["task"]} == {"piqa"} and f"{metric!r} is taken as perplexity" in notes
+    np.testing.assert_allclose(frame["loss"], np.log(PPL))
+    np.testing.assert_allclose(frame["value"], SHARES)
+
+
+def test_perplexities_of_lists_by_checkpoint_are_the_loss(tmp_path):
+    """bigscience's *_agg.json."""
+    content = {"piqa": {"acc": SHARES}, "lambada": {"ppl": PPL, "ppl_stderr": [1] * 4, "acc": SHARES}}
+    (tmp_path / "x_agg.json").write_text(json.dumps({"checkpoints": STEPS, "results": content}))
+    frame, _ = read(tmp_path / "x_agg.json", loss="lambada/ppl", run="r", params={"": 10**9}, tokens_per_step=1000)
+    assert {*zip(frame["task"], frame["metric"])} == {("piqa", "acc"), ("lambada", "acc")}
+    np.testing.assert_allclose(frame["loss"], np.log(PPL * 2))
+
+
+@pytest.mark.parametrize("shots", [(0,), (0, 5)])
+def test_a_loss_needs_no_shots_where_one_number_has_it(shots, tmp_path):
+    rows = [
+        f"m,70M,{step},{step * 1000},{task},{metric},{shot},{value}"
+        for k, step in enumerate(STEPS)
+        for shot in (0, 5)
+        for task, metric, value in [("piqa", "acc", SHARES[k] + shot / 100), ("lambada", "ppl", PPL[k] + shot)]
+        if task == "piqa" or shot in shots
+    ]
+    path = tmp_path / "x.csv"
+    path.write_text("model,params,step,tokens,task,metric,num_fewshot,value\n" + "\n".join(rows) + "\n")
+    if len(shots) == 1:
+        frame, _ = read(path, loss="lambada/ppl")
+        assert {*frame["task"]} == {"piqa:0shot", "piqa:5shot"} and {*frame["loss"]} == {*np.log(PPL)}
+    else:
+        with pytest.raises(InputError, match=r"of losses they have lambada:0shot/ppl, lambada:5shot/ppl\); give a log"):
+            read(path, loss="lambada/ppl")
+        frame, _ = read(path, loss="lambada:5shot/ppl")
+        assert {*frame["loss"]} == {*np.log(np.array(PPL) + 5)}
+
+
+def test_a_column_of_a_perplexity_stays_the_named_loss(tmp_path):
+    path = table(tmp_path, "task,acc,perplexity", [f"piqa,{s},{p}" for p, s in zip(PPL, SHARES)])
+    frame, _ = read(path, columns={"loss": "perplexity"})
+    assert {*frame["metric"]} == {"acc"}
+    np.testing.assert_allclose(frame["loss"], np.log(PPL))
+
+
+def test_metrics_of_several_words_are_of_their_task(tmp_path):
+    path = table(tmp_path, "loss,xsum/quasi_exact_match", [f"{p / 300},{s}" for p, s in zip(PPL, SHARES)])
+    frame, _ = read(path)
+    assert {*zip(frame["task"], frame["metric"])} == {("xsum", "quasi_exact_match")}

@@ -329,7 +329,7 @@ def test_wrong_options_of_results_are_one_line(tmp_path):
     path = harness_results(tmp_path, 1000, 0.3, 1.0)
     assert "no such run; the results are of pythia-70m" in str(refusal([path], params={"x": 5}))
     says = refusal([path], tokens_per_step=5, loss="wikitext/nothing")
-    assert "no such file, and the results have no such metric; give a log, or TASK/METRIC" in str(says)
+    assert "the results have no such metric (of losses they have wikitext/bits_per_byte); give a log, or" in str(says)
     log = tmp_path / "l.csv"
     log.write_text("run,step,loss\na,1,2\na,3000,2\nb,1,2\nb,3000,2\n")
     assert "has no run 'pythia-70m' (it has a, b); name the runs alike" in str(refusal([path], loss=str(log)))

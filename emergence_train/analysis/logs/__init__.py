@@ -12,11 +12,12 @@ from emergence_train.analysis.logs.fields import FIELDS, TABLES
 from emergence_train.analysis.logs.jsonl import JSONL
 from emergence_train.analysis.logs.lightning import LIGHTNING
 from emergence_train.analysis.logs.log import LogOptions
+from emergence_train.analysis.logs.megatron import MEGATRON
 from emergence_train.analysis.logs.mlflow import MLFLOW
 from emergence_train.analysis.logs.names import QUANTITIES
 from emergence_train.analysis.logs.ranks import NUMBER
 from emergence_train.analysis.logs.tensorboard import TENSORBOARD
-from emergence_train.analysis.logs.text import MEGATRON_FORMAT, NANOGPT
+from emergence_train.analysis.logs.text import NANOGPT
 from emergence_train.analysis.logs.trainer import HF
 from emergence_train.analysis.logs.units import UnitError
 from emergence_train.analysis.logs.wandb_offline import WANDB
@@ -26,8 +27,7 @@ __all__ = ["FORMATS", "HEAD", "QUANTITIES", "Curve", "LogOptions", "columns_of",
 
 # In the order in which "auto" asks them
 FORMATS = {
-    entry.name: entry
-    for entry in (TENSORBOARD, MLFLOW, HF, WANDB, JSONL, MEGATRON_FORMAT, NANOGPT, FIELDS, LIGHTNING, CSV)
+    entry.name: entry for entry in (TENSORBOARD, MLFLOW, HF, WANDB, JSONL, MEGATRON, NANOGPT, FIELDS, LIGHTNING, CSV)
 }
 
 

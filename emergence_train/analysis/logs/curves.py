@@ -29,6 +29,8 @@ from emergence_train.analysis.logs.validation import training_rows
 from emergence_train.errors import InputError, listed
 from emergence_train.formatting import short
 
+OF_A_STEP = "tokens_per_step num_tokens_per_step"
+MOST_STEPS = 1e8  # that a run has
 PERPLEXITY = "ppl train_ppl perplexity train_perplexity"  # beside a loss
 WHOLE = 1e6  # tokens below which a count is of single ones; means over processes or rows may have parts of larger ones
 OWN_COUNTER = "_step"  # W&B's, of its own calls where the trainer gives it no step
@@ -139,7 +141,9 @@ def _by_size(log: Log, options: LogOptions) -> list[tuple[Log, LogOptions]]:
 
 def _curve(log: Log, options: LogOptions) -> Curve:
     columns = find(log, options)
-    per_step = options.tokens_per_step or log.tokens_per_step
+    per_step = (
+        options.tokens_per_step or log.tokens_per_step or ("tokens" not in columns and _tokens_of_a_step(log)) or None
+    )
     calls = columns.pop("step") if "step" not in options.columns and _counts_calls(log, columns) else None
     steps_from_tokens = "step" not in columns and "tokens" in columns
     missing = [name for name in ("step", "loss") if name not in columns and not (name == "step" and steps_from_tokens)]
@@ -201,6 +205,12 @@ def _curve(log: Log, options: LogOptions) -> Curve:
     rows = _with_loss(log, values, columns, options, notes)
     frame = pd.DataFrame({"step": rows["step"].round().astype(int)})
     frame["tokens"] = _tokens(values, rows, options, per_step)
+    if not frame["tokens"].any() and frame["step"].iloc[-1] > MOST_STEPS:
+        notes.append(
+            f"{columns['step']!r} ends at {frame['step'].iloc[-1]:,}: if it counts tokens, give --tokens-per-step 1"
+        )
+    if options.tokens_per_step is not None or {"step", "tokens"} & {*options.columns}:
+        log = replace(log, course=None)
     if "tokens" in columns and options.tokens_per_step is None:
         _check_tokens(log, values["tokens"], columns, frame)
     frame["lr"] = _along(values, "lr", rows["step"].to_numpy(float)) if "lr" in values else np.nan
@@ -236,6 +246,16 @@ def _column(log: Log, names: str, role: Role) -> pd.Series | None:
     """The numbers of the first column that has one of these names."""
     column = next((column for column in log.rows.columns if plain(column) in names.split()), None)
     return None if column is None else numbers_of(log.rows[column], role)
+
+
+def _tokens_of_a_step(log: Log) -> int:
+    """The mean of a column that has them; 0 where none does, or they change along the run."""
+    counts = _column(log, OF_A_STEP, "count")
+    known = np.empty(0) if counts is None else counts[np.isfinite(counts) & (counts > 0)].to_numpy(float)
+    if len(known) < 2:
+        return 0
+    early, late = (float(half.mean()) for half in np.array_split(known, 2))
+    return round(float(known.mean())) if 1 / UNEVEN < late / early < UNEVEN else 0
 
 
 def _counts_calls(log: Log, columns: dict[str, str]) -> bool:

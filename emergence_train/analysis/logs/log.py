@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 SPLIT = "split"  # the column that readers of lines write
@@ -32,7 +33,8 @@ class Log:
     """One run as its file has it: a frame of objects, None where a row lacks a column.
 
     The frame's index holds the place of each row in the file, counted from 1. `tokens_per_step` and `end_step` (the
-    planned last step) are None where the file does not say them.
+    planned last step) are None where the file does not say them; so is `course`, (K, 2) steps and tokens that are planned beyond
+    the last row, where the batch goes on to grow.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Log:
     tokens_per_step: int | None = None
     end_step: int | None = None
     notes: tuple[str, ...] = ()  # how its file was read
+    course: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

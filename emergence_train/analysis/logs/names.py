@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from emergence_train.analysis.logs.log import Log, LogOptions
-from emergence_train.analysis.logs.numbers import is_logarithm, numbers_of, without_unit
+from emergence_train.analysis.logs.numbers import is_logarithm, is_scaled, numbers_of, scale_of, without_unit
 from emergence_train.analysis.logs.units import unknown_unit, without_brackets
 from emergence_train.errors import InputError, listed
 
@@ -23,10 +23,10 @@ NAMES = {
     "train_batch time_batch train_time_batch current_steps _step",
     "lr": "lr learning_rate train_lr train_learning_rate optim_lr optim_learning_rate lr_adamw lr_adam lr_muon "
     "optim_lr_group_0 optim_learning_rate_group0 lr_decoupledadamw_group0 train_lr_decoupledadamw_group0",
-    "tokens": "tokens consumed_tokens tokens_seen total_tokens train_tokens num_tokens n_tokens tokens_consumed "
-    "num_input_tokens_seen train_num_input_tokens_seen throughput_total_tokens train_total_tokens "
+    "tokens": "tokens consumed_tokens tokens_seen total_tokens tokens_total train_tokens num_tokens n_tokens tokens_consumed "
+    "num_input_tokens_seen train_num_input_tokens_seen throughput_total_tokens train_total_tokens train_tokens_total "
     "time_token train_time_token train_token",
-    "params": "params non_embedding_params",
+    "params": "params non_embedding_params model_size",
     "run": "run",
 }
 # What else may name the runs of a file, where it has more than one value and is no resumption (resumption.py)
@@ -57,7 +57,7 @@ EPOCHS = "epoch train_epoch trainer_epoch current_epoch epochs epoch_idx epoch_n
 WRAPPED = re.compile(r"^(?:metrics?|data|log|values|scalars|history)[/.]")  # what loggers put a row's numbers into
 # A count of all so far, in whatever group a logger puts it; it must increase
 TOKENS = re.compile(
-    r"^(?!.*(?:val|test|per_|batch|target|max|data)).*_(?:tokens|tokens_(?:seen|consumed|trained|processed))$"
+    r"^(?!.*(?:val|test|per_|batch|target|max|data)).*_(?:tokens|tokens_(?:seen|consumed|trained|processed|total))$"
 )
 # A count of samples, in which no curve is read unless it is named as the step
 SAMPLES = re.compile(r"^(?!.*(?:val|test|per_|batch|target|max)).*(?<![a-z])samples?(?:_(?:seen|consumed|processed))?$")
@@ -65,6 +65,8 @@ SAMPLES = re.compile(r"^(?!.*(?:val|test|per_|batch|target|max)).*(?<![a-z])samp
 RATE = re.compile(r"(^|_)(lr|learning_rate)(_(?!x?\d+e|0_0)|$)")
 NO_RATE = re.compile(r"loss|max|min|peak|init|base|decay|scale|mult|ratio|warm|end|final|schedule")
 QUANTITIES = tuple(NAMES)
+OF_ANY_KIND = "model_size"  # a column of parameters where it counts
+LEAST_PARAMS = 1e5  # that many; less is a width, or of unknown unit
 OF_A_SUMMARY = 2  # rows of the loss, at most
 SHOWN = 12  # columns named in a message
 
@@ -103,11 +105,8 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
                     f"--column {quantity}={column}"
                 )
             columns[quantity] = column
-        else:
-            candidates = [known[name] for name in _all(quantity) if _is_of(quantity, known.get(name))]
-            others = [c for c in known.values() if is_loss(c)] if quantity == "loss" and not candidates else []
-            if column := _likeliest(quantity, others if len(others) == 1 else candidates, log, columns):
-                columns[quantity] = column
+        elif column := _likeliest(quantity, _candidates(quantity, known, log), log, columns):
+            columns[quantity] = column
     if (
         "loss" not in columns
         and "value" in known
@@ -115,14 +114,6 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
         and ("loss" in log.name or "tag" not in log.name)
     ):
         columns["loss"] = known["value"]  # TensorBoard's download of one tag, Neptune's of one series
-    if "tokens" not in columns:
-        counts = [c for n, c in known.items() if TOKENS.search(n) and _is_of("tokens", c) and increases(log.rows[c])]
-        if column := _likeliest("tokens", counts, log, columns):
-            columns["tokens"] = column
-    if "lr" not in columns:
-        rates = [c for n, c in known.items() if RATE.search(n) and not NO_RATE.search(n) and _is_of("lr", c)]
-        if column := _likeliest("lr", rates, log, columns):
-            columns["lr"] = column
     if (
         "run" not in columns
         and "run" not in options.columns
@@ -130,6 +121,29 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
     ):
         columns["run"] = column
     return columns
+
+
+def _candidates(quantity: str, known: Mapping[str, str], log: Log) -> list[str]:
+    """The columns that may be a quantity by their names, the likeliest first; of tokens an exact count that grows."""
+    named = [known[name] for name in _all(quantity) if _is_of(quantity, known.get(name))]
+    if quantity == "loss" and not named:
+        others = [column for column in known.values() if is_loss(column)]
+        return others if len(others) == 1 else []
+    if quantity == "lr":
+        rates = [c for n, c in known.items() if RATE.search(n) and not NO_RATE.search(n) and _is_of("lr", c)]
+        return [*named, *rates]
+    if quantity == "params":
+        return [column for column in named if plain(column) != OF_ANY_KIND or _are_counts(log, column)]
+    if quantity == "tokens":
+        grow = {
+            c: increases(log.rows[c])
+            for n, c in known.items()
+            if c in named or TOKENS.search(n) and _is_of(quantity, c)
+        }
+        others = [column for column in grow if grow[column] and column not in named]
+        order = {c: (not grow[c], c in others, is_scaled(log.rows[c], c)) for c in [*named, *others]}
+        return sorted(order, key=lambda column: order[column])
+    return named
 
 
 def _likeliest(quantity: str, candidates: list[str], log: Log, columns: Mapping[str, str]) -> str | None:
@@ -152,6 +166,12 @@ def _is_of(quantity: str, column: str | None) -> bool:
     if column is None or quantity in ("step", "tokens", "params") and is_logarithm(column):
         return False
     return quantity == "loss" or not unknown_unit(quantity, column)
+
+
+def _are_counts(log: Log, column: str) -> bool:
+    """Whether a column's cells count parameters by their size, and are no widths, words or millions of an unknown unit."""
+    counts = numbers_of(log.rows[column], "count").dropna() * scale_of(column)
+    return bool(np.isfinite(counts).all() and counts.min() >= LEAST_PARAMS)
 
 
 def unknown_units(log: Log, columns: dict[str, str]) -> list[str]:

@@ -190,8 +190,16 @@ def are_sizes(counts: pd.Series) -> bool:
 def scales_of(raw: pd.Series, column: object) -> pd.Series:
     """`scale_of` for each cell of a column: 1 where the cell says its own, as "70M" of "Params (M)"."""
     scales = pd.Series(scale_of(column), raw.index)
-    own = raw.map(lambda value: isinstance(value, str) and OWN_UNIT.search(value) is not None)
-    return scales.mask(own, 1.0)
+    return scales.mask(raw.map(_has_unit), 1.0)
+
+
+def is_scaled(raw: pd.Series, column: object) -> bool:
+    """Whether a column counts in thousands or more, by its name or in a cell, and so may be rounded."""
+    return scale_of(column) != 1 or bool(raw.map(_has_unit).any())
+
+
+def _has_unit(cell: object) -> bool:
+    return isinstance(cell, str) and OWN_UNIT.search(cell) is not None
 
 
 def with_points(raw: pd.Series, role: Role | None = None) -> pd.Series:

@@ -157,6 +157,8 @@ def _sizes(columns: Mapping[str, str], parts: Sequence[pd.DataFrame]) -> int:
 def check_runs(log: Log, step: pd.Series, columns: Mapping[str, str]) -> None:
     """Raises InputError where a column tells apart rows of equal steps that begin at the first one: they are several runs'.
 
+    Not each of them needs to be told apart, as one of the runs may have been resumed.
+
     Args:
         step: of the rows with a loss, by their places in the log.
     """
@@ -164,10 +166,11 @@ def check_runs(log: Log, step: pd.Series, columns: Mapping[str, str]) -> None:
         column for column in log.rows.columns if _may_name_runs(log.rows[column].reindex(step.index), step, columns)
     ]
     apart = [[column] for column in others] + [others] * (len(others) > 1)
-    keys = ((names, log.rows.loc[step.index, names].astype(str).assign(**{"its step": step})) for names in apart)
-    names = next((names for names, key in keys if not key.duplicated().any()), None)
-    if names is None:
+    keys = (log.rows.loc[step.index, names].astype(str).assign(**{"its step": step}) for names in apart)
+    again = [int(key.duplicated().sum()) for key in keys]
+    if not again or min(again) > REPLAYED * step.duplicated().sum():
         return
+    names = apart[again.index(min(again))]
     cells = listed([str(cell) for cell in log.rows.loc[step.index, names[0]].unique()], 4)
     lone = len(names) == 1 and "run" not in columns
     remedy = f"--column run={names[0]}" if lone else "each a name in a column of its own and --column run=NAME"
@@ -181,7 +184,7 @@ def _may_name_runs(cells: pd.Series, step: pd.Series, columns: Mapping[str, str]
     """Whether a column has few values, more than one of them from the first step on, and is none that counts or measures."""
     name = str(cells.name)
     counts = COUNTS.search(plain(name)) is not None or plain(name) in EPOCHS.split() or plain(name).endswith("loss")
-    measured = name in columns.values() and name != columns.get("lr")
+    measured = name in columns.values() and name not in (columns.get("lr"), columns.get("params"))
     measured |= MEASURES.search(plain(name)) is not None and bool(np.isfinite(numbers_of(cells)).all())
     if counts or measured or cells.isna().any() or not 1 < cells.nunique() <= len(cells) / 2:
         return False

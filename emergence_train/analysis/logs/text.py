@@ -1,11 +1,9 @@
-"""Logs that are text: what nanoGPT and llm.c print, and Megatron-LM's training log.
+"""Logs that are text: what nanoGPT and llm.c print.
 
 nanoGPT   iter 100: loss 6.1234, time 251.13ms, mfu 17.25%           ("tokens per iteration will be: 491,520" above)
 llm.c     step  100/19560 | loss 6.123456 (+1.2z)| norm 0.31 (-)| lr 8.57e-05 | ...    ("| total batch size | 524288 |" above)
           step  100/19560 | train loss 6.123456 | norm 0.3100 | lr 8.57e-05 | ...       (its train_gpt2.py)
           s:99 trl:6.1234 lr:0.000086 norm:0.31    (its main.log; a validation is "s:250 tel:5.9")
-Megatron  iteration      100/  500000 | consumed samples:  25600 | ... | learning rate: 1.5E-05 | lm loss: 6.1E+00 | ...
-          (arguments above: "seq_length ................ 2048"; GPT-NeoX's log is alike, without the samples)
 """
 
 import re
@@ -51,14 +49,8 @@ RATE = re.compile(rf"\b(?:lr|learning[ _]rate)(?:\s*[:=]\s*|\s+)[\[(]?{NUMBER}",
 MAIN_LOG = re.compile(rf"^s:(\d+) (trl|tel):{NUMBER}(?: lr:{NUMBER})?")
 PER_STEP = re.compile(r"(?:tokens per iteration will be:|\|\s*total batch size\s*\||^Total batch size)\s*([\d,]+)")
 
-MEGATRON = re.compile(r"\biteration\s+(\d+)/\s*(\d+)\s*\|")
-FIELD = re.compile(rf"([A-Za-z][A-Za-z_ \-]*?)\s*:\s*{NUMBER}\s*(?:\||$)")
-LENGTH = re.compile(r"\bseq_length\s*\.*\s+(\d+)\b")
-BATCH = re.compile(r"^\s*(?:global|train)_batch_size\s*\.*\s+(\d+)\b")
-WANTED = ("consumed samples", "consumed tokens", "learning rate", "lm loss")
 
-
-def _whole(text: str) -> int:
+def whole(text: str) -> int:
     return round(in_full(text.replace(",", "")))
 
 
@@ -71,7 +63,7 @@ def read_nanogpt(path: Path) -> list[Log]:
         if not line:
             continue
         if match := PER_STEP.search(line):
-            per_step = _whole(match[1])
+            per_step = whole(match[1])
         if match := MAIN_LOG.search(line):
             rows.append({"step": match[1], "loss" if match[2] == "trl" else "val_loss": match[3]})
             if match[4]:
@@ -84,7 +76,7 @@ def read_nanogpt(path: Path) -> list[Log]:
             rows.append({"step": step[1].replace(",", ""), **losses, SPLIT: split} | epoch_of(line))
             rows[-1] |= _beside(line)
             places.append(number)
-            ends[split] = _whole(step[2]) if step[2] else ends.get(split)
+            ends[split] = whole(step[2]) if step[2] else ends.get(split)
     if not rows:
         raise InputError(f"{path}: no line has a step and its loss, as 'iter 100: loss 6.1'; give --format or a table")
     _name_alike(rows, [text.lines[place - 1] for place in places])
@@ -101,31 +93,6 @@ def _beside(line: str) -> dict[str, str]:
     tokens = "tok" in line.lower() and (TOKENS.search(line) or TOKENS_BEFORE.search(line))
     matches = {"lr": RATE.search(line), "tokens": tokens}
     return {name: match[1] for name, match in matches.items() if match}
-
-
-def read_megatron(path: Path) -> list[Log]:
-    """Lines of an iteration; tokens from the samples, else the batch size, and the seq_length of the arguments."""
-    rows, places, length, batch, end = [], [], None, None, None
-    text = lines_in(path)
-    for number, line in enumerate(text.lines, 1):
-        if (match := LENGTH.search(line)) and "iteration" not in line:
-            length = int(match[1])
-        if match := BATCH.search(line):
-            batch = int(match[1])
-        if not (iteration := MEGATRON.search(line)):
-            continue
-        fields = {name.strip().replace("_", " "): value for name, value in FIELD.findall(line)}
-        row = {"iteration": iteration[1]} | {name: fields[name] for name in WANTED if name in fields}
-        if length and "consumed tokens" not in row and "consumed samples" in row:
-            row["consumed tokens"] = _whole(row["consumed samples"]) * length
-        rows.append(row)
-        places.append(number)
-        end = int(iteration[2])
-    if not rows:
-        raise InputError(f"{path}: no line of an iteration, as 'iteration 100/ 5000 | ...'; give another --format")
-    counted = any("consumed tokens" in row or "consumed samples" in row for row in rows)
-    per_step = None if counted or not length or not batch else length * batch
-    return finished_apart(Log(stem_of(path), path, frame_of(rows, places), per_step, end, text.notes))
 
 
 def _step_and_losses(line: str) -> tuple[re.Match[str] | None, dict[str, str]]:
@@ -170,12 +137,8 @@ def _has_loss(line: str) -> bool:
     return bool(_step_and_losses(line)[1] or MAIN_LOG.search(line))
 
 
-def _is_text(path: Path) -> bool:
+def is_text(path: Path) -> bool:
     return path.is_file() and suffix_of(path) not in TABLES
-
-
-def _is_megatron(path: Path, head: str) -> bool:
-    return _is_text(path) and bool(MEGATRON.search(head)) and "reduced_train_loss" not in head  # which is NeMo's
 
 
 def _is_nanogpt(path: Path, head: str) -> bool:
@@ -187,7 +150,7 @@ def _is_nanogpt(path: Path, head: str) -> bool:
     if TRAIN_LOSS.search(head) and not any(split_of(line) == TRAINING for line in lines):
         return False
     named = sum(_names_both(line) for line in lines)
-    return _is_text(path) and bool(lines) and (bool(PER_STEP.search(head)) or 2 * named < len(lines))
+    return is_text(path) and bool(lines) and (bool(PER_STEP.search(head)) or 2 * named < len(lines))
 
 
 def _names_both(line: str) -> bool:
@@ -196,7 +159,6 @@ def _names_both(line: str) -> bool:
     return bool(counted) and any(name.endswith("loss") for name in names)
 
 
-MEGATRON_FORMAT = Format("megatron", "Megatron-LM's text log", _is_megatron, read_megatron)
 NANOGPT = Format(
     "nanogpt",
     "text lines with a step and its loss: nanoGPT, llm.c",

@@ -26,6 +26,11 @@ CHANCE = {
     r"piqa|winogrande|boolq|x?copa|wsc(273)?|wic|rte|qnli|qqp|mrpc|sst2?|cola|x?story_?cloze|xwinograd|blimp": 0.5,
 }
 MOST_FILES = 3  # of which each has a note
+MOST_LOSSES = 8  # named in a message
+SHOTS = re.compile(r":\d+shot")  # behind a task's name, where a run has several numbers of them
+LOSS = re.compile(
+    r"(?<![a-z])(loss|nll|cross_entropy|ppl|perplexity|bits|bp[bctw])(?![a-z])(?!.*stderr)", re.IGNORECASE
+)
 ACCURACY = re.compile(
     r"^(acc|accuracy|acc_norm|acc_raw|acc_per_char|acc_per_token|acc_uncond|len_norm|exact_match|em)$"
 )
@@ -132,12 +137,7 @@ def _with_loss(frame: pd.DataFrame, options: ScoreOptions, notes: list[str]) -> 
     """The table with the loss of each run and step, from a log or from one of the metrics, whose rows are left out then."""
     text = str(options.loss)
     if not Path(text).exists():
-        task, slash, metric = text.rpartition("/")
-        own = frame[(frame["task"] == task) & (frame["metric"] == metric)]
-        if not slash or own.empty:
-            raise InputError(
-                f"--loss {text}: no such file, and the results have no such metric; give a log, or TASK/METRIC"
-            )
+        own, metric = _rows_of_metric(frame, text), text.rpartition("/")[2]
         unit = units.unit_of(metric, remedy="")
         losses = units.to_nats(own.groupby(["run", "step"])["value"].last(), unit)
         notes += [f"loss from {text}", *units.notes(metric, unit, remedy="")]
@@ -155,6 +155,24 @@ def _with_loss(frame: pd.DataFrame, options: ScoreOptions, notes: list[str]) -> 
         frame.loc[rows, "loss"] = _at(curve, frame.loc[rows, "step"].to_numpy(float), text, run)
     notes.append(f"loss from {text}: {', '.join(curves)}")
     return frame
+
+
+def _rows_of_metric(frame: pd.DataFrame, text: str) -> pd.DataFrame:
+    """The scores of TASK/METRIC; of TASK:5shot/METRIC too where no other number of shots has it. Raises InputError."""
+    task, slash, metric = text.rpartition("/")
+    rows = frame[frame["metric"] == metric]
+    if slash and task not in set(rows["task"]):
+        of_shots = {name for name in rows["task"] if SHOTS.fullmatch(str(name).removeprefix(task))}
+        task = of_shots.pop() if len(of_shots) == 1 else task
+    own = rows[rows["task"] == task]
+    if not slash or own.empty:
+        known = frame[["task", "metric"]].drop_duplicates().astype(str)
+        losses = [f"{name}/{of}" for name, of in known.itertuples(index=False) if LOSS.search(of)]
+        few = f" (of losses they have {listed(sorted(losses), MOST_LOSSES)})" if losses else ""
+        raise InputError(
+            f"--loss {text}: no such file, and the results have no such metric{few}; give a log, or TASK/METRIC"
+        )
+    return own
 
 
 def _curves(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:

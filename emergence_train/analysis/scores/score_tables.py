@@ -32,10 +32,17 @@ from emergence_train.recorder.table_files import vocabulary_of
 
 METRIC = (
     r"acc|acc_norm|acc_raw|acc_per_char|acc_per_token|acc_uncond|accuracy|em|exact_match|quasi_exact_match|f1|pass@?1|len_norm|"
-    r"bpb|bits_per_byte|soft|soft_log|ce_loss|correct_prob|margin|mc1|mc2|primary_score|score"
+    r"bpb|bits_per_byte|ppl|(?:word_|byte_|token_)?perplexity|soft|soft_log|ce_loss|correct_prob|margin|mc1|mc2|"
+    r"primary_score|score"
 )
 # TASK/METRIC, TASK - METRIC (HELM), TASK_METRIC; what comes before the task (eval/downstream/) is left out
-WIDE = re.compile(rf"^(?:.*/)?(?P<task>[^/]+?)(?:/|\s+-\s+|[_ ])(?P<metric>{METRIC})$", re.IGNORECASE)
+WIDE = [
+    re.compile(rf"^(?:.*/)?(?P<task>[^/]+?){apart}(?P<metric>{METRIC})$", re.IGNORECASE)
+    for apart in ("/", r"(?:\s+-\s+|[_ ])")
+]
+LOSSES = re.compile(
+    r"ppl|.*perplexity|bpb|bits_per_byte|ce_loss", re.IGNORECASE
+)  # beside which a task's bare name is its accuracy
 # Tasks that tables have a column of without naming a metric: accuracies of choices, and scores of generated answers
 CHOICES = (
     r"hellaswag|arc_?(e|c|easy|challenge)|mmlu(_pro)?|openbookqa|obqa|sciq|race|piqa|winogrande|boolq|copa|csqa|commonsense_qa|"
@@ -47,8 +54,8 @@ HELM_MODEL = ("model/adapter", "model")
 HELM_METRIC = {"em": "exact_match", "accuracy": "accuracy", "f1": "f1"}
 # Words before a metric that are no task: "train/acc" is a column of a log
 NO_TASK = re.compile(
-    r"(train(ing)?|val(id|idation)?|eval(uation)?|test|dev|metrics?|results?|scores?|mean|average|avg|all|lm|mlm|(next_|mean_)?token"
-    r"|top_?\d+|[/_])+"
+    r"(train(ing)?|val(id|idation)?|eval(uation)?|test|dev|metrics?|results?|scores?|mean|average|avg|all|log|ln|loss|lm|mlm"
+    r"|(next_|mean_)?token|top_?\d+|[/_])+"
 )
 REVISIONS = ("revision", "checkpoint", "ckpt")  # which may name no step
 PLACE = ("run", "params", "step", "tokens", "loss", "chance", *OPTIONAL)
@@ -115,7 +122,8 @@ def _is_table(path: Path) -> bool:
 def _wide(columns: list[str], known: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """Columns that are a task's metric: column to (task, metric)."""
     taken = set(known.values())
-    matches = {column: WIDE.match(str(column).strip()) for column in columns if column not in taken}
+    texts = {column: str(column).strip() for column in columns if column not in taken}
+    matches = {column: next(filter(None, (form.match(text) for form in WIDE)), None) for column, text in texts.items()}
     bare = {column: plain(column) for column in columns if column not in taken and BARE.match(plain(column))}
     named = {
         column: (match["task"], match["metric"])
@@ -123,7 +131,8 @@ def _wide(columns: list[str], known: Mapping[str, str]) -> dict[str, tuple[str, 
         if match and not NO_TASK.fullmatch(match["task"].lower())
     }
     metrics = {task: "accuracy" if re.fullmatch(CHOICES, task) else "score" for task in bare.values()}
-    return named or {column: (task, metrics[task]) for column, task in bare.items()}
+    scored = any(not LOSSES.fullmatch(metric) for _, metric in named.values())
+    return named if scored else named | {column: (task, metrics[task]) for column, task in bare.items()}
 
 
 def _metrics(columns: list[str]) -> list[str]:
@@ -163,7 +172,8 @@ def _of_columns(path: Path, frame: pd.DataFrame, known: dict[str, str]) -> Score
         for ours in ("task", "metric", "value"):
             known.pop(ours, None)
         return _melted(path, frame, known, wide)
-    if "task" in known and "value" not in known and (metrics := _metrics(columns)):
+    metrics = [column for column in _metrics(columns) if column != known.get("loss")]
+    if "task" in known and "value" not in known and metrics:
         return _by_metric(path, frame, known, metrics)
     missing = [ours for ours in ("task", "value") if ours not in known]
     if missing:
