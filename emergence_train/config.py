@@ -169,7 +169,9 @@ class Training(Section):
 
 class Checkpoints(Section):
     every_tokens: int = Field(ge=1, description="tokens between checkpoints: logs, validation, state")
-    log_spaced_start: bool = Field(default=False, description="also at steps 1, 2, 4 ... until every_tokens")
+    log_spaced_start: bool = Field(
+        default=False, description="also at steps 1, 2, 4 ... until every_tokens: logs and validation, without state"
+    )
     save_state: Literal["every", "last", "never"] = Field(
         default="last", description="keep every checkpoint's model state, only the last ones, or never (logs only)"
     )
