@@ -79,7 +79,7 @@ def test_without_a_kind_it_is_the_decoder(config_file):
 
 
 def test_wrong_kinds_and_keys_are_one_line(config_file, bigram):
-    with pytest.raises(configs.InputError, match="model: kind 'rnn' is unknown; known: decoder, hf, bigram$"):
+    with pytest.raises(configs.InputError, match=f"model: kind 'rnn' is unknown; known: {', '.join(MODELS)}$"):
         configs.load(config_file, ["model.kind=rnn"])
     with pytest.raises(configs.InputError, match="model.bredth: unknown key; did you mean 'breadth'"):
         configs.load(config_file, ["model={kind: bigram, bredth: 3}"])
