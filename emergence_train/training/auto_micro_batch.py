@@ -19,7 +19,6 @@ from emergence_train.parallel.ranks import all_gather_objects
 from emergence_train.planning.fit import SHARE, divisors, needed_bytes
 
 CPU_TOKENS = 2048
-LESS = {"none": "selective", "selective": "full"}  # kept
 
 
 class Device(NamedTuple):
@@ -66,14 +65,14 @@ def choose(
     return chosen, line + ("; as in its last start" if before == chosen else "")
 
 
-def out_of_memory(training: Training, mesh: Mesh) -> RunError:
+def out_of_memory(training: Training, model: ModelConfig, mesh: Mesh) -> RunError:
     """The error of a rank whose GPU had too little memory, with what to change; a resumed run may change it."""
     micro_batch = training.micro_batch_size
     smaller = [size for size in divisors(training.batch // mesh.data.size) if size < micro_batch]
     if smaller:
         remedy = f"run again with training.micro_batch={smaller[0]}"
-    elif less := LESS.get(training.activation_checkpointing):
-        remedy = f"run again with training.activation_checkpointing={less}"
+    elif less := model.checkpointings[model.checkpointings.index(training.activation_checkpointing) + 1 :]:
+        remedy = f"run again with training.activation_checkpointing={less[0]}"
     else:
         remedy = "run again on more GPUs with training.zero_stage=3"
     return RunError(f"rank {mesh.world.rank}: the GPU's memory does not hold micro_batch {micro_batch}; {remedy}")

@@ -174,7 +174,7 @@ def _train(
     try:
         session.run_from(step, stop_after or plan.total_steps)
     except torch.OutOfMemoryError as error:
-        raise auto_micro_batch.out_of_memory(config.training, mesh) from error
+        raise auto_micro_batch.out_of_memory(config.training, config.model, mesh) from error
     if stop_after:
         session.writer.close()
     else:

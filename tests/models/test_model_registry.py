@@ -23,6 +23,7 @@ from emergence_train.models.initial_values import Slice, draw_weights, whole
 from emergence_train.models.language_model import LanguageModel
 from emergence_train.models.registry import MODELS, ModelKind, build_model
 from emergence_train.parallel.ranks import start
+from emergence_train.training.auto_micro_batch import out_of_memory
 from emergence_train.training.run import train
 from support import metrics
 
@@ -121,6 +122,28 @@ def test_another_model_trains_resumes_and_is_evaluated(config_file, tmp_path, bi
         assert loss == pytest.approx({name: row["loss"][name] for name in loss}, rel=1e-6)
     with pytest.raises(configs.InputError, match="holds a model of another shape; restore the config.yaml"):
         load_model(config.model_copy(update={"breadth": 8}), newest(run))
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("compile=true", r"training.compile: model.kind bigram names no compiled_parts; set training.compile=false"),
+        (
+            "activation_checkpointing=full",
+            "training.activation_checkpointing full: model.kind bigram has none; set training.activation_checkpointing=none",
+        ),
+    ],
+)
+def test_what_another_model_would_ignore_is_refused(config_file, bigram, asked, message):
+    """The message's remedy is the default, with which the other tests train."""
+    with pytest.raises(configs.InputError, match=f"^{message}$"):
+        train(configs.load(config_file, [*bigram, f"training.{asked}"]), lambda line: None)
+
+
+def test_out_of_memory_names_what_another_model_has(config_file, bigram):
+    config = configs.load(config_file, [*bigram, "training.micro_batch=1"])
+    error = out_of_memory(config.training, config.model, start(1))
+    assert str(error).endswith("; run again on more GPUs with training.zero_stage=3")
 
 
 def test_another_model_generates():
