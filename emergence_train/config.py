@@ -381,8 +381,7 @@ def _check_zero(training: Training) -> None:
         )
     if zero.offload_optimizer != "none" and training.optimizer.kind != "adamw":
         raise ValueError(
-            f"training.zero.offload_optimizer with optimizer.kind {training.optimizer.kind}, which exchanges matrices on the "
-            f"GPU; leave it out"
+            f"training.zero.offload_optimizer is of optimizer.kind adamw, not {training.optimizer.kind}; leave it out"
         )
 
 

@@ -208,7 +208,7 @@ CONFIG = [
         "training.zero_stage=3 training.zero.offload_param=cpu training.zero.offload_optimizer=cpu",
     ),
     config(
-        "which exchanges matrices on the GPU; leave it out",
+        "is of optimizer.kind adamw, not {}; leave it out",
         "training.zero_stage=2 training.optimizer.kind=muon training.zero.offload_optimizer=cpu",
         "training.zero_stage=2 training.optimizer.kind=muon",
     ),
