@@ -452,4 +452,9 @@ def _expand_preset(tree: dict, path: str | Path) -> None:
     name = model.pop("preset")
     if not isinstance(name, str) or name not in PRESETS:
         raise InputError(f"{path}: model.preset: unknown {name!r}{suggest(str(name), PRESETS)}")
-    tree["model"] = PRESETS[name] | model
+    sizes = {"kind": "decoder"} | PRESETS[name]
+    if model.get("kind", sizes["kind"]) != sizes["kind"]:
+        raise InputError(
+            f"{path}: model.preset {name} is of kind {sizes['kind']}, not {model['kind']}; leave it out and give sizes"
+        )
+    tree["model"] = sizes | model

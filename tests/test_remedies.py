@@ -31,6 +31,7 @@ EXEMPT = (
         "as an encoder's do, so it has no losses": OTHER_TESTS + "convert/test_hf_import.py",
         "names no compiled_parts; set training.compile=false": OTHER_TESTS + "models/test_model_registry.py",
         "has {}; set training.activation_checkpointing=none": OTHER_TESTS + "models/test_model_registry.py",
+        "is of kind {}, not {}; leave it out and give sizes": OTHER_TESTS + "models/test_model_registry.py",
         "another export writes it; wait": "two processes at once",
         "and may compute another one; import it again": OTHER_TESTS + "convert/test_hf_import.py",
         "items of another kind go into a file of their own": OTHER_TESTS + "evaluation/test_tasks.py",

@@ -21,6 +21,7 @@ from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder import Decoder
 from emergence_train.models.initial_values import Slice, draw_weights, whole
 from emergence_train.models.language_model import LanguageModel
+from emergence_train.models.presets import PRESETS
 from emergence_train.models.registry import MODELS, ModelKind, build_model
 from emergence_train.parallel.ranks import start
 from emergence_train.training.auto_micro_batch import out_of_memory
@@ -84,6 +85,13 @@ def test_wrong_kinds_and_keys_are_one_line(config_file, bigram):
         configs.load(config_file, ["model.kind=rnn"])
     with pytest.raises(configs.InputError, match="model.bredth: unknown key; did you mean 'breadth'"):
         configs.load(config_file, ["model={kind: bigram, bredth: 3}"])
+
+
+def test_a_preset_of_another_kind_is_one_line(config_file, bigram, monkeypatch):
+    with pytest.raises(configs.InputError, match="model.preset tiny-0.2m is of kind decoder, not bigram; leave it out"):
+        configs.load(config_file, ["model={kind: bigram, preset: tiny-0.2m}"])
+    monkeypatch.setitem(PRESETS, "broad", {"kind": "bigram", "breadth": 99})
+    assert configs.load(config_file, ["model={preset: broad}"]).model.breadth == 99
 
 
 def test_a_configuration_is_read_without_torch(config_file):
