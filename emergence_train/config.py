@@ -22,7 +22,7 @@ from emergence_train.models.registry import MODELS, section_of
 from emergence_train.optim.adamw import AdamW
 from emergence_train.optim.registry import OPTIMIZERS
 from emergence_train.optim.schedule import Schedule
-from emergence_train.section import ByKind, Section
+from emergence_train.section import NAME, ByKind, Section
 
 # --------------------------------------------------------------------------------------------------------- training
 
@@ -274,7 +274,7 @@ class TaskConfig(Section):
 
 class Config(Section):
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        pattern=NAME,
         description="name of the run and of its directory; auto: made of the file's name and of what was changed",
     )
     out: str = Field(default="runs", description="directory that holds run directories")
