@@ -108,7 +108,8 @@ def plan_run(training: Training, model: ModelConfig, data: Data, gpus: int, gpu:
         return _plan_run(training, model, data, gpus, gpu)
     except NotImplementedError:
         raise InputError(
-            f"model.kind {model.kind}: has no closed form of memory and work, a plan takes decoders"
+            f"model.kind {model.kind}: has no closed form of memory or work; a plan needs its `activations`, `work` "
+            f"and `hidden` (docs/how-to/extend.md)"
         ) from None
 
 

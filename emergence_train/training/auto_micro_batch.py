@@ -52,7 +52,7 @@ def choose(
     if device is None:
         needs, room = {size: size * sequence / training.sequence_parallel for size in sizes}, float(CPU_TOKENS)
     else:
-        needs = {size: needed_bytes(training, model, sequence, world, size, device.capability) for size in sizes}
+        needs = _needs(training, model, sequence, world, sizes, device)
         room = SHARE * device.memory
     fits = [size for size in sizes if needs[size] <= room] or [1]
     before = _last_start(run, world)
@@ -63,6 +63,19 @@ def choose(
         if needs[chosen] > room:
             line += "; it may not fit"
     return chosen, line + ("; as in its last start" if before == chosen else "")
+
+
+def _needs(
+    training: Training, model: ModelConfig, sequence: int, ranks: int, sizes: list[int], device: Device
+) -> dict[int, float]:
+    """Bytes by the size of the micro-batch; InputError for a kind of model that cannot tell."""
+    try:
+        return {size: needed_bytes(training, model, sequence, ranks, size, device.capability) for size in sizes}
+    except NotImplementedError:
+        raise InputError(
+            f"training.micro_batch auto: the section of model.kind {model.kind} has no `activations`; set "
+            f"training.micro_batch=1, or as many as fit"
+        ) from None
 
 
 def out_of_memory(training: Training, model: ModelConfig, mesh: Mesh) -> RunError:

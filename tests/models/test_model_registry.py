@@ -24,7 +24,8 @@ from emergence_train.models.language_model import LanguageModel
 from emergence_train.models.presets import PRESETS
 from emergence_train.models.registry import MODELS, ModelKind, build_model
 from emergence_train.parallel.ranks import start
-from emergence_train.training.auto_micro_batch import out_of_memory
+from emergence_train.planning.planner import plan_run
+from emergence_train.training.auto_micro_batch import Device, choose, out_of_memory
 from emergence_train.training.run import train
 from support import metrics
 
@@ -92,6 +93,18 @@ def test_a_preset_of_another_kind_is_one_line(config_file, bigram, monkeypatch):
         configs.load(config_file, ["model={kind: bigram, preset: tiny-0.2m}"])
     monkeypatch.setitem(PRESETS, "broad", {"kind": "bigram", "breadth": 99})
     assert configs.load(config_file, ["model={preset: broad}"]).model.breadth == 99
+
+
+def test_a_plan_names_what_another_model_lacks(config_file, bigram, tmp_path):
+    config = configs.load(config_file, [*bigram, "model.vocab_size=320", "training.micro_batch=1"])
+    with pytest.raises(
+        configs.InputError, match="model.kind bigram: .* a plan needs its `activations`, `work` and `hidden`"
+    ):
+        plan_run(config.training, config.model, config.data, 1, "h100-80gb")
+    with pytest.raises(
+        configs.InputError, match="micro_batch auto: .* bigram has no `activations`; set training.micro_batch=1"
+    ):
+        choose(config.training, config.model, 32, 1, Device(1 << 36, 9), tmp_path)
 
 
 def test_a_configuration_is_read_without_torch(config_file):
