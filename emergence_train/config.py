@@ -22,7 +22,7 @@ from emergence_train.models.registry import MODELS, section_of
 from emergence_train.optim.adamw import AdamW
 from emergence_train.optim.registry import OPTIMIZERS
 from emergence_train.optim.schedule import Schedule
-from emergence_train.section import ByKind, Section
+from emergence_train.section import NAME, ByKind, Section
 
 # --------------------------------------------------------------------------------------------------------- training
 
@@ -169,7 +169,9 @@ class Training(Section):
 
 class Checkpoints(Section):
     every_tokens: int = Field(ge=1, description="tokens between checkpoints: logs, validation, state")
-    log_spaced_start: bool = Field(default=False, description="also at steps 1, 2, 4 ... until every_tokens")
+    log_spaced_start: bool = Field(
+        default=False, description="also at steps 1, 2, 4 ... until every_tokens: logs and validation, without state"
+    )
     save_state: Literal["every", "last", "never"] = Field(
         default="last", description="keep every checkpoint's model state, only the last ones, or never (logs only)"
     )
@@ -272,7 +274,7 @@ class TaskConfig(Section):
 
 class Config(Section):
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        pattern=NAME,
         description="name of the run and of its directory; auto: made of the file's name and of what was changed",
     )
     out: str = Field(default="runs", description="directory that holds run directories")
@@ -379,8 +381,7 @@ def _check_zero(training: Training) -> None:
         )
     if zero.offload_optimizer != "none" and training.optimizer.kind != "adamw":
         raise ValueError(
-            f"training.zero.offload_optimizer with optimizer.kind {training.optimizer.kind}, which exchanges matrices on the "
-            f"GPU; leave it out"
+            f"training.zero.offload_optimizer is of optimizer.kind adamw, not {training.optimizer.kind}; leave it out"
         )
 
 
@@ -451,4 +452,9 @@ def _expand_preset(tree: dict, path: str | Path) -> None:
     name = model.pop("preset")
     if not isinstance(name, str) or name not in PRESETS:
         raise InputError(f"{path}: model.preset: unknown {name!r}{suggest(str(name), PRESETS)}")
-    tree["model"] = PRESETS[name] | model
+    sizes = {"kind": "decoder"} | PRESETS[name]
+    if model.get("kind", sizes["kind"]) != sizes["kind"]:
+        raise InputError(
+            f"{path}: model.preset {name} is of kind {sizes['kind']}, not {model['kind']}; leave it out and give sizes"
+        )
+    tree["model"] = sizes | model

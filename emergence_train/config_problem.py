@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from pydantic import ValidationError
 
 from emergence_train.errors import InputError
-from emergence_train.section import ByKind, Section
+from emergence_train.section import NAME, ByKind, Section
 
 AnySection = TypeVar("AnySection", bound=Section)
 # What to write instead, by pydantic's name of the problem
@@ -51,6 +51,8 @@ def first_problem(error: ValidationError, tree: dict, root: type[Section], overr
         return f"{where}: is missing"
     message = problem["msg"].removeprefix("Value error, ")
     given = problem.get("input")
+    if problem.get("ctx", {}).get("pattern") == NAME:
+        message = "is no name: give letters of English, digits, '.', '_' and '-', a letter or a digit first"
     message += WRONG_TYPES.get(problem["type"], "").format(where) if overrides else ""
     shown = f" (got {given!r})" if isinstance(given, (str, int, float, bool, type(None))) else ""
     return f"{where}: {message}{shown}" if where else f"{message}{shown}"

@@ -2,13 +2,13 @@
 
 from pydantic import Field, model_validator
 
-from emergence_train.section import Section
+from emergence_train.section import NAME, Section
 
 
 class Source(Section):
     """The source of one domain's text: exactly one of `files`, `hub`, `sample` and `planted`."""
 
-    domain: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="name of the domain, in logs and tables")
+    domain: str = Field(pattern=NAME, description="name of the domain, in logs and tables")
     files: list[str] | None = Field(
         default=None,
         description="paths or globs: .txt, .md, .jsonl, .csv, .tsv (also .gz, .bz2, .xz, .zst), .parquet",

@@ -65,7 +65,7 @@ class Stopped(OneLine):
 
 
 class PeerLost(RunError):
-    """Another process of the run was killed, stopped or hangs: run the same command to resume from the last checkpoint."""
+    """Another process of the run was killed, stopped or hangs: run the same command to resume from the last saved state."""
 
     code = 76
 
@@ -83,7 +83,7 @@ def describe(error: BaseException) -> str:
     if isinstance(error, OneLine):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; run the same command again (a run resumes from its last checkpoint)"
+        return f"interrupted; run the same command again{f' ({error})' if str(error) else ''}"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}; fix that and run the same command again"
     reason = " ".join(str(error).split())[:500]

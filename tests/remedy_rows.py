@@ -149,6 +149,7 @@ CONFIG = [
     ),
     config("domain name {} is taken by a split of the tables; choose another", "data.sources.0.domain=iid"),
     config("give exactly one of vocab_size, file and hub (has: {})", "data.tokenizer.hub=x"),
+    config("is no name: give letters of English", "data.sources.0.domain=français"),
     config("domain {} is listed twice; list its files in one source", "data.sources.1.domain=manuals"),
     config("every source has weight 0; give at least one", "data.sources.0.weight=0 data.sources.1.weight=0"),
     Row(
@@ -208,7 +209,7 @@ CONFIG = [
         "training.zero_stage=3 training.zero.offload_param=cpu training.zero.offload_optimizer=cpu",
     ),
     config(
-        "which exchanges matrices on the GPU; leave it out",
+        "is of optimizer.kind adamw, not {}; leave it out",
         "training.zero_stage=2 training.optimizer.kind=muon training.zero.offload_optimizer=cpu",
         "training.zero_stage=2 training.optimizer.kind=muon",
     ),

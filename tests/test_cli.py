@@ -74,11 +74,8 @@ def test_debug_shows_the_traceback():
 
 
 def test_an_interrupt_names_a_remedy_of_every_verb():
-    """Analyses and `evaluate` have no checkpoint of their own to resume from."""
-    assert (
-        describe(KeyboardInterrupt())
-        == "interrupted; run the same command again (a run resumes from its last checkpoint)"
-    )
+    """Analyses and `evaluate` have no state of their own to resume from."""
+    assert describe(KeyboardInterrupt()) == "interrupted; run the same command again"
 
 
 def test_help_names_every_verb():

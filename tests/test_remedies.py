@@ -29,6 +29,11 @@ OTHER_TESTS = "tried where its situation is made: "
 EXEMPT = (
     {  # of a message: why it has no row
         "as an encoder's do, so it has no losses": OTHER_TESTS + "convert/test_hf_import.py",
+        "names no compiled_parts; set training.compile=false": OTHER_TESTS + "models/test_model_registry.py",
+        "has {}; set training.activation_checkpointing=none": OTHER_TESTS + "models/test_model_registry.py",
+        "is of kind {}, not {}; leave it out and give sizes": OTHER_TESTS + "models/test_model_registry.py",
+        "no `activations`; set training.micro_batch=1": OTHER_TESTS + "models/test_model_registry.py",
+        "a plan needs its `activations`, `work`": OTHER_TESTS + "models/test_model_registry.py",
         "another export writes it; wait": "two processes at once",
         "and may compute another one; import it again": OTHER_TESTS + "convert/test_hf_import.py",
         "items of another kind go into a file of their own": OTHER_TESTS + "evaluation/test_tasks.py",

@@ -113,8 +113,8 @@ class StopSignal:
             self.log(f"{self._name}: stopping with a checkpoint")
             if self._closed_within(GRACE_SECONDS) or self.answered:
                 return
-            self._leave(f"the step did not end within {GRACE_SECONDS:.0f} s; the last checkpoint is kept")
-        self._leave("nothing trained since the last checkpoint; run the same command to resume from there")
+            self._leave(f"the step did not end within {GRACE_SECONDS:.0f} s; the last saved state is kept")
+        self._leave("nothing trained since the start; run the same command again")
 
     def _closed_within(self, seconds: float) -> bool:
         """Wait until the loop has ended and closed the pipe; further signals are ignored."""

@@ -36,7 +36,7 @@ from emergence_train.faults.relay import Relay
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import is_communication_error
 
-AGAIN = "run the same command to resume from the last checkpoint"
+AGAIN = "run the same command to resume from the last saved state"
 ALARMED_SECONDS = 5.0  # of silence that are enough once a connection has broken
 MAIN_SECONDS = 2.0  # for the main thread to end by itself once there is a verdict
 TIMES_EVERY = 8  # heartbeats: what the operations took is most of one's bytes

@@ -15,9 +15,8 @@ from emergence_train.errors import InputError
 from emergence_train.grokking.mlp import Mlp
 from emergence_train.grokking.tasks import Task
 from emergence_train.grokking.transformer import Transformer
-from emergence_train.section import Section
+from emergence_train.section import NAME, Section
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 NUMBERS = (
     1  # raise it with a change that gives the same sweep other numbers: what was trained before is then trained again
 )

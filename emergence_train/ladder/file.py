@@ -16,11 +16,10 @@ from emergence_train.config import Config
 from emergence_train.config_problem import validated
 from emergence_train.errors import InputError
 from emergence_train.input_files import read_text
-from emergence_train.section import Section
+from emergence_train.section import NAME, Section
 from emergence_train.training.checkpoint_plan import Plan
 
 Identity = tuple[str, int, str, int]  # of a run: size, budget (0: of all budgets), schedule, seed
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 PREFIXES = ((10**9, "b"), (10**6, "m"), (10**3, "k"))
 INDEX = "ladder.json"  # in the ladder's directory: the runs, for the analyses, and what each name stands for
 LOGS = "ladder-logs"  # likewise: output of the runs, and notes of their starts

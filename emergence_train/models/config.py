@@ -1,7 +1,7 @@
 """Base class of a model's section of the configuration: its sizes."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field
 
@@ -33,6 +33,9 @@ class Work:
 
 class ModelConfig(Section):
     """Base class. A kind is one file, with a subclass of this and one of LanguageModel, and a line in registry.MODELS."""
+
+    # The values of training.activation_checkpointing that the module follows, from the one that keeps most
+    checkpointings: ClassVar[tuple[str, ...]] = ("none",)
 
     kind: str
     vocab_size: int | None = Field(

@@ -4,7 +4,7 @@ A file of its own, beside decoder.py, so that a configuration is read without to
 """
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -37,6 +37,8 @@ class AttentionScores(Section):
 
 class DecoderConfig(ModelConfig):
     """A LLaMA-like decoder. Sizes are in elements; `vocab_size` None means the tokenizer's, rounded up to 64."""
+
+    checkpointings: ClassVar[tuple[str, ...]] = ("none", "selective", "full")
 
     kind: Literal["decoder"] = Field(default="decoder", description="which model")
     layers: int = Field(ge=1, description="decoder blocks")

@@ -25,7 +25,6 @@ from emergence_train.planning.step_time import NODE, StepTime
 
 SHORT = 0.1  # seconds a step below which they are printed in milliseconds
 LEAST_HOURS = 1.0  # GPU hours below which a run's time is printed in minutes or seconds
-CHECKPOINTING = ("none", "selective", "full")
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,8 @@ def plan_run(training: Training, model: ModelConfig, data: Data, gpus: int, gpu:
         return _plan_run(training, model, data, gpus, gpu)
     except NotImplementedError:
         raise InputError(
-            f"model.kind {model.kind}: has no closed form of memory and work, a plan takes decoders"
+            f"model.kind {model.kind}: has no closed form of memory or work; a plan needs its `activations`, `work` "
+            f"and `hidden` (docs/how-to/extend.md)"
         ) from None
 
 
@@ -239,7 +239,7 @@ def _with_suggestion(planned: RunPlan, model: ModelConfig, sequence: int) -> Run
     given = planned.training
     for gpus, ranks in _layouts(given, model, sequence, planned.gpus):
         training = given.model_copy(update={"sequence_parallel": ranks})
-        variants = (_estimate(t, model, sequence, gpus, planned.gpu) for t in _variants(training, gpus))
+        variants = (_estimate(t, model, sequence, gpus, planned.gpu) for t in _variants(training, model, gpus))
         fits = [variant for variant in variants if variant.fits]
         if fits:
             best = max(fits, key=lambda variant: variant.tokens_per_second)
@@ -261,10 +261,10 @@ def _layouts(training: Training, model: ModelConfig, sequence: int, least: int) 
     return sorted(layout for layout in layouts if layout[0] >= least and layout[0] % hpz == 0)
 
 
-def _variants(training: Training, gpus: int) -> Iterator[Training]:
+def _variants(training: Training, model: ModelConfig, gpus: int) -> Iterator[Training]:
     share = training.batch // (gpus // training.sequence_parallel)
     for stage in range(training.zero_stage, 4):
-        for checkpointing in CHECKPOINTING:
+        for checkpointing in model.checkpointings:
             for size in divisors(share):
                 changes = {"zero_stage": stage, "activation_checkpointing": checkpointing, "micro_batch": size}
                 yield training.model_copy(update=changes)

@@ -155,7 +155,7 @@ class RunLog:
         if not self.sync_failed and not self._in_place():
             raise RunError(
                 f"{self.path}: was moved, deleted or replaced while the run wrote to it; put it back as it was, then resume "
-                f"from the last checkpoint"
+                f"from the last saved state"
             )
         while self.tables:
             try:

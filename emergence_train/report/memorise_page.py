@@ -40,7 +40,7 @@ def _against_controls(result: MemorisationResult) -> str:
         ]
         for run in result.runs
     ]
-    head = ["run", "parameters", "step", "of 100, beyond controls", "p", "loss of controls less loss of trained, nats"]
+    head = ["run", "parameters", "step", "per 100, beyond controls", "p", "loss of controls less loss of trained, nats"]
     words = (
         f"{result.prefix} tokens of a sequence are given; it counts where the next {result.continuation} come exactly, each the "
         "likeliest. Controls are sequences that no step was trained on. In brackets: 95% intervals."

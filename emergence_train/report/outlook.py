@@ -1,6 +1,7 @@
 """Where the runs were going: the forecast from the first part of each run, beside what then happened, and its laws."""
 
 import html
+import re
 
 import numpy as np
 
@@ -65,14 +66,15 @@ def _ends(analyses: list[tuple[Run, RunAnalysis]]) -> str:
 
 
 def _missing(runs: list[Run]) -> list[str]:
-    """Which runs have no forecast; those of one reason together."""
-    names: dict[str, list[str]] = {}
+    """Which runs have no forecast, and of which split; those of one reason together."""
+    names: dict[tuple[str, str], list[str]] = {}
     for run in runs:
         for why in run.no_forecast:
-            names.setdefault(why.replace(f"run {run.name!r}, ", "").replace(f"run {run.name!r}: ", ""), []).append(
-                run.name
-            )
-    return [f"<p>{html.escape(f'{listed(of, SHOWN)}: no forecast. {why}')}</p>" for why, of in names.items()]
+            reason = re.sub(f"^run {re.escape(repr(run.name))}(, |: )", "", why)
+            of_split = re.match("split '(.+?)': ", reason)  # beside which another may have one
+            lacks = f"no forecast of {of_split[1]}" if of_split else "no forecast"
+            names.setdefault((lacks, reason[of_split.end() if of_split else 0 :]), []).append(run.name)
+    return [f"<p>{html.escape(f'{listed(of, SHOWN)}: {lacks}. {why}')}</p>" for (lacks, why), of in names.items()]
 
 
 def _observed(analyses: list[tuple[Run, RunAnalysis]], share: str) -> str:

@@ -59,6 +59,7 @@ class Mirror:
         self.references = References(directory) if wandb.checkpoints else None
         self.rows: queue.Queue = queue.Queue(QUEUE)
         self.dropped = 0
+        self.problem: str | None = None  # that ended the thread, until the log has it
         self.thread = None
         mode = chosen_mode(wandb.mode)
         if mode == "disabled":
@@ -70,6 +71,8 @@ class Mirror:
     def send(self, point: Point | Summary) -> None:
         """Queue values with their step and tokens, a checkpoint's positions table for a chart of loss by position, or, after a
         rewind, the summary of what is left."""
+        if self.problem is not None:  # logged here: where a Ctrl-C ended both W&B and training, there is no next row
+            self._log_problem("training continues, the run's files are complete")
         if self.thread is None or not self.thread.is_alive():
             return
         try:
@@ -87,6 +90,8 @@ class Mirror:
         self.thread.join(patience)
         if self.thread.is_alive():
             self.log(f"W&B did not finish in {patience:g} s and was abandoned; the run's own files are complete")
+        if self.problem is not None:
+            self._log_problem("the run's own files are complete")
         if self.dropped:
             self.log(f"W&B was too slow for {self.dropped} rows; the run's own files have them")
 
@@ -108,7 +113,11 @@ class Mirror:
             with own_folders(self.directory / "wandb"), quiet_logging():
                 self._mirror(settings, system)
         except BaseException as error:  # its SystemExit too
-            self.log(f"W&B stopped ({reason_of(error)}); training continues, the run's files are complete")
+            self.problem = reason_of(error)
+
+    def _log_problem(self, rest: str) -> None:
+        self.log(f"W&B stopped ({self.problem}); {rest}")
+        self.problem = None
 
     def _mirror(self, settings: dict, system: bool) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")

@@ -19,7 +19,6 @@ from emergence_train.parallel.ranks import all_gather_objects
 from emergence_train.planning.fit import SHARE, divisors, needed_bytes
 
 CPU_TOKENS = 2048
-LESS = {"none": "selective", "selective": "full"}  # kept
 
 
 class Device(NamedTuple):
@@ -53,7 +52,7 @@ def choose(
     if device is None:
         needs, room = {size: size * sequence / training.sequence_parallel for size in sizes}, float(CPU_TOKENS)
     else:
-        needs = {size: needed_bytes(training, model, sequence, world, size, device.capability) for size in sizes}
+        needs = _needs(training, model, sequence, world, sizes, device)
         room = SHARE * device.memory
     fits = [size for size in sizes if needs[size] <= room] or [1]
     before = _last_start(run, world)
@@ -66,14 +65,27 @@ def choose(
     return chosen, line + ("; as in its last start" if before == chosen else "")
 
 
-def out_of_memory(training: Training, mesh: Mesh) -> RunError:
+def _needs(
+    training: Training, model: ModelConfig, sequence: int, ranks: int, sizes: list[int], device: Device
+) -> dict[int, float]:
+    """Bytes by the size of the micro-batch; InputError for a kind of model that cannot tell."""
+    try:
+        return {size: needed_bytes(training, model, sequence, ranks, size, device.capability) for size in sizes}
+    except NotImplementedError:
+        raise InputError(
+            f"training.micro_batch auto: the section of model.kind {model.kind} has no `activations`; set "
+            f"training.micro_batch=1, or as many as fit"
+        ) from None
+
+
+def out_of_memory(training: Training, model: ModelConfig, mesh: Mesh) -> RunError:
     """The error of a rank whose GPU had too little memory, with what to change; a resumed run may change it."""
     micro_batch = training.micro_batch_size
     smaller = [size for size in divisors(training.batch // mesh.data.size) if size < micro_batch]
     if smaller:
         remedy = f"run again with training.micro_batch={smaller[0]}"
-    elif less := LESS.get(training.activation_checkpointing):
-        remedy = f"run again with training.activation_checkpointing={less}"
+    elif less := model.checkpointings[model.checkpointings.index(training.activation_checkpointing) + 1 :]:
+        remedy = f"run again with training.activation_checkpointing={less[0]}"
     else:
         remedy = "run again on more GPUs with training.zero_stage=3"
     return RunError(f"rank {mesh.world.rank}: the GPU's memory does not hold micro_batch {micro_batch}; {remedy}")

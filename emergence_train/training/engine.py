@@ -7,8 +7,10 @@ from typing import Any
 import torch
 
 from emergence_train.config import Faults, Training, Zero
+from emergence_train.errors import InputError
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.initial_values import Slice, Slices, whole
+from emergence_train.models.language_model import LanguageModel
 from emergence_train.models.memory import MOST_PREFETCH, NVME_BUFFERS, NVME_GROUP, bucket_elements
 from emergence_train.models.registry import build_model
 from emergence_train.parallel.mesh import Group, Mesh
@@ -84,6 +86,7 @@ def build(model_config: ModelConfig, training: Training, seed: int, mesh: Mesh, 
     zero3 = training.zero_stage == 3
     with deepspeed.zero.Init(config_dict_or_path=settings) if zero3 else contextlib.nullcontext():
         model = build_model(model_config)
+    _check_abilities(model_config, model, training)
     if training.linears == "fp8":
         fp8.install(model, is_rank0=mesh.is_rank0)
     elif not zero3:
@@ -109,6 +112,19 @@ def build(model_config: ModelConfig, training: Training, seed: int, mesh: Mesh, 
         if mesh.gradients.size == 1:
             engine.enable_backward_allreduce = False  # nothing to reduce, and the copies cost time
     return engine
+
+
+def _check_abilities(config: ModelConfig, model: LanguageModel, training: Training) -> None:
+    """Raise InputError where the kind would ignore what the configuration asks of it."""
+    if training.compile and not list(model.compiled_parts()):
+        raise InputError(
+            f"training.compile: model.kind {config.kind} names no compiled_parts; set training.compile=false"
+        )
+    if training.activation_checkpointing not in config.checkpointings:
+        raise InputError(
+            f"training.activation_checkpointing {training.activation_checkpointing}: model.kind {config.kind} has "
+            f"{', '.join(config.checkpointings)}; set training.activation_checkpointing=none"
+        )
 
 
 def main_gradients_possible(training: Training, mesh: Mesh) -> bool:

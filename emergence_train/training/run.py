@@ -23,6 +23,7 @@ from emergence_train.garbage_collection import no_collection
 from emergence_train.parallel.mesh import Mesh, sequence_parallel
 from emergence_train.parallel.node_check import check_nodes
 from emergence_train.parallel.ranks import broadcast_from_rank0, on_every_rank, order_sums, rendezvous, start
+from emergence_train.recorder.layout import resumption
 from emergence_train.recorder.sessions import end_session
 from emergence_train.tracking import tensorboard
 from emergence_train.training import auto_micro_batch, branch, fp8, nvme
@@ -86,9 +87,11 @@ def train(
             _record_end(run, 0, "done")
         return run
     except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and (resumed := resumption(directory)):
+            error.args = (f"it {resumed}",)
         explained = watch.explain(error, lambda: stop.requested)
         if mesh.is_rank0:
-            _record_end(config.run_directory, exit_code(explained), describe(explained))
+            _record_end(directory, exit_code(explained), describe(explained))
         lines.ended(describe(explained), exit_code(explained))
         if explained is error:
             raise
@@ -171,7 +174,7 @@ def _train(
     try:
         session.run_from(step, stop_after or plan.total_steps)
     except torch.OutOfMemoryError as error:
-        raise auto_micro_batch.out_of_memory(config.training, mesh) from error
+        raise auto_micro_batch.out_of_memory(config.training, config.model, mesh) from error
     if stop_after:
         session.writer.close()
     else:

@@ -52,7 +52,8 @@ class ScreenLines(Observer):
     def on_checkpoint(self, measurement: Measurement) -> None:
         means = measurement.means
         losses = [f"{name} {means[name]:.4f}" for name in ("train", "iid", "ood") if name in means]
+        unsaved = "" if self.context.plan.saves(measurement.step) else "; no state saved"
         self.context.log(
             f"checkpoint  step {measurement.step}  tokens {measurement.tokens:,}  "
-            f"{'  '.join([*losses, *measurement.notes])}  ({measurement.seconds:.1f} s)"
+            f"{'  '.join([*losses, *measurement.notes])}  ({measurement.seconds:.1f} s{unsaved})"
         )

@@ -299,7 +299,7 @@ class Session:
         self.writer.flush()
         raise self._failure(
             f"step {step}: {reason}; a fault of its memory or device: exclude that machine and run again, it "
-            f"resumes from the last checkpoint"
+            f"resumes from the last saved state"
         )
 
     def _save(self, step: int, loop: dict) -> None:

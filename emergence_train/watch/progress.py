@@ -11,7 +11,7 @@ from statistics import fmean, median
 from emergence_train.errors import InputError
 from emergence_train.formatting import duration
 from emergence_train.models.devices import mfu_of_rate
-from emergence_train.recorder.layout import step_name, step_of
+from emergence_train.recorder.layout import resumption, saved_step, step_name, step_of
 from emergence_train.recorder.log_file import LogFile
 from emergence_train.recorder.metrics import TRAIN
 from emergence_train.recorder.naming import is_run, run_name, runs_below
@@ -59,6 +59,7 @@ class Progress:
     eta_seconds: float | None  # with the checkpoints' measurements, without saving; None where nothing is running
     age_seconds: float  # since the log was written
     awaited: bool = False  # it is stopped and a requeue may resume it: it did not fail
+    saved_step: int | None = None  # of the newest saved state; 0: none yet; None: it does not save here
     problem: str = ""  # the first value in the log, by file, row and column, that cannot be used
 
 
@@ -120,7 +121,7 @@ def progress_of(run: Path, end: LogEnd, name: str | None = None) -> Progress:
     step, speed = last.get("step", 0), _median(end.train, "tokens_per_second")
     sessions, age = read_sessions(run), max(0.0, time.time() - end.log.modified)
     session = sessions[-1] if sessions else {}
-    state, reason = _state(end, sessions, step, total_steps, age, step_tokens / speed if speed else 0.0)
+    state, reason = _state(run, end, sessions, step, total_steps, age, step_tokens / speed if speed else 0.0)
     share = mfu_of_rate(header, session)
     return Progress(
         name=name or run_name(run),
@@ -141,12 +142,13 @@ def progress_of(run: Path, end: LogEnd, name: str | None = None) -> Progress:
         eta_seconds=_eta(end, total_steps, step, step_tokens, speed) if state == "running" else None,
         age_seconds=age,
         awaited=state == "stopped" and session.get("exit_code") not in FAILED,
+        saved_step=saved_step(run),
         problem=end.log.problem,
     )
 
 
 def _state(
-    end: LogEnd, sessions: list[dict], step: int, total: int | None, age: float, step_seconds: float
+    run: Path, end: LogEnd, sessions: list[dict], step: int, total: int | None, age: float, step_seconds: float
 ) -> tuple[str, str]:
     """(one of STATES, the reason). The process itself is asked for where it is one of this machine, else the log's age."""
     if total is not None and step >= total and end.tables and end.tables[-1] >= total:
@@ -160,7 +162,8 @@ def _state(
         return "stopped", str(session.get("reason", ""))
     lives = alive(session)
     if lives is False:
-        return "stopped", "its process was lost without a word; the same train command resumes it"
+        resumed = resumption(run)
+        return "stopped", "its process was lost" + (f"; the same train command {resumed}" if resumed else "")
     quiet = max(QUIET_SECONDS, QUIET_STEPS * step_seconds, QUIET_CHECKPOINTS * _checkpoint_seconds(end))
     if age <= quiet:
         return "running", ""

@@ -137,6 +137,8 @@ def _head(run: Progress, width: int) -> RenderableType:
         ("ETA", _eta(run)),
         ("lr, grad norm", f"{_general(run.lr)}, {_general(run.grad_norm)}"),
     ]
+    if run.saved_step is not None:
+        cells.append(("state saved", f"of step {run.saved_step:,}" if run.saved_step else "none yet"))
     cells += [("", "")] * (len(cells) % beside)
     for first in range(0, len(cells), beside):
         facts.add_row(*(part for name, value in cells[first : first + beside] for part in (Text(name, "dim"), value)))

@@ -21,8 +21,11 @@ from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder import Decoder
 from emergence_train.models.initial_values import Slice, draw_weights, whole
 from emergence_train.models.language_model import LanguageModel
+from emergence_train.models.presets import PRESETS
 from emergence_train.models.registry import MODELS, ModelKind, build_model
 from emergence_train.parallel.ranks import start
+from emergence_train.planning.planner import plan_run
+from emergence_train.training.auto_micro_batch import Device, choose, out_of_memory
 from emergence_train.training.run import train
 from support import metrics
 
@@ -79,10 +82,29 @@ def test_without_a_kind_it_is_the_decoder(config_file):
 
 
 def test_wrong_kinds_and_keys_are_one_line(config_file, bigram):
-    with pytest.raises(configs.InputError, match="model: kind 'rnn' is unknown; known: decoder, hf, bigram$"):
+    with pytest.raises(configs.InputError, match=f"model: kind 'rnn' is unknown; known: {', '.join(MODELS)}$"):
         configs.load(config_file, ["model.kind=rnn"])
     with pytest.raises(configs.InputError, match="model.bredth: unknown key; did you mean 'breadth'"):
         configs.load(config_file, ["model={kind: bigram, bredth: 3}"])
+
+
+def test_a_preset_of_another_kind_is_one_line(config_file, bigram, monkeypatch):
+    with pytest.raises(configs.InputError, match="model.preset tiny-0.2m is of kind decoder, not bigram; leave it out"):
+        configs.load(config_file, ["model={kind: bigram, preset: tiny-0.2m}"])
+    monkeypatch.setitem(PRESETS, "broad", {"kind": "bigram", "breadth": 99})
+    assert configs.load(config_file, ["model={preset: broad}"]).model.breadth == 99
+
+
+def test_a_plan_names_what_another_model_lacks(config_file, bigram, tmp_path):
+    config = configs.load(config_file, [*bigram, "model.vocab_size=320", "training.micro_batch=1"])
+    with pytest.raises(
+        configs.InputError, match="model.kind bigram: .* a plan needs its `activations`, `work` and `hidden`"
+    ):
+        plan_run(config.training, config.model, config.data, 1, "h100-80gb")
+    with pytest.raises(
+        configs.InputError, match="micro_batch auto: .* bigram has no `activations`; set training.micro_batch=1"
+    ):
+        choose(config.training, config.model, 32, 1, Device(1 << 36, 9), tmp_path)
 
 
 def test_a_configuration_is_read_without_torch(config_file):
@@ -121,6 +143,28 @@ def test_another_model_trains_resumes_and_is_evaluated(config_file, tmp_path, bi
         assert loss == pytest.approx({name: row["loss"][name] for name in loss}, rel=1e-6)
     with pytest.raises(configs.InputError, match="holds a model of another shape; restore the config.yaml"):
         load_model(config.model_copy(update={"breadth": 8}), newest(run))
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("compile=true", r"training.compile: model.kind bigram names no compiled_parts; set training.compile=false"),
+        (
+            "activation_checkpointing=full",
+            "training.activation_checkpointing full: model.kind bigram has none; set training.activation_checkpointing=none",
+        ),
+    ],
+)
+def test_what_another_model_would_ignore_is_refused(config_file, bigram, asked, message):
+    """The message's remedy is the default, with which the other tests train."""
+    with pytest.raises(configs.InputError, match=f"^{message}$"):
+        train(configs.load(config_file, [*bigram, f"training.{asked}"]), lambda line: None)
+
+
+def test_out_of_memory_names_what_another_model_has(config_file, bigram):
+    config = configs.load(config_file, [*bigram, "training.micro_batch=1"])
+    error = out_of_memory(config.training, config.model, start(1))
+    assert str(error).endswith("; run again on more GPUs with training.zero_stage=3")
 
 
 def test_another_model_generates():

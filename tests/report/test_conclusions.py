@@ -154,7 +154,7 @@ def test_runs_without_a_forecast_are_named_by_reason():
     runs = [SimpleNamespace(name=f"r{k}", no_forecast=(f"run 'r{k}', split 'iid': 0 checkpoints",)) for k in range(8)]
     runs.append(SimpleNamespace(name="other", no_forecast=("no curve",)))
     assert outlook._missing(runs) == [
-        "<p>r0, r1, r2, r3, r4, r5 and 2 more: no forecast. split &#x27;iid&#x27;: 0 checkpoints</p>",
+        "<p>r0, r1, r2, r3, r4, r5 and 2 more: no forecast of iid. 0 checkpoints</p>",
         "<p>other: no forecast. no curve</p>",
     ]
 

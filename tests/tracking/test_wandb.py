@@ -338,5 +338,12 @@ def test_an_exit_of_wandb_is_logged(wandb_section, tmp_path, monkeypatch, error)
     monkeypatch.setitem(__import__("sys").modules, "wandb", FakeWandb(fail))
     lines = []
     mirror = Mirror(wandb_section, "run", tmp_path, {}, lines.append)
+    mirror.thread.join()
+    assert not lines, "where the same Ctrl-C ends the run too, training does not continue"
+    for _ in range(2):
+        mirror.send({"step": 1})
     mirror.close()
     assert len(lines) == 1 and type(error).__name__ in lines[0] and "training continues" in lines[0]
+    ended: list[str] = []
+    Mirror(wandb_section, "run", tmp_path, {}, ended.append).close()
+    assert len(ended) == 1 and "W&B stopped" in ended[0] and "training" not in ended[0]

@@ -38,7 +38,7 @@ def format_table(result: MemorisationResult) -> str:
         ends = f"[{run.of_100_low95:.1f}, {run.of_100_high95:.1f}]"
         gain = _signed(Interval(run.loss_gain, run.loss_gain_low95, run.loss_gain_high95), 4)
         lines.append(
-            f"{run.run}: of 100 trained sequences {run.of_100:.1f} {ends} beyond controls; loss lower by {gain} nats"
+            f"{run.run}: {run.of_100:.1f} {ends} per 100 trained sequences beyond controls; loss lower by {gain} nats"
         )
     for compared in result.counterfactual or ():
         who = f"{compared.params:,} parameters, step {compared.step}, {compared.models} models"

@@ -31,7 +31,7 @@ class RunMemorisation:
     run: str
     params: Annotated[int, Unit("non-embedding parameters")]
     step: int
-    of_100: Annotated[float, "of 100 trained sequences so many are extracted, above what controls give"]
+    of_100: Annotated[float, "extracted per 100 trained sequences, above what controls give"]
     of_100_low95: Annotated[float, "Newcombe's interval of the difference of shares"]
     of_100_high95: float
     p: Annotated[Probability | None, "of equal shares, Fisher's exact test, one-sided"]

@@ -17,7 +17,7 @@ from . import compiled as compiled_attention
 from . import cpu as cpu_attention
 from . import flash as flash_backend
 from .document_ranges import DocumentPlan, planned, starts_of_documents
-from .options import SCHEMA, SINKS, Options, Saved
+from .options import BIASES, SCHEMA, SINKS, Options, Saved
 from .reference import attention as attention_torch
 
 OWN = ("triton", "cuda", "cpu")  # backends whose kernels are called from here; the others have their own autograd
@@ -185,17 +185,21 @@ def checked(
 
 
 def _check_scores(op: str, q: Tensor, options: Options) -> None:
-    softcap, sinks, alibi = options.softcap, options.sinks, options.alibi
+    softcap, sinks, biases = options.softcap, options.sinks, options.biases()
     require(
         softcap is None or 0 < softcap < math.inf,
         lambda: f"{op}: softcap must be positive and finite, got {softcap}; None is without",
     )
-    for name, tensor in (("sinks", sinks), ("alibi", alibi)):
-        if tensor is not None:
-            _check_by_head(op, name, tensor, q)
     require(
-        alibi is None or not alibi.requires_grad,
-        lambda: f"{op}: alibi slopes are constants; pass them detached",
+        len(biases) < 2, lambda: f"{op}: {' and '.join(biases)} are biases of the scores, of which one can be given"
+    )
+    if sinks is not None:
+        _check_by_head(op, "sinks", sinks, q)
+    for name, tensor in biases.items():
+        _check_by_head(op, name, tensor, q)
+    require(
+        not any(tensor.requires_grad for tensor in biases.values()),
+        lambda: f"{op}: the parameters of {', '.join(biases)} are constants; pass them detached",
     )
 
 
@@ -217,7 +221,7 @@ def _limits(q: Tensor, options: Options, plan: DocumentPlan | None) -> dict[str,
         limits["triton"] = f"head dim {q.shape[3]} is more than {MAX_HEAD_DIM}"
     if options.changes_scores:
         limits |= dict.fromkeys(
-            ("flash", "cuda", "cpu"), "softcap, sinks and alibi are computed by 'triton' and 'torch'"
+            ("flash", "cuda", "cpu"), f"softcap, sinks and {' and '.join(BIASES)} are computed by 'triton' and 'torch'"
         )
     return limits
 

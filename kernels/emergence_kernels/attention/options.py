@@ -35,6 +35,8 @@ SCHEMA = (
     "bool causal, float? scale, Tensor? document_ids, SymInt? window, bool deterministic, str backend, "
     "float? softcap=None, Tensor? sinks=None, Tensor? alibi=None, Tensor? ranges=None, int[] range_blocks=[]"
 )
+BIASES = ("alibi",)  # options with the parameters (heads,) of a bias of the scores: of each call one at most
+TENSORS = ("document_ids", "sinks", *BIASES, "ranges")
 FIRST = 5  # options before `backend`
 SINKS = FIRST + 2  # the index of `sinks` in SCHEMA
 
@@ -56,7 +58,11 @@ class Options(NamedTuple):
     @property
     def changes_scores(self) -> bool:
         """Whether the softmax is of more than scale * q k^T."""
-        return not (self.softcap is None and self.sinks is None and self.alibi is None)
+        return not (self.softcap is None and self.sinks is None) or bool(self.biases())
+
+    def biases(self) -> dict[str, Tensor]:
+        """The parameters of those that are given."""
+        return {name: tensor for name in BIASES if (tensor := getattr(self, name)) is not None}
 
     def arguments(self, backend: str) -> tuple[Any, ...]:
         """As SCHEMA has them."""
@@ -70,14 +76,14 @@ class Options(NamedTuple):
 
     def tensors(self) -> tuple[Tensor | None, ...]:
         """Those to save for backward; with_tensors puts them back into options without."""
-        return self.document_ids, self.sinks, self.alibi, self.ranges
+        return tuple(getattr(self, name) for name in TENSORS)
 
     def with_tensors(self, tensors: tuple[Tensor | None, ...]) -> "Options":
-        document_ids, sinks, alibi, ranges = tensors
-        return self._replace(document_ids=document_ids, sinks=sinks, alibi=alibi, ranges=ranges)
+        given: dict[str, Any] = dict(zip(TENSORS, tensors))
+        return self._replace(**given)
 
     def without_tensors(self) -> "Options":
-        return self.with_tensors((None,) * 4)
+        return self.with_tensors((None,) * len(TENSORS))
 
     def plan(self) -> DocumentPlan | None:
         """Of the documents, with the ranges that are known; None: one document."""

@@ -66,9 +66,9 @@ class _Launch:
         self.scale = self.D**-0.5 if options.scale is None else options.scale
         cap = options.softcap
         self.scales = (self.scale * _LOG2E, 0.0) if cap is None else (self.scale / cap, cap * _LOG2E)
-        given = [name for name in BIASES if getattr(options, name) is not None]
-        self.bias = getattr(options, given[0]).contiguous() if given else None
-        self.flags["BIAS"] = BIASES[given[0]] if given else None
+        name, parameters = next(iter(options.biases().items()), ("", None))  # op.py refuses several
+        self.bias = None if parameters is None else parameters.contiguous()
+        self.flags["BIAS"] = BIASES.get(name)
 
     def options(self, config: configs.Attention) -> dict:
         return self.flags | dict(

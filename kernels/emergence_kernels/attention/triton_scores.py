@@ -2,8 +2,8 @@
 
 A bias is a device function of a head's parameter (float32) and of the positions of queries and keys, broadcast against each
 other; the launcher passes it as a constant of the kernel and the parameters as one tensor (heads,). It is computed where the
-scores are, so there is never a matrix of it, and no gradient flows to its parameters. To add one: a function here, an entry in
-BIASES, an option that names its parameters.
+scores are, so there is never a matrix of it, and no gradient flows to its parameters. To add one: a function here and its line in
+BIASES, its name in those of options.py; docs/how-to/extend.md has the rest.
 """
 
 import triton

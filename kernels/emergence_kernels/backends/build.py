@@ -31,6 +31,7 @@ SUFFIXES = (".cu", ".cpp")
 ARCHITECTURES = ("80", "90a")
 WERROR_VARIABLE = "EMERGENCE_CUDA_WERROR"
 ARCHITECTURES_VARIABLE = "EMERGENCE_CUDA_ARCHITECTURES"  # such as "80,90a,100a"
+REINSTALL = "in a checkout: pip install --no-build-isolation ."  # of an installation, which has no source
 TORCH_ABI = "0x020a000000000000"  # 2.10
 COMMON = ["-std=c++20", f"-DTORCH_TARGET_VERSION={TORCH_ABI}"]
 FLAGS = {
@@ -134,7 +135,7 @@ def build(
     if compiler is None:
         raise BuildError("nvcc is not on the path (nor under CUDA_HOME)" if by_nvcc else "g++ is not on the path")
     if not sources(kind):
-        raise BuildError(f"{SOURCES} has no source: a library is built from a checkout, or installed prebuilt")
+        raise BuildError(f"{SOURCES} is not there: this installation has no source; {REINSTALL}")
     output, torch = output or library(kind), torch_folder()
     flags, what = [*COMMON, *FLAGS[kind]], kind
     if by_nvcc:

@@ -37,7 +37,9 @@ _LOADED: dict[tuple[str, str | None], tuple[str | None, str | None]] = {}
 
 
 def _remedy(backend: str) -> str:
-    return f"python -m emergence_kernels.backends.build {backend}"
+    from . import build
+
+    return f"python -m emergence_kernels.backends.build {backend}" if build.sources(backend) else build.REINSTALL
 
 
 def _load(path: Path) -> tuple[str | None, str | None]:

@@ -241,3 +241,21 @@ def test_scores_are_for_triton_and_torch(device, monkeypatch):
     ):
         with pytest.raises(ValueError, match=message):
             ek.attention(q, q, q, **changed)
+
+
+@pytest.mark.parametrize("named", ["torch", "triton", "cuda", "cpu", "flash", None])
+def test_two_biases_of_the_scores_are_refused(named, device, monkeypatch):
+    """The kernels add one: another was left out without a word."""
+    op = importlib.import_module("emergence_kernels.attention.op")
+    slopes = torch.ones(2, device=device)
+
+    class Extended(op.Options):
+        made_up = slopes
+
+    monkeypatch.setattr(importlib.import_module("emergence_kernels.attention.options"), "BIASES", ("alibi", "made_up"))
+    q = torch.randn(1, 4, 2, 16, device=device)
+    with pytest.raises(
+        ValueError, match="attention: alibi and made_up are biases of the scores, of which one can be given"
+    ):
+        op.checked("attention", q, q, q, Extended(alibi=slopes), None, named)
+    assert op.checked("attention", q, q, q, Extended(), None, "torch")[0].changes_scores

@@ -429,3 +429,17 @@ def test_which_gpu_runs_which_code():
     assert all(library.runs_on(built, *gpu) for gpu in ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0)))
     assert not any(library.runs_on(built, *gpu) for gpu in ((7, 5), (10, 3), (12, 0)))
     assert not library.runs_on(["sm_86"], 8, 0)
+
+
+def test_an_installation_without_source_names_a_remedy(monkeypatch, tmp_path):
+    """The command that builds a library in a checkout ends there with "no source"."""
+    remedy = "in a checkout: pip install --no-build-isolation ."
+    monkeypatch.setattr(build, "library", lambda kind: tmp_path / f"emergence_{kind}.so")
+    monkeypatch.delenv("EMERGENCE_CPU_LIBRARY", raising=False)
+    monkeypatch.setattr(library, "_LOADED", {})
+    assert library.describe("cpu") == "not available: it is not built (python -m emergence_kernels.backends.build cpu)"
+    monkeypatch.setattr(build, "SOURCES", tmp_path / "csrc")
+    monkeypatch.setattr(build, "host_compiler", lambda: "g++")
+    assert library.describe("cpu") == f"not available: it is not built ({remedy})"
+    with pytest.raises(build.BuildError, match=f"this installation has no source; {remedy}"):
+        build.build("cpu")
