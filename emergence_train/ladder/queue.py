@@ -1,11 +1,20 @@
 """What waits or runs in Slurm, by squeue."""
 
+import os
 import subprocess
+import time
+from collections.abc import Callable
 
 from emergence_train.errors import RunError
 
 WAITS, NEVER = "Dependency", "DependencyNeverSatisfied"  # Slurm's reasons why a job waits for another
 HELD = "held"  # until somebody releases it
+ENDING = "COMPLETING"  # its processes are, and it may be requeued then
+ENDING_SECONDS = 30.0
+# Variables of the user that would change what Slurm's commands print or which jobs they take; of sbatch those that change what a
+# job of ours is, not where it runs or who pays (SBATCH_PARTITION, SBATCH_ACCOUNT). slurm.options may still give what these do.
+FILTERS = ("SQUEUE_", "SCANCEL_")
+OF_A_JOB = ("ARRAY_INX", "ERROR", "NO_REQUEUE", "OPEN_MODE", "SIGNAL", "WAIT")
 # Slurm's states of a job that has no machine yet; in any other that squeue lists it has
 QUEUED = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 QUEUED |= {WAITS, NEVER, HELD}
@@ -14,6 +23,21 @@ QUEUED |= {WAITS, NEVER, HELD}
 def queued_of(notes: dict[str, dict]) -> dict[str, str]:
     """queued() where a job is noted: Slurm is not asked for runs that it has never seen."""
     return queued() if any("job" in note for note in notes.values()) else {}
+
+
+def settled(notes: dict[str, dict], log: Callable[[str], None]) -> dict[str, str]:
+    """queued_of() once no noted job is ENDING, or ENDING_SECONDS have passed."""
+    jobs, end = {note["job"] for note in notes.values() if "job" in note}, time.monotonic() + ENDING_SECONDS
+    logged = False
+    while True:
+        queue = queued_of(notes)
+        ending = sorted(job for job in jobs if queue.get(job) == ENDING)
+        if not ending or time.monotonic() > end:
+            return queue
+        if not logged:
+            log(f"job {', '.join(ending)} of Slurm is ending; waiting")
+            logged = True
+        time.sleep(1.0)
 
 
 def queued() -> dict[str, str]:
@@ -42,8 +66,17 @@ def _reason(text: str) -> str | None:
 
 def answer(command: list[str], otherwise: str) -> str:
     """What a command of Slurm prints; RunError where it fails."""
-    ended = subprocess.run(command, capture_output=True, text=True)
+    ended = call(command)
     if ended.returncode:
         reason = ended.stderr.strip() or f"exit code {ended.returncode}"
         raise RunError(f"{command[0]}: {reason}: {otherwise}; run the same command again when Slurm answers")
     return ended.stdout
+
+
+def call(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command of Slurm, in a session of its own: an interrupt must not come between a job and its number."""
+    dropped = {f"SBATCH_{name}" for name in OF_A_JOB}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(FILTERS) and k not in dropped}
+    return subprocess.run(
+        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+    )

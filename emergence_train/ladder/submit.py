@@ -8,17 +8,18 @@ array.
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 from emergence_train import files
-from emergence_train.errors import InputError, RunError
+from emergence_train.errors import InputError, RunError, Stopped
+from emergence_train.faults.signals import handled
 from emergence_train.ladder.collect import write_index
 from emergence_train.ladder.file import LOGS, Ladder, Row
 from emergence_train.ladder.local import BUSY, prepare, program
-from emergence_train.ladder.progress import blocked_reason, done, read_notes, write_notes
-from emergence_train.ladder.queue import NEVER, WAITS, answer, queued
+from emergence_train.ladder.progress import blocked_reason, done, read_notes, ready, write_notes
+from emergence_train.ladder.queue import NEVER, WAITS, answer, call, settled
+from emergence_train.ladder.trainer import trainer
 
 NODE = 8  # GPUs
 OWN_SIGNS = "%\\"  # %a and its like are replaced in the paths of logs, unless a backslash is in them
@@ -30,7 +31,8 @@ def submit(ladder: Ladder, log: Callable[[str], None]) -> None:
 
     Raises:
         InputError: there is no sbatch or no script, or Slurm cannot write logs to `out`. RunError: sbatch refuses the job, by its
-            own message; squeue does not answer; a run cannot begin, after all others were submitted.
+            own message; squeue does not answer; a run cannot begin, after all others were submitted. Stopped: on a signal; what
+            was submitted until then is noted.
     """
     script = ladder.path.parent / ladder.file.slurm.script
     if not script.is_file():
@@ -43,29 +45,17 @@ def submit(ladder: Ladder, log: Callable[[str], None]) -> None:
         raise InputError(
             f"{ladder.out.absolute()}: % and \\ in a directory mean something else to Slurm; choose another out"
         )
-    with files.lock(ladder.out, busy=BUSY, other="out"):
+    signals: list[int] = []
+    with files.lock(ladder.out, busy=BUSY, other="out"), handled(lambda number, frame: signals.append(number)):
         write_index(ladder)
         files.make_directory(ladder.out / LOGS)
         notes = read_notes(ladder)
-        prepare(ladder, program())
-        queue = queued()
-        left, never = [], []
-        for row in ladder.rows:
-            if done(ladder, row):
-                continue
-            if reason := blocked_reason(ladder, row):
-                never.append(f"{row.run} {reason}")
-                continue
-            job, parent = (notes.get(run or "", {}).get("job", "") for run in (row.run, row.parent))
-            state = queue.get(job)
-            if row.parent and (state == NEVER or state == WAITS and parent not in queue):
-                answer(["scancel", job], "a job that can never start is still queued")
-                log(f"{row.run}: job {job} waited for a job that is gone: cancelled")
-            elif state is not None:
-                log(f"{row.run}: is job {job} already")
-                continue
-            left.append(row)
+        prepare(ladder, program(), lambda: bool(signals))
+        queue = settled(notes, log)
+        left, never = _left(ladder, notes, queue, log)
         for rows in groups(left, ladder.file.slurm.arrays):
+            if signals:
+                raise Stopped(f"{ladder.path}: stopped; run the same command to submit the other runs")
             parent = notes.get(rows[0].parent or "", {}).get("job")
             jobs, place = _submit_rows(ladder, rows, script, parent if parent in queue else None)
             for row, job in zip(rows, jobs, strict=True):
@@ -78,6 +68,37 @@ def submit(ladder: Ladder, log: Callable[[str], None]) -> None:
                 log(f"{row.run}: job {job}")
     if never:
         raise RunError(f"{len(never)} of {len(ladder.rows)} runs cannot begin, {never[0]}")
+
+
+def _left(
+    ladder: Ladder, notes: dict[str, dict], queue: dict[str, str], log: Callable[[str], None]
+) -> tuple[list[Row], list[str]]:
+    """The runs to submit, and those that can never begin, each with the reason."""
+    left: list[Row] = []
+    never: list[str] = []
+    trained: set[str] = set()  # by a process that is no job of ours
+    for row in ladder.rows:
+        if done(ladder, row):
+            continue
+        if reason := blocked_reason(ladder, row):
+            never.append(f"{row.run} {reason}")
+            continue
+        job, parent = (notes.get(run or "", {}).get("job", "") for run in (row.run, row.parent))
+        state = queue.get(job)
+        if row.parent and (state == NEVER or state == WAITS and parent not in queue):
+            answer(["scancel", job], "a job that can never start is still queued")
+            log(f"{row.run}: job {job} waited for a job that is gone: cancelled")
+        elif state is not None:
+            log(f"{row.run}: is job {job} already")
+            continue
+        if held_by := trainer(ladder, row.run, notes.get(row.run, {})):
+            trained.add(row.run)
+            log(f"{row.run}: {held_by}; not submitted, run the same command again when that has ended")
+        elif row.parent in trained and not ready(ladder, row):
+            log(f"{row.run}: waits for {row.parent}; not submitted, run the same command again when that has ended")
+        else:
+            left.append(row)
+    return left, never
 
 
 def groups(rows: list[Row], arrays: bool) -> list[list[Row]]:
@@ -160,7 +181,7 @@ def _sbatch(
     if parent:
         options += ["--dependency", f"afterok:{parent}"]
     command = ["sbatch", "--parsable", *options, *ladder.file.slurm.options, str(script), *arguments]
-    submitted = subprocess.run(command, capture_output=True, text=True)
+    submitted = call(command)
     if submitted.returncode:
         raise RunError(f"{row.run}: sbatch: {submitted.stderr.strip()}")
     return submitted.stdout.strip().split(";")[0]

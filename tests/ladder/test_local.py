@@ -20,6 +20,8 @@ from emergence_train.ladder import local, progress
 from emergence_train.ladder.file import read
 from emergence_train.ladder.local import Machine, Runner, program, rank_variables, this_machine
 from emergence_train.recorder.metrics import Metrics
+from emergence_train.recorder.sessions import name_process
+from emergence_train.watch import progress as watched
 from ladder.test_file import DECAY, STABLE
 from support import ROOT, command, until
 from watch import run_files
@@ -234,6 +236,21 @@ def test_a_run_that_cannot_save_is_no_stopped_one(ladder_file, behave, tmp_path,
     assert states(path) == {"a-s1": "failed", "a-s2": "stopped"}
 
 
+def test_a_run_that_is_stopped_alone_has_not_failed(ladder_file, behave, tmp_path):
+    """By a signal to it: it is not started again at once, the others are trained, and the same command resumes it: 75."""
+    behave(**{"a-s1": {"seconds": 60}})
+    path = ladder_file(seeds=[1, 2])
+
+    def stop() -> None:
+        until(lambda: (tmp_path / "rungs" / "a-s2" / "ends").exists())
+        os.kill(progress.read_notes(read(path))["a-s1"]["pid"], signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    with pytest.raises(Stopped, match="every run has saved; run the same command to resume"):
+        run(path)
+    assert len(starts(tmp_path / "rungs", "a-s1")) == 1 and states(path) == {"a-s1": "stopped", "a-s2": "done"}
+
+
 def test_an_earlier_failure_is_none_of_a_stop(ladder_file, behave, tmp_path):
     """What runs at the signal has saved: 75, by which a requeue goes on."""
     behave(**{"a-s1": {"codes": [1]}, "a-s2": {"seconds": 60}})
@@ -294,6 +311,65 @@ def test_a_run_that_another_trains_is_waited_for(ladder_file, behave, tmp_path):
     assert lines == ["a: another process trains it; waiting", "a: started", "a: done"]
 
 
+@pytest.mark.parametrize("wrote", [2.5, 0.0])
+def test_a_run_of_another_machine_is_waited_for(ladder_file, behave, tmp_path, monkeypatch, wrote):
+    """Its lock does not reach here, as on some shared disks. While it writes rows it is left alone; a container that came back
+    under another name has written none for a while, and nobody has to tell the ladder that it is gone."""
+    monkeypatch.setattr(watched, "QUIET_SECONDS", 1.5)
+    path, lines, begun = ladder_file(), [], time.time()
+    directory = run_files.write(tmp_path / "rungs" / "a", 2, every=9, total=4)
+    run_files.session(directory, host="another", pid=1)
+    progress.write_notes(read(path), {"a": {"host": "another", "pid": 1}})
+
+    def write() -> None:
+        while time.time() < begun + wrote:
+            with open(directory / "metrics.jsonl", "a") as file:
+                file.write("\n")
+            time.sleep(0.1)
+
+    if wrote == 0:
+        for file in ("metrics.jsonl", "environment.json"):
+            os.utime(directory / file, (begun - 700, begun - 700))
+    threading.Thread(target=write, daemon=True).start()
+    behave()
+    run(path, lines=lines)
+    (started,) = (float(line.split()[0]) for line in starts(tmp_path / "rungs", "a"))
+    assert started > begun + wrote + (1.4 if wrote else 0) and started < begun + wrote + 20
+    waits = [line for line in lines if "waiting" in line]
+    assert len(waits) == bool(wrote) and all("a: another wrote to it" in line for line in waits)
+
+
+def test_an_orphan_that_is_still_starting_is_waited_for(ladder_file, behave, tmp_path):
+    """Of a killed ladder, before it has the lock: a second start would be refused, and the run taken for a failed one."""
+    path, lines = ladder_file(), []
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(2)"]) as orphan:
+        progress.write_notes(read(path), {"a": name_process(orphan.pid)})
+        behave()
+        run(path, lines=lines)
+        assert orphan.poll() is not None
+    assert lines[0] == "a: another process trains it; waiting"
+
+
+def test_a_signal_ends_the_preparation(ladder_file, behave, monkeypatch):
+    """It may take hours, and the next start resumes it."""
+    monkeypatch.setenv("STAND_IN_PREPARE_SECONDS", "60")
+    behave()
+    threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    began = time.monotonic()
+    with pytest.raises(Stopped, match="run the same command to resume"):
+        run(ladder_file())
+    assert time.monotonic() < began + 30
+    assert states(ladder_file()) == {"a": "waiting"}
+
+
+def test_a_killed_preparation_is_named(ladder_file, behave, monkeypatch):
+    """By the kernel, for want of memory: it had no last word."""
+    monkeypatch.setenv("STAND_IN_PREPARE", "-9")
+    behave()
+    with pytest.raises(RunError, match="prepare ended with exit code -9; run the same command to resume it"):
+        run(ladder_file())
+
+
 def test_slurm_is_not_asked_for_runs_that_are_done(ladder_file, behave, tmp_path, monkeypatch):
     behave()
     path = ladder_file()
@@ -343,7 +419,7 @@ def test_devices_are_those_of_the_environment(monkeypatch):
 
 def test_failed_preparation_is_the_ladders(ladder_file, behave, monkeypatch):
     monkeypatch.setenv("STAND_IN_PREPARE", "2")
-    with pytest.raises(InputError, match="failed"):
+    with pytest.raises(InputError, match="prepare ended with exit code 2"):
         run(ladder_file())
 
 
