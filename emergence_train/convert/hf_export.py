@@ -129,17 +129,22 @@ def export(
 
 
 UNFINISHED = ".unfinished"
+LAST = "config.json"
 
 
 def _check_empty(out: Path) -> None:
-    """Raise InputError where `out` is there with more in it than what a killed export leaves."""
+    """Raise InputError where `out` is there with more in it than what an export leaves that was killed before it moved a file."""
     if out.exists() and (not out.is_dir() or any(entry.name != UNFINISHED for entry in out.iterdir())):
+        if (out / UNFINISHED).is_dir():
+            raise InputError(f"{out}: holds part of an export that was killed; delete it, or choose another one")
         raise InputError(f"{out}: is not an empty directory; choose another one")
 
 
 @contextlib.contextmanager
 def _unfinished(out: Path) -> Iterator[Path]:
     """A directory in `out`, whose files become those of `out` where the block succeeds; where it fails nothing is left.
+
+    config.json last, without which nothing loads the others.
 
     In it and not beside it: `out` may be a disk of its own.
     """
@@ -151,7 +156,7 @@ def _unfinished(out: Path) -> Iterator[Path]:
                 if rest.name != ".lock":
                     rest.unlink()
             yield folder
-            for path in sorted(folder.iterdir()):
+            for path in sorted(folder.iterdir(), key=lambda path: (path.name == LAST, path.name)):
                 if path.name != ".lock":
                     path.rename(out / path.name)
         finally:
