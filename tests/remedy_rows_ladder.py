@@ -114,6 +114,7 @@ LADDERS = [
 ]
 LADDER_EXEMPT = {  # of a message: why it has no row
     "holds a result and its page and no runs; open {}, or leave it out": "ladder/test_collect.py",
+    "has named its runs meanwhile; run the same": "tried where its situation is made: ladder/test_collect.py",
     "no run has begun; run `emergence-train ladder {}` first": "tried where its situation is made: ladder/test_collect.py",
     "without {}: restore that, or move the run away": "tried where its situation is made: ladder/test_local.py",
     "give the ladder another out, or its file the former value": "tried where its situation is made: ladder/test_local.py",
@@ -123,10 +124,10 @@ LADDER_EXEMPT = {  # of a message: why it has no row
     "of Slurm is ending; run the same command again": "tried where its situation is made: ladder/test_submit.py",
     "stopped; run the same command to submit": "tried where its situation is made: ladder/test_submit.py",
     "not submitted, run the same command again": "tried where its situation is made: ladder/test_submit.py",
-    "prepare ended with exit code {}; run the same command": "tried where its situation is made: ladder/test_local.py",
+    "prepare ended with exit code {}; run the same command": "tried where its situation is made: ladder/test_local_stops.py",
     "of Slurm; give --slurm, or cancel it before": "tried where its situation is made: ladder/test_submit.py",
     "is gone; run ladder --slurm again": "tried where its situation is made: ladder/test_ladder_progress.py",
-    "stopped, every run has saved; run the same command": "tried where its situation is made: ladder/test_local.py",
+    "stopped, every run has saved; run the same command": "tried where its situation is made: ladder/test_local_stops.py",
     "give --slurm, or lower gpus": "tried where its situation is made: ladder/test_local.py",
     "slurm.script: no file {}; give one": "tried where its situation is made: ladder/test_submit.py",
     "run the same command again when Slurm answers": "tried where its situation is made: ladder/test_submit.py",

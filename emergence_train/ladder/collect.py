@@ -11,9 +11,16 @@ from emergence_train.recorder.naming import is_run, runs_below
 
 
 def write_index(ladder: Ladder) -> None:
-    """The runs' names in the ladder's directory, and what each stands for, former runs' too: a larger ladder keeps them."""
+    """The runs' names in the ladder's directory, and what each stands for, former runs' too: a larger ladder keeps them.
+
+    Raises InputError where another start has given a run another name since the ladder was read: it would be trained twice.
+    """
     files.make_directory(ladder.out)
-    identities = former_names(ladder.out, ladder.file.name) | {row.run: row.identity for row in ladder.rows}
+    former = former_names(ladder.out, ladder.file.name)
+    names = {identity: name for name, identity in former.items()}
+    if any(names.get(row.identity, row.run) != row.run for row in ladder.rows):
+        raise InputError(f"{ladder.path}: another start has named its runs meanwhile; run the same command again")
+    identities = former | {row.run: row.identity for row in ladder.rows}
     index = {"name": ladder.file.name, "runs": [row.run for row in ladder.rows], "identities": identities}
     files.write_json(ladder.out / INDEX, index)
 

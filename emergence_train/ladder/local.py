@@ -65,12 +65,16 @@ class Started:
         return max(codes, key=_weight) if len(codes) == len(self.processes) else None
 
     def end_left_behind(self) -> None:
-        """Terminate ranks that are alive ALONE seconds after another failed: before they have met, they wait for minutes."""
+        """Terminate ranks that are alive ALONE seconds after another failed: before they have met, they wait for minutes. Kill
+        them as long after that: one that was halted (SIGSTOP), which the others have called lost, hears no signal else."""
         if not any(code not in (0, Stopped.code) for code in self.codes):
             return
         self.since = self.since or time.monotonic()
-        if time.monotonic() > self.since + ALONE:
-            for process in self.processes:
+        alone = time.monotonic() - self.since
+        for process in self.processes:
+            if alone > 2 * ALONE:
+                process.kill()
+            elif alone > ALONE:
                 process.terminate()
 
 
@@ -293,11 +297,12 @@ class Runner:
             self._ended(started)
 
     def _end(self, started: list[Started]) -> None:
-        processes = [process for each in started for process in each.processes]
-        for process in processes:
+        for process in (process for each in started for process in each.processes):
             process.terminate()
-        for process in processes:
-            process.wait()
+        while any(len(each.codes) < len(each.processes) for each in started):
+            time.sleep(POLL)
+            for each in started:
+                each.end_left_behind()
 
 
 def prepare(ladder: Ladder, program: list[str], stop_requested: Callable[[], bool]) -> None:

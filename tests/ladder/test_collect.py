@@ -106,6 +106,17 @@ def test_a_run_keeps_its_name_in_a_larger_ladder(ladder_file):
     assert named(tokens=[4096, 6144], seeds=[1, 2]) == both
 
 
+def test_names_of_two_starts_at_once_are_those_of_the_first(ladder_file):
+    """Each reads the file before it has the lock, one with more seeds: the run of both would be trained under two names."""
+    small, large = (read(ladder_file(seeds=seeds)) for seeds in ([1], [1, 2]))
+    write_index(small)
+    with pytest.raises(InputError, match="another start has named its runs meanwhile; run the same command again"):
+        write_index(large)
+    again = read(ladder_file(seeds=[1, 2]))
+    write_index(again)
+    assert [row.run for row in again.rows] == ["a", "a-s2"]
+
+
 def test_a_name_that_is_taken_is_another_runs(ladder_file):
     """A raised budget is another decay, and the same run where none decays; another seed is another run."""
     assert begun(ladder_file(tokens=[4096])) == {("", 4096, 1): "a"}

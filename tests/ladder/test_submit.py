@@ -326,6 +326,17 @@ def test_a_run_that_is_trained_by_hand_is_not_submitted(ladder_file, slurm_comma
     ]
 
 
+def test_a_ladder_that_runs_here_is_not_submitted(ladder_file, slurm_commands, tmp_path):
+    submitted, _ = slurm_commands
+    path = ladder_file(slurm=SCRIPT)
+    (tmp_path / "rungs").mkdir()
+    with open(tmp_path / "rungs" / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="rungs: another process runs this ladder; wait for it, or see --status$"):
+            submit.submit(read(path), lambda line: None)
+    assert not submitted()
+
+
 def test_a_signal_leaves_no_job_without_its_number(ladder_file, slurm_commands, tmp_path):
     """It comes while sbatch works: what that has submitted is noted, the rest by the same command."""
     submitted, queue = slurm_commands
