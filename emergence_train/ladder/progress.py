@@ -154,7 +154,10 @@ def _state(ladder: Ladder, row: Row, note: dict, queue: dict[str, str] | None, s
     state = (queue or {}).get(note.get("job", ""))
     if state and state not in QUEUED:
         return "running", job if state == "RUNNING" else f"{job}: {state.lower()}"
-    if trained_by := trainer(ladder, row.run, note):
+    trained_by = trainer(ladder, row.run, note)
+    if (
+        trained_by == HERE or trained_by and state is None
+    ):  # what a job that waits anew wrote last is no sign of another
         return "running", job if trained_by == HERE else trained_by
     if state == NEVER and row.parent:
         return "queued", f"{job} waits for a job that is gone; run ladder --slurm again"

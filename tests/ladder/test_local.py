@@ -275,7 +275,7 @@ def test_a_run_of_another_machine_is_waited_for(ladder_file, behave, tmp_path, m
     under another name has written none for a while, and nobody has to tell the ladder that it is gone."""
     monkeypatch.setattr(watched, "QUIET_SECONDS", 1.5)
     path, lines, begun = ladder_file(), [], time.time()
-    directory = run_files.write(tmp_path / "rungs" / "a", 2, every=9, total=4)
+    directory = run_files.write(tmp_path / "rungs" / "a", 2, every=1, total=4)
     run_files.session(directory, host="another", pid=1)
     progress.write_notes(read(path), {"a": {"host": "another", "pid": 1}})
 
