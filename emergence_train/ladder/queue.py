@@ -14,6 +14,7 @@ ENDING_SECONDS = 30.0
 # Variables of the user that would change what Slurm's commands print or which jobs they take; of sbatch those that change what a
 # job of ours is, not where it runs or who pays (SBATCH_PARTITION, SBATCH_ACCOUNT). slurm.options may still give what these do.
 FILTERS = ("SQUEUE_", "SCANCEL_")
+SHOWN = ("SQUEUE_ALL", "SQUEUE_FEDERATION")  # show more jobs: without them some could be submitted twice
 OF_A_JOB = ("ARRAY_INX", "ERROR", "NO_REQUEUE", "OPEN_MODE", "SIGNAL", "WAIT")
 # Slurm's states of a job that has no machine yet; in any other that squeue lists it has
 QUEUED = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
@@ -41,15 +42,15 @@ def settled(notes: dict[str, dict], log: Callable[[str], None]) -> dict[str, str
 
 
 def queued() -> dict[str, str]:
-    """The state of each of the user's jobs by its number, NUMBER_INDEX in an array; WAITS or NEVER of one that waits for
-    another, HELD of one that is held. None where there is no Slurm.
+    """The state of each of the user's jobs, in hidden partitions too, by its number, NUMBER_INDEX in an array; WAITS or NEVER of
+    one that waits for another, HELD of one that is held. None where there is no Slurm.
 
     Raises:
         RunError: Slurm does not answer, so what is queued is unknown.
     """
     try:
         listed = answer(
-            ["squeue", "--me", "--noheader", "--array", "--format", "%i %T %r"], "what is queued is unknown"
+            ["squeue", "--me", "--all", "--noheader", "--array", "--format", "%i %T %r"], "what is queued is unknown"
         )
     except FileNotFoundError:
         return {}
@@ -76,7 +77,8 @@ def answer(command: list[str], otherwise: str) -> str:
 def call(command: list[str]) -> subprocess.CompletedProcess[str]:
     """Run a command of Slurm, in a session of its own: an interrupt must not come between a job and its number."""
     dropped = {f"SBATCH_{name}" for name in OF_A_JOB}
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(FILTERS) and k not in dropped}
+    dropped |= {name for name in os.environ if name.startswith(FILTERS) and name not in SHOWN}
+    environment = {name: value for name, value in os.environ.items() if name not in dropped}
     return subprocess.run(
         command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
     )

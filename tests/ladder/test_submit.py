@@ -273,6 +273,19 @@ def test_nothing_is_submitted_where_slurm_does_not_answer(ladder_file, slurm_com
     assert "no controller" in shown.out + shown.err and "1 stopped" in shown.out + shown.err
 
 
+def test_jobs_of_a_hidden_partition_are_seen(ladder_file, slurm_commands, tmp_path, monkeypatch):
+    """squeue shows them with --all, and jobs of a federation by a variable; variables that hide some do not reach it."""
+    submitted, _ = slurm_commands
+    lists = '[ -z "$SQUEUE_STATES$SCANCEL_STATE" ] && [ "$SQUEUE_FEDERATION" ] || exit 0'
+    lists += '\ncase " $* " in *" --all "*) echo "101 PENDING None";; esac'
+    (tmp_path / "bin" / "squeue").write_text(f"#!/bin/sh\n{lists}\n")
+    for name in ("SQUEUE_FEDERATION", "SQUEUE_STATES", "SCANCEL_STATE"):
+        monkeypatch.setenv(name, "1")
+    for _ in range(2):
+        submit.submit(read(ladder_file(slurm=SCRIPT)), lambda line: None)
+    assert len(submitted()) == 1 and queued() == {"101": "PENDING"}
+
+
 def test_a_queued_run_is_not_started_here(ladder_file, slurm_commands, tmp_path):
     """Forgotten --slurm: there would be two of one run, and the note of its job would be lost."""
     submitted, queue = slurm_commands
