@@ -208,14 +208,6 @@ def make_directory(path: Path) -> None:
         fsync_directory(path.parent)
 
 
-def begin_directory(path: Path, last: str) -> None:
-    """Make a directory for files of which `last` is written last, and remove that of an earlier time: it is there only with all
-    the others."""
-    make_directory(path)
-    with named_errors(path / last):
-        (path / last).unlink(missing_ok=True)
-
-
 def from_run(run: Path, path: str | None, file: str = "") -> str | None:
     """A path of a run's configuration that is not there (with `file`) from here: from the nearest directory above the run."""
     if path is None or Path(path).exists():

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 from result_tables import write_emergence, write_temporal, write_weights
 
-from emergence_train import cli
 from emergence_train.analysis import emergence, temporal
 from emergence_train.analysis.emergence import EmergenceResult
 from emergence_train.analysis.position_weights import PositionWeightsResult, compare_position_weights
@@ -190,26 +188,3 @@ def test_an_absent_forecast_has_its_reason_alone():
     assert as_json(FinalForecast(reason="too young")) == {"reason": "too young"}
     assert as_json(FinalForecast(loss=2.0, sd=0.1, low95=1.8, high95=2.2)).keys() == {"loss", "sd", "low95", "high95"}
     assert as_json(Interval(1.0, None, None)) == {"value": 1.0, "low95": None, "high95": None}
-
-
-@pytest.mark.parametrize(
-    "name, tables", [("temporal", write_temporal), ("emergence", write_emergence), ("weights", write_weights)]
-)
-def test_result_of_an_earlier_analysis_stands_for_no_later(tmp_path, monkeypatch, name, tables):
-    """A second one into the same directory is killed as it writes: result.json is there only with its own files."""
-    out = tmp_path / "out"
-    words = ["analyze", name, *map(str, tables(tmp_path)), "--out", str(out)]
-    assert cli.main(words) == 0 and (out / "result.json").is_file()
-    replace, replaced = os.replace, []
-
-    def killed(source, target) -> None:
-        replaced.append(target)
-        if len(replaced) > 1:
-            raise KeyboardInterrupt
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", killed)
-    assert cli.main(words) != 0
-    assert replaced[0].parent == out and not (out / "result.json").exists()
-    monkeypatch.undo()
-    assert cli.main(words) == 0 and (out / "result.json").is_file()

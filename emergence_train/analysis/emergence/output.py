@@ -22,7 +22,7 @@ from emergence_train.analysis.emergence.result import (
     TaskResult,
 )
 from emergence_train.analysis.results import as_json
-from emergence_train.files import begin_directory, write_csv, write_json
+from emergence_train.files import write_csv, write_json
 
 SHOWN = 60  # lines of the printed table
 NOTES = 8  # printed
@@ -39,7 +39,7 @@ def write(out: Path, analysis: EmergenceAnalysis, suffixes: tuple[str, ...] = DE
 
     result.json is written last, so that it exists only with all other files.
     """
-    begin_directory(out, "result.json")
+    out.mkdir(parents=True, exist_ok=True)
     for name, table in _tables(analysis).items():
         if len(table):
             first = [column for column in KEY if column in table]

@@ -16,7 +16,6 @@ def write(
     out: Path, result: GrokkingResult, curves: pd.DataFrame, suffixes: tuple[str, ...] = DEFAULT
 ) -> GrokkingResult:
     """Write everything into the directory `out`; returns the result with the figures' names."""
-    files.begin_directory(out, "result.json")
     result = replace(result, figures=tuple(_figures(out, result, curves, suffixes)))
     for name in ("runs", "critical_fraction", "times", "efficiency"):
         files.write_csv(out / f"{name}.csv", pd.DataFrame([as_json(row) for row in getattr(result, name)]))

@@ -16,7 +16,7 @@ def write(
     out: Path, result: MemorisationResult, items: pd.DataFrame, suffixes: tuple[str, ...] = DEFAULT
 ) -> MemorisationResult:
     """Write result.json, items.csv, shares.csv and the figure into `out`; returns the result with the figure's names."""
-    files.begin_directory(out, "result.json")
+    out.mkdir(parents=True, exist_ok=True)
     result = replace(result, figures=tuple(save([shares(result)], out, "memorised", suffixes=suffixes)))
     files.write_csv(out / "items.csv", items)
     files.write_csv(out / "shares.csv", pd.DataFrame([as_json(row) for row in result.shares]))

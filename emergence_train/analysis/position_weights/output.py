@@ -12,7 +12,7 @@ from emergence_train.analysis.results import as_json
 
 def write(out: Path, result: PositionWeightsResult, suffixes: tuple[str, ...] = DEFAULT) -> PositionWeightsResult:
     """Write result.json, CSV and figures into the directory `out`; returns the result with the figures' names."""
-    files.begin_directory(out, "result.json")
+    out.mkdir(parents=True, exist_ok=True)
     files.write_csv(out / "position_weights.csv", table(result))
     panels = figures(result)
     result = replace(

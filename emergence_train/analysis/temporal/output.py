@@ -12,7 +12,7 @@ from emergence_train.analysis.results import as_json
 from emergence_train.analysis.temporal.figures import run_figures
 from emergence_train.analysis.temporal.result import RunResult, TemporalResult
 from emergence_train.analysis.temporal.tables import RunAnalysis, TemporalAnalysis
-from emergence_train.files import begin_directory, write_csv, write_json
+from emergence_train.files import write_csv, write_json
 from emergence_train.waiting import along
 
 
@@ -21,7 +21,7 @@ def write(out: Path, analysis: TemporalAnalysis, suffixes: tuple[str, ...] = DEF
 
     result.json is written last, so that it exists only with all other files.
     """
-    begin_directory(out, "result.json")
+    out.mkdir(parents=True, exist_ok=True)
     for name, parts in _tables(analysis.runs).items():
         if parts:
             frame = pd.concat([rows.assign(run=run.series.run, split=run.series.split or "") for run, rows in parts])
