@@ -123,6 +123,7 @@ LADDER_EXEMPT = {  # of a message: why it has no row
     "runs failed, {} {}; fix that": "tried where its situation is made: ladder/test_local.py",
     "of Slurm is ending; run the same command again": "tried where its situation is made: ladder/test_submit.py",
     "stopped; run the same command to submit": "tried where its situation is made: ladder/test_submit.py",
+    "see squeue --me before you run the same command again": "a command of Slurm's: ladder/test_submit.py",
     "not submitted, run the same command again": "tried where its situation is made: ladder/test_submit.py",
     "prepare ended with exit code {}; run the same command": "tried where its situation is made: ladder/test_local_stops.py",
     "of Slurm; give --slurm, or cancel it before": "tried where its situation is made: ladder/test_submit.py",

@@ -75,7 +75,8 @@ def answer(command: list[str], otherwise: str) -> str:
 
 
 def call(command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a command of Slurm, in a session of its own: an interrupt must not come between a job and its number."""
+    """Run a command of Slurm, in a session of its own: an interrupt must not come between a job and its number. What a signal's
+    handler raises ends it."""
     dropped = {f"SBATCH_{name}" for name in OF_A_JOB}
     dropped |= {name for name in os.environ if name.startswith(FILTERS) and name not in SHOWN}
     environment = {name: value for name, value in os.environ.items() if name not in dropped}

@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 from emergence_train import files
 from emergence_train.errors import InputError, RunError, Stopped
@@ -32,7 +33,7 @@ def submit(ladder: Ladder, log: Callable[[str], None]) -> None:
     Raises:
         InputError: there is no sbatch or no script, or Slurm cannot write logs to `out`. RunError: sbatch refuses the job, by its
             own message; squeue does not answer; a run cannot begin, after all others were submitted. Stopped: on a signal; what
-            was submitted until then is noted.
+            was submitted until then is noted, but what sbatch was submitting where a second signal ends it.
     """
     script = ladder.path.parent / ladder.file.slurm.script
     if not script.is_file():
@@ -46,18 +47,26 @@ def submit(ladder: Ladder, log: Callable[[str], None]) -> None:
             f"{ladder.out.absolute()}: % and \\ in a directory mean something else to Slurm; choose another out"
         )
     signals: list[int] = []
+    stopped = Stopped(f"{ladder.path}: stopped; run the same command to submit the other runs")
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise stopped
+
     with files.lock(ladder.out, busy=BUSY, other="out"), handled(lambda number, frame: signals.append(number)):
         write_index(ladder)
         files.make_directory(ladder.out / LOGS)
         notes = read_notes(ladder)
         prepare(ladder, program(), lambda: bool(signals))
-        queue = settled(notes, log)
-        left, never = _left(ladder, notes, queue, log)
+        if signals:
+            raise stopped
+        with handled(stop):  # nothing is submitted yet, and a command of Slurm may hang
+            queue = settled(notes, log)
+            left, never = _left(ladder, notes, queue, log)
         for rows in groups(left, ladder.file.slurm.arrays):
             if signals:
-                raise Stopped(f"{ladder.path}: stopped; run the same command to submit the other runs")
+                raise stopped
             parent = notes.get(rows[0].parent or "", {}).get("job")
-            jobs, place = _submit_rows(ladder, rows, script, parent if parent in queue else None)
+            jobs, place = _submit_rows(ladder, rows, script, parent if parent in queue else None, signals)
             for row, job in zip(rows, jobs, strict=True):
                 notes[row.run] = {"job": job}
                 queue[job] = "PENDING"
@@ -111,11 +120,13 @@ def groups(rows: list[Row], arrays: bool) -> list[list[Row]]:
     return [group[begin : begin + LARGEST] for group in ordered for begin in range(0, len(group), LARGEST)]
 
 
-def _submit_rows(ladder: Ladder, rows: list[Row], script: Path, parent: str | None) -> tuple[list[str], Path | None]:
+def _submit_rows(
+    ladder: Ladder, rows: list[Row], script: Path, parent: str | None, signals: list[int]
+) -> tuple[list[str], Path | None]:
     """Submit a run, or several as an array; returns each one's number in Slurm, and the array's directory."""
     logs = ladder.out / LOGS
     if len(rows) == 1:
-        return [_submit_row(ladder, rows[0], script, parent)], None
+        return [_submit_row(ladder, rows[0], script, parent, signals)], None
     place = _next_place(logs)
     most = f"%{ladder.file.slurm.at_once}" if ladder.file.slurm.at_once else ""
     options = ["--job-name", f"{ladder.file.name}-{rows[0].size}", "--output", str(place.absolute() / "%a.log")]
@@ -124,21 +135,21 @@ def _submit_rows(ladder: Ladder, rows: list[Row], script: Path, parent: str | No
         for index, row in enumerate(rows, 1):
             _, *arguments = ladder.arguments(row)
             files.write_bytes(place / f"{index}.args", "".join(f"{word}\n" for word in arguments).encode())
-        job = _sbatch(ladder, rows[0], options, script, [f"@{place.absolute()}/%a.args"], parent)
+        job = _sbatch(ladder, rows[0], options, script, [f"@{place.absolute()}/%a.args"], parent, signals)
     except (OSError, InputError, RunError):  # not where interrupted: the array may be submitted, and reads it
         shutil.rmtree(place, ignore_errors=True)
         raise
     return [f"{job}_{index}" for index in range(1, len(rows) + 1)], place
 
 
-def _submit_row(ladder: Ladder, row: Row, script: Path, parent: str | None) -> str:
+def _submit_row(ladder: Ladder, row: Row, script: Path, parent: str | None, signals: list[int]) -> str:
     """Submit a run as a job of its own, its log a file: through the link of an earlier array it would write into that."""
     path = ladder.out / LOGS / f"{row.run}.log"
     earlier = _keep_log(path)
     options = ["--job-name", row.run, "--output", str(path.absolute())]
     _, *arguments = ladder.arguments(row)  # the script says train itself
     try:
-        return _sbatch(ladder, row, options, script, arguments, parent)
+        return _sbatch(ladder, row, options, script, arguments, parent, signals)
     except (OSError, InputError, RunError):
         if earlier:
             os.replace(earlier, path)
@@ -172,16 +183,31 @@ def _link_logs(rows: list[Row], place: Path) -> None:
 
 
 def _sbatch(
-    ladder: Ladder, row: Row, options: list[str], script: Path, arguments: list[str], parent: str | None
+    ladder: Ladder,
+    row: Row,
+    options: list[str],
+    script: Path,
+    arguments: list[str],
+    parent: str | None,
+    signals: list[int],
 ) -> str:
-    """Submit a job with what `row` asks for; returns its number."""
+    """Submit a job with what `row` asks for; returns its number. The second of the `signals` ends an sbatch that hangs."""
     if row.gpus:
         each = min(NODE, row.gpus)
         options += ["--nodes", str(-(-row.gpus // NODE)), "--ntasks-per-node", str(each), "--gpus-per-node", str(each)]
     if parent:
         options += ["--dependency", f"afterok:{parent}"]
     command = ["sbatch", "--parsable", *options, *ladder.file.slurm.options, str(script), *arguments]
-    submitted = call(command)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+        if len(signals) > 1:
+            raise Stopped(
+                f"{row.run}: stopped while sbatch works; see squeue --me before you run the same command again"
+            )
+
+    with handled(stop):
+        submitted = call(command)
     if submitted.returncode:
         raise RunError(f"{row.run}: sbatch: {submitted.stderr.strip()}")
     return submitted.stdout.strip().split(";")[0]

@@ -2,7 +2,9 @@
 
 import fcntl
 import os
+import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from emergence_train.ladder import queue as queues
 from emergence_train.ladder.file import read
 from emergence_train.ladder.queue import queued
 from ladder.test_file import DECAY, STABLE
-from support import ROOT
+from support import ROOT, until
 
 SCRIPT = {"script": str(ROOT / "configs" / "slurm.sbatch")}
 EACH = SCRIPT | {"arrays": False}
@@ -362,6 +364,33 @@ def test_a_signal_leaves_no_job_without_its_number(ladder_file, slurm_commands, 
     queue("101 PENDING None\n")
     submit.submit(read(path), lambda line: None)
     assert [call[call.index("--job-name") + 1] for call in submitted()] == ["a-s1", "a-s2"]
+
+
+@pytest.mark.parametrize("name, signals", [("squeue", 1), ("scancel", 1), ("sbatch", 2)])
+def test_a_command_of_slurm_that_hangs_is_ended(ladder_file, slurm_commands, tmp_path, name, signals):
+    """Where it may be submitting a job, by a second signal alone: the first waits for the number."""
+    _, queue = slurm_commands
+    ladder, pid = read(ladder_file(slurm=SCRIPT, schedules=STABLE | DECAY, tokens=[4096])), tmp_path / "pid"
+    if name != "sbatch":  # Slurm has had a job, which waits for one that is gone
+        submit.submit(ladder, lambda line: None)
+        queue("102 PENDING DependencyNeverSatisfied\n")
+    (tmp_path / "bin" / name).write_text(f"#!/bin/sh\necho $$ > {pid}\nexec sleep 60\n")
+
+    def signalled() -> None:
+        for _ in range(signals):
+            until(lambda: pid.exists() and pid.read_text())
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=signalled, daemon=True).start()
+    began = time.monotonic()
+    with pytest.raises(
+        Stopped, match="see squeue --me before you run" if signals > 1 else "stopped; run the same command"
+    ):
+        submit.submit(ladder, lambda line: None)
+    assert time.monotonic() < began + 15
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
 
 
 def test_a_decay_of_a_state_that_is_gone_is_refused(ladder_file, slurm_commands, tmp_path):
