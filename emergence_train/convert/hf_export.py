@@ -132,10 +132,12 @@ UNFINISHED = ".unfinished"
 LAST = "config.json"
 
 
-def _check_empty(out: Path) -> None:
-    """Raise InputError where `out` is there with more in it than what an export leaves that was killed before it moved a file."""
+def _check_empty(out: Path, is_own: bool = False) -> None:
+    """Raise InputError where `out` is there with more in it than what an export leaves that was killed before it moved a file.
+    `is_own`: UNFINISHED is this export's."""
     if out.exists() and (not out.is_dir() or any(entry.name != UNFINISHED for entry in out.iterdir())):
-        if (out / UNFINISHED).is_dir():
+        rest = out / UNFINISHED
+        if not is_own and rest.is_dir() and not files.is_locked(rest) and not (out / LAST).exists():
             raise InputError(f"{out}: holds part of an export that was killed; delete it, or choose another one")
         raise InputError(f"{out}: is not an empty directory; choose another one")
 
@@ -151,7 +153,7 @@ def _unfinished(out: Path) -> Iterator[Path]:
     folder, is_new = out / UNFINISHED, not out.exists()
     with files.lock(folder, busy="another export writes it; wait for it", other="directory"):
         try:
-            _check_empty(out)  # now that no other writes it
+            _check_empty(out, is_own=True)  # now that no other writes it
             for rest in folder.iterdir():  # of one that was killed
                 if rest.name != ".lock":
                     rest.unlink()

@@ -193,6 +193,30 @@ def test_part_of_an_export_is_taken_for_none(tmp_path, data_path, monkeypatch):
         assert len(export(run, 7, out, lambda line: None).files) == number
 
 
+def test_nobody_is_told_to_delete_a_whole_export(tmp_path, data_path, monkeypatch):
+    """Killed after the last move; or another one that moves its files now, or has just ended."""
+    run, _ = saved_run(tmp_path, data_path, {})
+    out, says = tmp_path / "out", "out: is not an empty directory; choose another one$"
+    export(run, 7, out, lambda line: None)
+    (out / hf_export.UNFINISHED).mkdir()
+    with pytest.raises(InputError, match=says):
+        export(run, 7, out, print)
+    (out / "config.json").rename(tmp_path / "config.json")
+    with files.lock(out / hf_export.UNFINISHED, busy="", other="directory"), pytest.raises(InputError, match=says):
+        export(run, 7, out, print)
+    for path in sorted(out.iterdir()):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    read_weights = hf_export.read_weights
+
+    def meanwhile(chosen: Path) -> dict:
+        (out / "README.md").touch()
+        return read_weights(chosen)
+
+    monkeypatch.setattr(hf_export, "read_weights", meanwhile)
+    with pytest.raises(InputError, match=says):
+        export(run, 7, out, print)
+
+
 def test_export_import_export_is_the_same_bit_for_bit(tmp_path, data_path, config_file):
     """Of a Llama, a Phi-3 and a model that transformers runs, in float32 and bfloat16; the card, which has a name, aside."""
     from foreign_models import saved
