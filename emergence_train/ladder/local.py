@@ -26,6 +26,7 @@ from emergence_train.ladder.trainer import trainer
 from emergence_train.recorder.sessions import name_process
 
 POLL = 0.2  # seconds
+HELD_POLL = 2.0  # of a run that another process trains: its files are read
 RETRIES = 3  # of a run whose process was lost
 LOST = 76  # exit code: another process lost
 ALONE = 60  # seconds
@@ -136,7 +137,7 @@ class Runner:
         self.lost: dict[str, int] = {}  # times that a run's process was lost
         self.failed: dict[str, str] = {}  # how
         self.stopped: set[str] = set()  # runs that have saved at a signal, the ladder's or one of their own
-        self.awaited: set[str] = set()  # runs that another process trains
+        self.awaited: dict[str, float] = {}  # runs that another process trains, and when to look again (time.monotonic)
         self.noted = True  # in the file too
         self.stop_requested = False
 
@@ -217,10 +218,13 @@ class Runner:
 
     def _is_held(self, row: Row) -> bool:
         """Whether a process of an earlier start still trains the run; nobody else begins one while we hold the ladder."""
+        if time.monotonic() < self.awaited.get(row.run, 0.0):
+            return True
         held_by = trainer(self.ladder, row.run, self.notes.get(row.run, {}))
-        if held_by and row.run not in self.awaited:
-            self.awaited.add(row.run)
-            self.log(f"{row.run}: {held_by}; waiting")
+        if held_by:
+            if row.run not in self.awaited:
+                self.log(f"{row.run}: {held_by}; waiting")
+            self.awaited[row.run] = time.monotonic() + HELD_POLL
         return held_by is not None
 
     def _start(self, row: Row) -> None:

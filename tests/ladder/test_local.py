@@ -297,6 +297,21 @@ def test_a_run_of_another_machine_is_waited_for(ladder_file, behave, tmp_path, m
     assert len(waits) == bool(wrote) and all("a: another wrote to it" in line for line in waits)
 
 
+def test_a_run_that_is_waited_for_is_seldom_read(ladder_file, behave, monkeypatch):
+    """Thirty of another machine took a quarter of a CPU."""
+    asked, until = [], time.time() + 3
+
+    def trainer(*_) -> str | None:
+        asked.append(time.time())
+        return "another trains it" if time.time() < until else None
+
+    monkeypatch.setattr(local, "trainer", trainer)
+    monkeypatch.setattr(local, "HELD_POLL", 1.0)
+    behave()
+    assert run(ladder_file())[0] == "a: another trains it; waiting"
+    assert all(later - before > 0.9 for before, later in zip(asked, asked[1:])) and len(asked) in (3, 4, 5)
+
+
 def test_an_orphan_that_is_still_starting_is_waited_for(ladder_file, behave, tmp_path):
     """Of a killed ladder, before it has the lock: a second start would be refused, and the run taken for a failed one."""
     path, lines = ladder_file(), []
