@@ -118,16 +118,16 @@ def test_names_of_two_starts_at_once_are_those_of_the_first(ladder_file):
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "name"),
+    ("earlier", "other", "name"),
     [
         ({"seeds": [1]}, {"seeds": [2]}, "a-s2"),
         ({"tokens": [4096]}, {"tokens": [6144]}, "a-6.144k-decay"),  # of one stable run, which has every budget
     ],
 )
-def test_a_name_that_was_given_meanwhile_is_refused(ladder_file, one, other, name):
+def test_a_name_that_was_given_meanwhile_is_refused(ladder_file, earlier, other, name):
     """Two starts that would call a run of their own alike: the second would go on with the first one's."""
-    keys = {} if "seeds" in one else {"schedules": SCHEDULES}
-    first, second = (read(ladder_file(**keys, **given)) for given in (one, other))
+    keys = {} if "seeds" in earlier else {"schedules": SCHEDULES}
+    first, second = (read(ladder_file(**keys, **given)) for given in (earlier, other))
     assert first.rows[-1].run == second.rows[-1].run
     write_index(first)
     with pytest.raises(InputError, match="another start has named its runs meanwhile; run the same command again"):
