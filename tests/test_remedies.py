@@ -35,6 +35,7 @@ EXEMPT = (
         "no `activations`; set training.micro_batch=1": OTHER_TESTS + "models/test_model_registry.py",
         "a plan needs its `activations`, `work`": OTHER_TESTS + "models/test_model_registry.py",
         "another export writes it; wait": "two processes at once",
+        "part of an export that was killed; delete it": OTHER_TESTS + "convert/test_hf_export.py",
         "and may compute another one; import it again": OTHER_TESTS + "convert/test_hf_import.py",
         "items of another kind go into a file of their own": OTHER_TESTS + "evaluation/test_tasks.py",
         'give all rows "extract": "number", or none': OTHER_TESTS + "evaluation/test_tasks.py",

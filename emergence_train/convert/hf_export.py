@@ -129,11 +129,16 @@ def export(
 
 
 UNFINISHED = ".unfinished"
+LAST = "config.json"
 
 
-def _check_empty(out: Path) -> None:
-    """Raise InputError where `out` is there with more in it than what a killed export leaves."""
+def _check_empty(out: Path, is_own: bool = False) -> None:
+    """Raise InputError where `out` is there with more in it than what an export leaves that was killed before it moved a file.
+    `is_own`: UNFINISHED is this export's."""
     if out.exists() and (not out.is_dir() or any(entry.name != UNFINISHED for entry in out.iterdir())):
+        rest = out / UNFINISHED
+        if not is_own and rest.is_dir() and not files.is_locked(rest) and not (out / LAST).exists():
+            raise InputError(f"{out}: holds part of an export that was killed; delete it, or choose another one")
         raise InputError(f"{out}: is not an empty directory; choose another one")
 
 
@@ -141,17 +146,19 @@ def _check_empty(out: Path) -> None:
 def _unfinished(out: Path) -> Iterator[Path]:
     """A directory in `out`, whose files become those of `out` where the block succeeds; where it fails nothing is left.
 
+    config.json last, without which nothing loads the others.
+
     In it and not beside it: `out` may be a disk of its own.
     """
     folder, is_new = out / UNFINISHED, not out.exists()
     with files.lock(folder, busy="another export writes it; wait for it", other="directory"):
         try:
-            _check_empty(out)  # now that no other writes it
+            _check_empty(out, is_own=True)  # now that no other writes it
             for rest in folder.iterdir():  # of one that was killed
                 if rest.name != ".lock":
                     rest.unlink()
             yield folder
-            for path in sorted(folder.iterdir()):
+            for path in sorted(folder.iterdir(), key=lambda path: (path.name == LAST, path.name)):
                 if path.name != ".lock":
                     path.rename(out / path.name)
         finally:

@@ -6,16 +6,32 @@ from pathlib import Path
 from emergence_train import files
 from emergence_train.errors import InputError
 from emergence_train.input_files import read_text
-from emergence_train.ladder.file import INDEX, Ladder, former_names, read
+from emergence_train.ladder.file import INDEX, Identity, Ladder, Row, former_names, read
 from emergence_train.recorder.naming import is_run, runs_below
 
 
 def write_index(ladder: Ladder) -> None:
-    """The runs' names in the ladder's directory, and what each stands for, former runs' too: a larger ladder keeps them."""
+    """The runs' names in the ladder's directory, and what each stands for, former runs' too: a larger ladder keeps them.
+
+    Raises InputError where another start has given a run another name since the ladder was read, by which it would be trained
+    twice, or its name to another run.
+    """
     files.make_directory(ladder.out)
-    identities = former_names(ladder.out, ladder.file.name) | {row.run: row.identity for row in ladder.rows}
+    former = former_names(ladder.out, ladder.file.name)
+    names = {identity: name for name, identity in former.items()}
+    if any(names.get(row.identity, row.run) != row.run or _is_another(former.get(row.run), row) for row in ladder.rows):
+        raise InputError(f"{ladder.path}: another start has named its runs meanwhile; run the same command again")
+    identities = former | {row.run: row.identity for row in ladder.rows}
     index = {"name": ladder.file.name, "runs": [row.run for row in ladder.rows], "identities": identities}
     files.write_json(ladder.out / INDEX, index)
+
+
+def _is_another(former: Identity | None, row: Row) -> bool:
+    """Whether a run's name stands for another run. One that is no decay is the same with another budget."""
+    if former is None:
+        return False
+    size, tokens, schedule, seed = former
+    return (size, tokens if row.parent else row.identity[1], schedule, seed) != row.identity
 
 
 def expanded(paths: list[str]) -> list[str]:

@@ -7,11 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 from emergence_train import files
 from emergence_train.errors import InputError, RunError, Stopped
@@ -19,10 +21,12 @@ from emergence_train.faults.signals import handled
 from emergence_train.ladder.collect import write_index
 from emergence_train.ladder.file import LOGS, Ladder, Row
 from emergence_train.ladder.progress import STOPPED, blocked_reason, done, missing_file, read_notes, ready, write_notes
-from emergence_train.ladder.queue import queued_of
+from emergence_train.ladder.queue import ENDING, settled
+from emergence_train.ladder.trainer import trainer
 from emergence_train.recorder.sessions import name_process
 
 POLL = 0.2  # seconds
+HELD_POLL = 2.0  # of a run that another process trains: its files are read
 RETRIES = 3  # of a run whose process was lost
 LOST = 76  # exit code: another process lost
 ALONE = 60  # seconds
@@ -62,12 +66,16 @@ class Started:
         return max(codes, key=_weight) if len(codes) == len(self.processes) else None
 
     def end_left_behind(self) -> None:
-        """Terminate ranks that are alive ALONE seconds after another failed: before they have met, they wait for minutes."""
+        """Terminate ranks that are alive ALONE seconds after another failed: before they have met, they wait for minutes. Kill
+        them as long after that: one that was halted (SIGSTOP), which the others have called lost, hears no signal else."""
         if not any(code not in (0, Stopped.code) for code in self.codes):
             return
         self.since = self.since or time.monotonic()
-        if time.monotonic() > self.since + ALONE:
-            for process in self.processes:
+        alone = time.monotonic() - self.since
+        for process in self.processes:
+            if alone > 2 * ALONE:
+                process.kill()
+            elif alone > ALONE:
                 process.terminate()
 
 
@@ -128,7 +136,8 @@ class Runner:
         self.started: list[Started] = []
         self.lost: dict[str, int] = {}  # times that a run's process was lost
         self.failed: dict[str, str] = {}  # how
-        self.awaited: set[str] = set()  # runs that another process trains
+        self.stopped: set[str] = set()  # runs that have saved at a signal, the ladder's or one of their own
+        self.awaited: dict[str, float] = {}  # runs that another process trains, and when to look again (time.monotonic)
         self.noted = True  # in the file too
         self.stop_requested = False
 
@@ -155,26 +164,30 @@ class Runner:
             self._refuse_queued()
             with handled(self._stop):
                 try:
-                    prepare(self.ladder, self.command)
+                    prepare(self.ladder, self.command, lambda: self.stop_requested)
                     self._until_done()
                 finally:
-                    earlier = len(self.failed)
+                    if self.stop_requested:
+                        self.failed.clear()  # what failed before is none of the stop, which a requeue resumes
                     self._end_all()
-        if self.stop_requested and len(self.failed) == earlier:
-            raise Stopped(f"{self.ladder.path}: stopped, every run has saved; run the same command to resume")
         if self.failed:
-            run, how = list(self.failed.items())[-1 if self.stop_requested else 0]
+            run, how = next(iter(self.failed.items()))
             raise RunError(
                 f"{len(self.failed)} of {len(self.ladder.rows)} runs failed, {run} {how}; fix that, then run the same command "
                 f"again"
             )
+        if self.stop_requested or self.stopped:
+            raise Stopped(f"{self.ladder.path}: stopped, every run has saved; run the same command to resume")
 
     def _refuse_queued(self) -> None:
         """A run that is a job would be trained twice: only locks, which not all nodes share, keep the two apart."""
         notes = {row.run: self.notes.get(row.run, {}) for row in self.ladder.rows if not done(self.ladder, row)}
-        jobs = queued_of(notes)
+        jobs = settled(notes, self.log)
         for run, note in notes.items():
-            if (job := note.get("job")) in jobs:
+            state = jobs.get(job := note.get("job", ""))
+            if state == ENDING:
+                raise InputError(f"{run}: job {job} of Slurm is ending; run the same command again when it has ended")
+            if state is not None:
                 raise InputError(f"{run}: is job {job} of Slurm; give --slurm, or cancel it before (scancel {job})")
 
     def _until_done(self) -> None:
@@ -195,7 +208,8 @@ class Runner:
 
     def _is_left(self, row: Row) -> bool:
         running = any(started.row.run == row.run for started in self.started)
-        return not running and row.run not in self.failed and not done(self.ladder, row)
+        ended = row.run in self.failed or row.run in self.stopped
+        return not running and not ended and not done(self.ladder, row)
 
     def _has_room(self, row: Row) -> bool:
         if self.machine.jobs is not None and len(self.started) >= self.machine.jobs:
@@ -204,12 +218,14 @@ class Runner:
 
     def _is_held(self, row: Row) -> bool:
         """Whether a process of an earlier start still trains the run; nobody else begins one while we hold the ladder."""
-        if not files.is_locked(self.ladder.directory(row.run)):
-            return False
-        if row.run not in self.awaited:
-            self.awaited.add(row.run)
-            self.log(f"{row.run}: another process trains it; waiting")
-        return True
+        if time.monotonic() < self.awaited.get(row.run, 0.0):
+            return True
+        held_by = trainer(self.ladder, row.run, self.notes.get(row.run, {}))
+        if held_by:
+            if row.run not in self.awaited:
+                self.log(f"{row.run}: {held_by}; waiting")
+            self.awaited[row.run] = time.monotonic() + HELD_POLL
+        return held_by is not None
 
     def _start(self, row: Row) -> None:
         needed = self.machine.need(row)
@@ -222,16 +238,8 @@ class Runner:
         try:
             with open(self._log_path(row), "ab") as output:
                 for variables in rank_variables(len(devices) or 1):
-                    process = subprocess.Popen(
-                        [*self.command, *self.ladder.arguments(row)],
-                        stdout=output,
-                        stderr=subprocess.STDOUT,
-                        stdin=subprocess.DEVNULL,
-                        env=environment | variables,
-                        start_new_session=True,  # a terminal's interrupt is the ladder's
-                        preexec_fn=_end_with_parent,
-                    )
-                    started.processes.append(process)
+                    command = [*self.command, *self.ladder.arguments(row)]
+                    started.processes.append(_spawn(command, output, subprocess.STDOUT, environment | variables))
         except OSError as error:  # no room for its log, or no more processes: the others go on
             self._end([started])
             self._release(started)
@@ -247,9 +255,10 @@ class Runner:
         self._note(row, {"code": code})
         lost = code == LOST or code < 0
         missing = missing_file(self.ladder, row)
-        if code == 0 and missing is None:
-            self.log(f"{row.run}: done")
-        elif code in STOPPED and self.stop_requested:
+        if missing is None and (code == 0 or lost):
+            self.log(f"{row.run}: done" + (f", its process was lost at its end (exit code {code})" if lost else ""))
+        elif code == Stopped.code or (code in STOPPED and self.stop_requested):
+            self.stopped.add(row.run)
             self.log(f"{row.run}: stopped")
         elif lost and not self.stop_requested and self.lost.get(row.run, 0) < RETRIES:
             self.lost[row.run] = self.lost.get(row.run, 0) + 1
@@ -292,26 +301,50 @@ class Runner:
             self._ended(started)
 
     def _end(self, started: list[Started]) -> None:
-        processes = [process for each in started for process in each.processes]
-        for process in processes:
+        for process in (process for each in started for process in each.processes):
             process.terminate()
-        for process in processes:
-            process.wait()
+        while any(len(each.codes) < len(each.processes) for each in started):
+            time.sleep(POLL)
+            for each in started:
+                each.end_left_behind()
 
 
-def prepare(ladder: Ladder, program: list[str]) -> None:
-    """Prepare the data of every run that are not prepared: runs that share them find them prepared."""
+def prepare(ladder: Ladder, program: list[str], stop_requested: Callable[[], bool]) -> None:
+    """Prepare the data of every run that are not prepared: runs that share them find them prepared. A stop ends it, and the next
+    start resumes it."""
     seen = set()
     for row in ladder.rows:
         overrides = tuple(given for given in row.overrides if given.startswith("data."))
-        if overrides in seen:
+        if overrides in seen or stop_requested():
             continue
         seen.add(overrides)
         command = [*program, "prepare", str(ladder.config), *overrides]
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        if done.returncode:
-            message = (done.stderr.strip().splitlines() or ["failed"])[-1].removeprefix("emergence-train: ")
-            raise InputError(message) if done.returncode == InputError.code else RunError(message)
+        with tempfile.TemporaryFile() as errors:
+            process = _spawn(command, subprocess.DEVNULL, errors)
+            while process.poll() is None:
+                if stop_requested():
+                    process.terminate()
+                time.sleep(POLL)
+            errors.seek(0)
+            lines = errors.read().decode(errors="replace").strip().splitlines()
+        if (code := process.returncode) and not stop_requested():
+            silent = f"{ladder.config}: prepare ended with exit code {code}; run the same command to resume it"
+            message = lines[-1].removeprefix("emergence-train: ") if lines else silent
+            raise InputError(message) if code == InputError.code else RunError(message)
+
+
+def _spawn(
+    command: list[str], stdout: int | IO, stderr: int | IO, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen:
+    return subprocess.Popen(
+        command,
+        stdout=stdout,
+        stderr=stderr,
+        stdin=subprocess.DEVNULL,
+        env=environment,
+        start_new_session=True,  # a terminal's interrupt is the ladder's
+        preexec_fn=_end_with_parent,
+    )
 
 
 def _end_with_parent() -> None:

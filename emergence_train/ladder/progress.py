@@ -13,10 +13,11 @@ from emergence_train.errors import InputError, Stopped
 from emergence_train.input_files import read_text
 from emergence_train.ladder.file import LOGS, Ladder, Row, row_config
 from emergence_train.ladder.queue import HELD, NEVER, QUEUED
+from emergence_train.ladder.trainer import HERE, slurm_job, trainer
 from emergence_train.recorder.layout import step_name
 from emergence_train.recorder.metrics import Metrics
 from emergence_train.recorder.naming import is_run
-from emergence_train.recorder.sessions import alive, read_sessions
+from emergence_train.recorder.sessions import read_sessions
 from emergence_train.run_differences import VOLATILE, flat, read_config, within
 
 # Exit codes of a run that was stopped: all is saved, or the signal came before it answers any, and nothing was trained
@@ -151,8 +152,13 @@ def _state(ladder: Ladder, row: Row, note: dict, queue: dict[str, str] | None, s
     run, log = ladder.directory(row.run), ladder.out / LOGS / f"{row.run}.log"
     job = f"job {note['job']}" if "job" in note else None
     state = (queue or {}).get(note.get("job", ""))
-    if (state and state not in QUEUED) or _runs(note) or files.is_locked(run):
-        return "running", f"{job}: {state.lower()}" if state not in (None, "RUNNING") else job
+    if state and state not in QUEUED:
+        return "running", job if state == "RUNNING" else f"{job}: {state.lower()}"
+    trained_by = trainer(ladder, row.run, note)
+    if (
+        trained_by == HERE or trained_by and state is None
+    ):  # what a job that waits anew wrote last is no sign of another
+        return "running", job if trained_by == HERE else trained_by
     if state == NEVER and row.parent:
         return "queued", f"{job} waits for a job that is gone; run ladder --slurm again"
     if state is not None:
@@ -164,7 +170,8 @@ def _state(ladder: Ladder, row: Row, note: dict, queue: dict[str, str] | None, s
     if job and queue is None:
         return "stopped", f"{job}: Slurm does not answer"
     if session and code is None:
-        return "failed", f"its process was lost: {log}"
+        # Slurm would have requeued it; here a power cut takes the ladder with it, which starts a run again whose process is lost
+        return ("failed", f"its process was lost: {log}") if job else ("stopped", "its process was lost")
     if job and not session and log.exists():  # it has run, and ended before it began to train
         return "failed", f"{job} has ended: {log}"
     if step or (note and (not job or session)):
@@ -174,18 +181,11 @@ def _state(ladder: Ladder, row: Row, note: dict, queue: dict[str, str] | None, s
     return "waiting", blocked_reason(ladder, row) or gone or waits
 
 
-def _runs(note: dict) -> bool:
-    """Whether the noted process runs; one of another host is believed to."""
-    return "pid" in note and alive(note) is not False
-
-
 def last_start(run: Path, note: dict) -> dict:
     """What the run itself wrote of the start that is noted; empty where it came to no step."""
     session = (read_sessions(run) or [{}])[-1]
-    slurm = session.get("slurm") or {}
-    job = f"{slurm['array']}_{slurm.get('array_task')}" if "array" in slurm else slurm.get("job")
     if "job" in note:
-        return session if job == note["job"] else {}
+        return session if slurm_job(session) == note["job"] else {}
     return session if note and all(session.get(key) == note.get(key) for key in ("host", "pid")) else {}
 
 

@@ -8,17 +8,19 @@ array.
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 from emergence_train import files
-from emergence_train.errors import InputError, RunError
+from emergence_train.errors import InputError, RunError, Stopped
+from emergence_train.faults.signals import handled
 from emergence_train.ladder.collect import write_index
 from emergence_train.ladder.file import LOGS, Ladder, Row
 from emergence_train.ladder.local import BUSY, prepare, program
-from emergence_train.ladder.progress import blocked_reason, done, read_notes, write_notes
-from emergence_train.ladder.queue import NEVER, WAITS, answer, queued
+from emergence_train.ladder.progress import blocked_reason, done, read_notes, ready, write_notes
+from emergence_train.ladder.queue import NEVER, WAITS, answer, call, settled
+from emergence_train.ladder.trainer import trainer
 
 NODE = 8  # GPUs
 OWN_SIGNS = "%\\"  # %a and its like are replaced in the paths of logs, unless a backslash is in them
@@ -30,7 +32,8 @@ def submit(ladder: Ladder, log: Callable[[str], None]) -> None:
 
     Raises:
         InputError: there is no sbatch or no script, or Slurm cannot write logs to `out`. RunError: sbatch refuses the job, by its
-            own message; squeue does not answer; a run cannot begin, after all others were submitted.
+            own message; squeue does not answer; a run cannot begin, after all others were submitted. Stopped: on a signal; what
+            was submitted until then is noted, but what sbatch was submitting where a second signal ends it.
     """
     script = ladder.path.parent / ladder.file.slurm.script
     if not script.is_file():
@@ -43,31 +46,27 @@ def submit(ladder: Ladder, log: Callable[[str], None]) -> None:
         raise InputError(
             f"{ladder.out.absolute()}: % and \\ in a directory mean something else to Slurm; choose another out"
         )
-    with files.lock(ladder.out, busy=BUSY, other="out"):
+    signals: list[int] = []
+    stopped = Stopped(f"{ladder.path}: stopped; run the same command to submit the other runs")
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise stopped
+
+    with files.lock(ladder.out, busy=BUSY, other="out"), handled(lambda number, frame: signals.append(number)):
         write_index(ladder)
         files.make_directory(ladder.out / LOGS)
         notes = read_notes(ladder)
-        prepare(ladder, program())
-        queue = queued()
-        left, never = [], []
-        for row in ladder.rows:
-            if done(ladder, row):
-                continue
-            if reason := blocked_reason(ladder, row):
-                never.append(f"{row.run} {reason}")
-                continue
-            job, parent = (notes.get(run or "", {}).get("job", "") for run in (row.run, row.parent))
-            state = queue.get(job)
-            if row.parent and (state == NEVER or state == WAITS and parent not in queue):
-                answer(["scancel", job], "a job that can never start is still queued")
-                log(f"{row.run}: job {job} waited for a job that is gone: cancelled")
-            elif state is not None:
-                log(f"{row.run}: is job {job} already")
-                continue
-            left.append(row)
+        prepare(ladder, program(), lambda: bool(signals))
+        if signals:
+            raise stopped
+        with handled(stop):  # nothing is submitted yet, and a command of Slurm may hang
+            queue = settled(notes, log)
+            left, never = _left(ladder, notes, queue, log)
         for rows in groups(left, ladder.file.slurm.arrays):
+            if signals:
+                raise stopped
             parent = notes.get(rows[0].parent or "", {}).get("job")
-            jobs, place = _submit_rows(ladder, rows, script, parent if parent in queue else None)
+            jobs, place = _submit_rows(ladder, rows, script, parent if parent in queue else None, signals)
             for row, job in zip(rows, jobs, strict=True):
                 notes[row.run] = {"job": job}
                 queue[job] = "PENDING"
@@ -80,6 +79,37 @@ def submit(ladder: Ladder, log: Callable[[str], None]) -> None:
         raise RunError(f"{len(never)} of {len(ladder.rows)} runs cannot begin, {never[0]}")
 
 
+def _left(
+    ladder: Ladder, notes: dict[str, dict], queue: dict[str, str], log: Callable[[str], None]
+) -> tuple[list[Row], list[str]]:
+    """The runs to submit, and those that can never begin, each with the reason."""
+    left: list[Row] = []
+    never: list[str] = []
+    trained: set[str] = set()  # by a process that is no job of ours
+    for row in ladder.rows:
+        if done(ladder, row):
+            continue
+        if reason := blocked_reason(ladder, row):
+            never.append(f"{row.run} {reason}")
+            continue
+        job, parent = (notes.get(run or "", {}).get("job", "") for run in (row.run, row.parent))
+        state = queue.get(job)
+        if row.parent and (state == NEVER or state == WAITS and parent not in queue):
+            answer(["scancel", job], "a job that can never start is still queued")
+            log(f"{row.run}: job {job} waited for a job that is gone: cancelled")
+        elif state is not None:
+            log(f"{row.run}: is job {job} already")
+            continue
+        if held_by := trainer(ladder, row.run, notes.get(row.run, {})):
+            trained.add(row.run)
+            log(f"{row.run}: {held_by}; not submitted, run the same command again when that has ended")
+        elif row.parent in trained and not ready(ladder, row):
+            log(f"{row.run}: waits for {row.parent}; not submitted, run the same command again when that has ended")
+        else:
+            left.append(row)
+    return left, never
+
+
 def groups(rows: list[Row], arrays: bool) -> list[list[Row]]:
     """The rows that are submitted together, a parent's before its children's: of one size, with one request for GPUs, waiting for
     the same run."""
@@ -90,11 +120,13 @@ def groups(rows: list[Row], arrays: bool) -> list[list[Row]]:
     return [group[begin : begin + LARGEST] for group in ordered for begin in range(0, len(group), LARGEST)]
 
 
-def _submit_rows(ladder: Ladder, rows: list[Row], script: Path, parent: str | None) -> tuple[list[str], Path | None]:
+def _submit_rows(
+    ladder: Ladder, rows: list[Row], script: Path, parent: str | None, signals: list[int]
+) -> tuple[list[str], Path | None]:
     """Submit a run, or several as an array; returns each one's number in Slurm, and the array's directory."""
     logs = ladder.out / LOGS
     if len(rows) == 1:
-        return [_submit_row(ladder, rows[0], script, parent)], None
+        return [_submit_row(ladder, rows[0], script, parent, signals)], None
     place = _next_place(logs)
     most = f"%{ladder.file.slurm.at_once}" if ladder.file.slurm.at_once else ""
     options = ["--job-name", f"{ladder.file.name}-{rows[0].size}", "--output", str(place.absolute() / "%a.log")]
@@ -103,21 +135,21 @@ def _submit_rows(ladder: Ladder, rows: list[Row], script: Path, parent: str | No
         for index, row in enumerate(rows, 1):
             _, *arguments = ladder.arguments(row)
             files.write_bytes(place / f"{index}.args", "".join(f"{word}\n" for word in arguments).encode())
-        job = _sbatch(ladder, rows[0], options, script, [f"@{place.absolute()}/%a.args"], parent)
+        job = _sbatch(ladder, rows[0], options, script, [f"@{place.absolute()}/%a.args"], parent, signals)
     except (OSError, InputError, RunError):  # not where interrupted: the array may be submitted, and reads it
         shutil.rmtree(place, ignore_errors=True)
         raise
     return [f"{job}_{index}" for index in range(1, len(rows) + 1)], place
 
 
-def _submit_row(ladder: Ladder, row: Row, script: Path, parent: str | None) -> str:
+def _submit_row(ladder: Ladder, row: Row, script: Path, parent: str | None, signals: list[int]) -> str:
     """Submit a run as a job of its own, its log a file: through the link of an earlier array it would write into that."""
     path = ladder.out / LOGS / f"{row.run}.log"
     earlier = _keep_log(path)
     options = ["--job-name", row.run, "--output", str(path.absolute())]
     _, *arguments = ladder.arguments(row)  # the script says train itself
     try:
-        return _sbatch(ladder, row, options, script, arguments, parent)
+        return _sbatch(ladder, row, options, script, arguments, parent, signals)
     except (OSError, InputError, RunError):
         if earlier:
             os.replace(earlier, path)
@@ -151,16 +183,31 @@ def _link_logs(rows: list[Row], place: Path) -> None:
 
 
 def _sbatch(
-    ladder: Ladder, row: Row, options: list[str], script: Path, arguments: list[str], parent: str | None
+    ladder: Ladder,
+    row: Row,
+    options: list[str],
+    script: Path,
+    arguments: list[str],
+    parent: str | None,
+    signals: list[int],
 ) -> str:
-    """Submit a job with what `row` asks for; returns its number."""
+    """Submit a job with what `row` asks for; returns its number. The second of the `signals` ends an sbatch that hangs."""
     if row.gpus:
         each = min(NODE, row.gpus)
         options += ["--nodes", str(-(-row.gpus // NODE)), "--ntasks-per-node", str(each), "--gpus-per-node", str(each)]
     if parent:
         options += ["--dependency", f"afterok:{parent}"]
     command = ["sbatch", "--parsable", *options, *ladder.file.slurm.options, str(script), *arguments]
-    submitted = subprocess.run(command, capture_output=True, text=True)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+        if len(signals) > 1:
+            raise Stopped(
+                f"{row.run}: stopped while sbatch works; see squeue --me before you run the same command again"
+            )
+
+    with handled(stop):
+        submitted = call(command)
     if submitted.returncode:
         raise RunError(f"{row.run}: sbatch: {submitted.stderr.strip()}")
     return submitted.stdout.strip().split(";")[0]

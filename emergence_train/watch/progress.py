@@ -121,7 +121,7 @@ def progress_of(run: Path, end: LogEnd, name: str | None = None) -> Progress:
     step, speed = last.get("step", 0), _median(end.train, "tokens_per_second")
     sessions, age = read_sessions(run), max(0.0, time.time() - end.log.modified)
     session = sessions[-1] if sessions else {}
-    state, reason = _state(run, end, sessions, step, total_steps, age, step_tokens / speed if speed else 0.0)
+    state, reason = _state(run, end, sessions, step, total_steps, age)
     share = mfu_of_rate(header, session)
     return Progress(
         name=name or run_name(run),
@@ -147,9 +147,7 @@ def progress_of(run: Path, end: LogEnd, name: str | None = None) -> Progress:
     )
 
 
-def _state(
-    run: Path, end: LogEnd, sessions: list[dict], step: int, total: int | None, age: float, step_seconds: float
-) -> tuple[str, str]:
+def _state(run: Path, end: LogEnd, sessions: list[dict], step: int, total: int | None, age: float) -> tuple[str, str]:
     """(one of STATES, the reason). The process itself is asked for where it is one of this machine, else the log's age."""
     if total is not None and step >= total and end.tables and end.tables[-1] >= total:
         return "finished", ""
@@ -164,11 +162,17 @@ def _state(
     if lives is False:
         resumed = resumption(run)
         return "stopped", "its process was lost" + (f"; the same train command {resumed}" if resumed else "")
-    quiet = max(QUIET_SECONDS, QUIET_STEPS * step_seconds, QUIET_CHECKPOINTS * _checkpoint_seconds(end))
-    if age <= quiet:
+    if age <= quiet_seconds(end):
         return "running", ""
     where = "its process is there" if lives else f"on {session.get('host', 'a machine that is not known')}"
     return "stale", f"no row for {duration(age)}, {where}"
+
+
+def quiet_seconds(end: LogEnd) -> float:
+    """How long a run that is trained may write no row."""
+    speed = _median(end.train, "tokens_per_second")
+    step_seconds = end.header.get("batch", 0) * end.header.get("sequence", 0) / speed if speed else 0.0
+    return max(QUIET_SECONDS, QUIET_STEPS * step_seconds, QUIET_CHECKPOINTS * _checkpoint_seconds(end))
 
 
 def _before_end(end: LogEnd) -> bool:

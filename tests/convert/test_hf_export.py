@@ -1,6 +1,7 @@
 """An exported checkpoint is loaded by transformers and computes the same logits."""
 
 import gc
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -162,6 +163,58 @@ def test_a_failed_or_killed_export_can_be_done_again(tmp_path, data_path, monkey
             assert list((out / hf_export.UNFINISHED).iterdir())
         assert export(run, 7, out, print).files == wanted
         assert not (out / hf_export.UNFINISHED).exists()
+
+
+def test_part_of_an_export_is_taken_for_none(tmp_path, data_path, monkeypatch):
+    """Killed between any two of the moves: transformers has no model there, and the next export no empty directory."""
+    from transformers import AutoConfig
+
+    run, _ = saved_run(tmp_path, data_path, {})
+    number, rename = len(export(run, 7, tmp_path / "whole", lambda line: None).files), Path.rename
+    for most in (1, number - 1):
+        out, moves = tmp_path / f"killed-{most}", itertools.count()
+
+        def move(path: Path, to: Path, out=out, moves=moves, most=most) -> Path:
+            if to.parent == out and next(moves) == most:
+                raise KeyboardInterrupt
+            return rename(path, to)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", move)
+            patch.setattr(hf_export, "shutil", SimpleNamespace(copyfile=shutil.copyfile, rmtree=lambda *_, **__: None))
+            with pytest.raises(KeyboardInterrupt):
+                export(run, 7, out, print)
+        assert len(list(out.iterdir())) == most + 1
+        with pytest.raises((OSError, ValueError)):
+            AutoConfig.from_pretrained(out)
+        with pytest.raises(InputError, match="holds part of an export that was killed; delete it, or choose another"):
+            export(run, 7, out, print)
+        shutil.rmtree(out)
+        assert len(export(run, 7, out, lambda line: None).files) == number
+
+
+def test_nobody_is_told_to_delete_a_whole_export(tmp_path, data_path, monkeypatch):
+    """Killed after the last move; or another one that moves its files now, or has just ended."""
+    run, _ = saved_run(tmp_path, data_path, {})
+    out, says = tmp_path / "out", "out: is not an empty directory; choose another one$"
+    export(run, 7, out, lambda line: None)
+    (out / hf_export.UNFINISHED).mkdir()
+    with pytest.raises(InputError, match=says):
+        export(run, 7, out, print)
+    (out / "config.json").rename(tmp_path / "config.json")
+    with files.lock(out / hf_export.UNFINISHED, busy="", other="directory"), pytest.raises(InputError, match=says):
+        export(run, 7, out, print)
+    for path in sorted(out.iterdir()):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    read_weights = hf_export.read_weights
+
+    def meanwhile(chosen: Path) -> dict:
+        (out / "README.md").touch()
+        return read_weights(chosen)
+
+    monkeypatch.setattr(hf_export, "read_weights", meanwhile)
+    with pytest.raises(InputError, match=says):
+        export(run, 7, out, print)
 
 
 def test_export_import_export_is_the_same_bit_for_bit(tmp_path, data_path, config_file):

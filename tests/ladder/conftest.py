@@ -1,5 +1,6 @@
 """A small ladder's file, over the small configuration."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,3 +26,10 @@ def ladder_file(config_file, tmp_path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def behave(monkeypatch):
+    """behave(run={"codes": [...], "seconds": s}): of the stand-in."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return lambda **runs: monkeypatch.setenv("STAND_IN", json.dumps(runs))

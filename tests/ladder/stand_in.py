@@ -13,7 +13,10 @@ import time
 from pathlib import Path
 
 if sys.argv[1] == "prepare":
-    sys.exit(int(os.environ.get("STAND_IN_PREPARE", "0")))
+    time.sleep(float(os.environ.get("STAND_IN_PREPARE_SECONDS", "0")))
+    if (prepared := int(os.environ.get("STAND_IN_PREPARE", "0"))) < 0:
+        os.kill(os.getpid(), -prepared)
+    sys.exit(prepared)
 given = dict(word.partition("=")[::2] for word in sys.argv[3:] if "=" in word)
 run = Path(json.loads(given["out"])) / json.loads(given["name"])
 run.mkdir(parents=True, exist_ok=True)

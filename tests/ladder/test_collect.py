@@ -106,6 +106,37 @@ def test_a_run_keeps_its_name_in_a_larger_ladder(ladder_file):
     assert named(tokens=[4096, 6144], seeds=[1, 2]) == both
 
 
+def test_names_of_two_starts_at_once_are_those_of_the_first(ladder_file):
+    """Each reads the file before it has the lock, one with more seeds: the run of both would be trained under two names."""
+    small, large = (read(ladder_file(seeds=seeds)) for seeds in ([1], [1, 2]))
+    write_index(small)
+    with pytest.raises(InputError, match="another start has named its runs meanwhile; run the same command again"):
+        write_index(large)
+    again = read(ladder_file(seeds=[1, 2]))
+    write_index(again)
+    assert [row.run for row in again.rows] == ["a", "a-s2"]
+
+
+@pytest.mark.parametrize(
+    ("earlier", "other", "name"),
+    [
+        ({"seeds": [1]}, {"seeds": [2]}, "a-s2"),
+        ({"tokens": [4096]}, {"tokens": [6144]}, "a-6.144k-decay"),  # of one stable run, which has every budget
+    ],
+)
+def test_a_name_that_was_given_meanwhile_is_refused(ladder_file, earlier, other, name):
+    """Two starts that would call a run of their own alike: the second would go on with the first one's."""
+    keys = {} if "seeds" in earlier else {"schedules": SCHEDULES}
+    first, second = (read(ladder_file(**keys, **given)) for given in (earlier, other))
+    assert first.rows[-1].run == second.rows[-1].run
+    write_index(first)
+    with pytest.raises(InputError, match="another start has named its runs meanwhile; run the same command again"):
+        write_index(second)
+    again = read(ladder_file(**keys, **other))
+    write_index(again)
+    assert again.rows[-1].run == name
+
+
 def test_a_name_that_is_taken_is_another_runs(ladder_file):
     """A raised budget is another decay, and the same run where none decays; another seed is another run."""
     assert begun(ladder_file(tokens=[4096])) == {("", 4096, 1): "a"}

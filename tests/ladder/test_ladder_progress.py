@@ -9,6 +9,7 @@ from emergence_train.ladder.file import LOGS, Ladder, read
 from watch import run_files
 
 JOB = {"job": "12_3"}
+HERE_CUT = {"host": socket.gethostname(), "pid": 1 << 30, "process_began": 1}
 OF_JOB = {"slurm": {"job": "15", "array": "12", "array_task": "3"}}
 ENDED = {"ended": "t"}
 GONE = "job 12_3 is gone"
@@ -37,7 +38,11 @@ STATES = [
     ({}, {}, [], False, "waiting", None),
     ({"code": 2}, {}, [], True, "failed", "exit code 2: "),
     ({"code": 75}, {}, [], True, "stopped", None),
-    ({"host": "h", "pid": 1}, {}, [{"host": "h", "pid": 1}], True, "running", None),  # of a host that cannot be asked
+    ({"host": "h", "pid": 1}, {}, [{"host": "h", "pid": 1}], True, "running", "h wrote to it 0 s ago and may train it"),
+    ({"host": "h", "pid": 1}, {}, [{"host": "h", "pid": 1} | ENDED | {"exit_code": 75}], True, "stopped", None),
+    ({"host": "h", "pid": 1}, {}, [], True, "running", "h wrote to it 0 s ago"),  # no step yet
+    ({"host": "h", "pid": 1}, {}, [], False, "stopped", None),  # never
+    (HERE_CUT, {}, [HERE_CUT], True, "stopped", "its process was lost"),  # a power cut: nobody was left to note that
 ]
 
 

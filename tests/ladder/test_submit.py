@@ -1,20 +1,20 @@
-"""A ladder as jobs of Slurm: what sbatch is given, by a stand-in for it; and a ladder under a private Slurm."""
+"""A ladder as jobs of Slurm: what sbatch is given, by a stand-in for it."""
 
-import contextlib
-import json
+import fcntl
 import os
-import shlex
 import signal
-import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from cluster.slurm_here import missing, slurm
 from emergence_train import cli
-from emergence_train.errors import InputError, RunError
+from emergence_train.errors import InputError, RunError, Stopped
 from emergence_train.ladder import local, progress, submit
+from emergence_train.ladder import queue as queues
 from emergence_train.ladder.file import read
+from emergence_train.ladder.queue import queued
 from ladder.test_file import DECAY, STABLE
 from support import ROOT, until
 
@@ -35,7 +35,7 @@ def slurm_commands(tmp_path, monkeypatch):
         (place / name).write_text(f"#!/bin/sh\n{body}\n")
         (place / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{place}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(submit, "prepare", lambda ladder, program: None)
+    monkeypatch.setattr(submit, "prepare", lambda *_: None)
 
     def submitted() -> list[list[str]]:
         calls = place / "calls"
@@ -69,7 +69,7 @@ def test_what_is_queued_or_done_is_not_submitted_again(ladder_file, slurm_comman
         (run / file).parent.mkdir(parents=True, exist_ok=True)
         (run / file).touch()
     queue("101 RUNNING\n103 PENDING\n")
-    notes, jobs = progress.read_notes(ladder), submit.queued()
+    notes, jobs = progress.read_notes(ladder), queued()
     states = [progress.progress(ladder, row, notes[row.run], jobs).state for row in ladder.rows]
     assert states == ["running", "done", "queued"]
     queue("103 PENDING\n")  # the first has ended without being done
@@ -97,7 +97,7 @@ def test_decays_of_a_failed_stable_run_wait_anew(ladder_file, slurm_commands, qu
     submit.submit(ladder, lambda line: None)
     queue(queue_now)
     notes = progress.read_notes(ladder)
-    shown = [progress.progress(ladder, row, notes[row.run], submit.queued()).note or "" for row in ladder.rows]
+    shown = [progress.progress(ladder, row, notes[row.run], queued()).note or "" for row in ladder.rows]
     assert ["gone; run ladder --slurm again" in note for note in shown[1:]] == [
         "Never" in line for line in queue_now.splitlines()[-2:]
     ]
@@ -107,7 +107,7 @@ def test_decays_of_a_failed_stable_run_wait_anew(ladder_file, slurm_commands, qu
     waits = [call[call.index("--dependency") + 1] for call in submitted() if "--dependency" in call]
     assert waits[1:] == ([f"afterok:{again[0]}"] if again[1] != "102_1" else [])
     kept = [line.split()[0] for line in queue_now.splitlines() if line.split()[0] in again]
-    assert list(submit.queued()) == kept
+    assert list(queued()) == kept
 
 
 @pytest.mark.parametrize("sign", ["50%a", "back\\slash"])
@@ -150,7 +150,7 @@ def test_of_an_array_what_has_ended_is_submitted_again(ladder_file, slurm_comman
     logs = ladder.out / "ladder-logs"
     before = (logs / "array-1" / "4.args").read_bytes()
     queue("101_2 RUNNING\n")
-    notes, jobs = progress.read_notes(ladder), submit.queued()
+    notes, jobs = progress.read_notes(ladder), queued()
     assert progress.progress(ladder, ladder.rows[1], notes["a-s2"], jobs).state == "running"
     submit.submit(ladder, lambda line: None)
     notes = progress.read_notes(ladder)
@@ -171,7 +171,7 @@ def test_a_job_that_never_began_has_not_failed(ladder_file, slurm_commands):
     log.write_text("of a start on this machine")
     submit.submit(ladder, lambda line: None)
     queue("")  # it was cancelled
-    shown = progress.progress(ladder, ladder.rows[0], progress.read_notes(ladder)["a"], submit.queued())
+    shown = progress.progress(ladder, ladder.rows[0], progress.read_notes(ladder)["a"], queued())
     assert (shown.state, shown.note) == ("waiting", "job 101 is gone; run ladder --slurm again")
     assert log.with_suffix(".earlier.log").read_text() == "of a start on this machine"
 
@@ -275,6 +275,19 @@ def test_nothing_is_submitted_where_slurm_does_not_answer(ladder_file, slurm_com
     assert "no controller" in shown.out + shown.err and "1 stopped" in shown.out + shown.err
 
 
+def test_jobs_of_a_hidden_partition_are_seen(ladder_file, slurm_commands, tmp_path, monkeypatch):
+    """squeue shows them with --all, and jobs of a federation by a variable; variables that hide some do not reach it."""
+    submitted, _ = slurm_commands
+    lists = '[ -z "$SQUEUE_STATES$SCANCEL_STATE" ] && [ "$SQUEUE_FEDERATION" ] || exit 0'
+    lists += '\ncase " $* " in *" --all "*) echo "101 PENDING None";; esac'
+    (tmp_path / "bin" / "squeue").write_text(f"#!/bin/sh\n{lists}\n")
+    for name in ("SQUEUE_FEDERATION", "SQUEUE_STATES", "SCANCEL_STATE"):
+        monkeypatch.setenv(name, "1")
+    for _ in range(2):
+        submit.submit(read(ladder_file(slurm=SCRIPT)), lambda line: None)
+    assert len(submitted()) == 1 and queued() == {"101": "PENDING"}
+
+
 def test_a_queued_run_is_not_started_here(ladder_file, slurm_commands, tmp_path):
     """Forgotten --slurm: there would be two of one run, and the note of its job would be lost."""
     submitted, queue = slurm_commands
@@ -284,6 +297,100 @@ def test_a_queued_run_is_not_started_here(ladder_file, slurm_commands, tmp_path)
     with pytest.raises(InputError, match=r"a: is job 101 of Slurm; give --slurm, or cancel it before \(scancel 101\)"):
         local.Runner(read(path), local.Machine([], 1), print, ["false"]).run()
     assert progress.read_notes(read(path)) == {"a": {"job": "101"}} and not (tmp_path / "rungs" / "a").exists()
+
+
+def test_a_job_that_is_ending_is_waited_for(ladder_file, slurm_commands, tmp_path, monkeypatch):
+    """It is gone soon, or waits anew where it is requeued: there is nothing to cancel."""
+    _, queue = slurm_commands
+    monkeypatch.setattr(queues, "ENDING_SECONDS", 1.5)
+    path, lines = ladder_file(slurm=SCRIPT), []
+    submit.submit(read(path), lambda line: None)
+    runner = local.Runner(read(path), local.Machine([], 1), lines.append, ["false"])
+    for later, says in (
+        ("101 COMPLETING None\n", r"a: job 101 of Slurm is ending; run the same command again when it has ended"),
+        ("101 PENDING None\n", r"cancel it before \(scancel 101\)"),
+        ("", "prepare ended with exit code 1"),  # as it may start now
+    ):
+        queue("101 COMPLETING None\n")
+        threading.Timer(0.5, queue, (later,)).start()
+        with pytest.raises((InputError, RunError), match=says):
+            runner.run()
+        assert lines.pop() == "job 101 of Slurm is ending; waiting"
+
+
+def test_a_run_that_is_trained_by_hand_is_not_submitted(ladder_file, slurm_commands):
+    """Its job would find it in use, or begin the run a second time where that node sees no lock; nor would its decay begin."""
+    submitted, queue = slurm_commands
+    path, lines = ladder_file(schedules=STABLE | DECAY, slurm=SCRIPT, tokens=[4096], sizes={"a": {}, "b": {}}), []
+    directory = read(path).directory("a-stable")
+    directory.mkdir(parents=True)
+    with open(directory / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        submit.submit(read(path), lines.append)
+    assert [call[call.index("--job-name") + 1] for call in submitted()] == ["b-stable", "b-decay"]
+    assert lines[:2] == [
+        "a-stable: another process trains it; not submitted, run the same command again when that has ended",
+        "a-decay: waits for a-stable; not submitted, run the same command again when that has ended",
+    ]
+    submit.submit(read(path), lines.append)
+    assert [call[call.index("--job-name") + 1] for call in submitted()[2:]] == [
+        "a-stable",
+        "b-stable",
+        "a-decay",
+        "b-decay",
+    ]
+
+
+def test_a_ladder_that_runs_here_is_not_submitted(ladder_file, slurm_commands, tmp_path):
+    submitted, _ = slurm_commands
+    path = ladder_file(slurm=SCRIPT)
+    (tmp_path / "rungs").mkdir()
+    with open(tmp_path / "rungs" / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="rungs: another process runs this ladder; wait for it, or see --status$"):
+            submit.submit(read(path), lambda line: None)
+    assert not submitted()
+
+
+def test_a_signal_leaves_no_job_without_its_number(ladder_file, slurm_commands, tmp_path):
+    """It comes while sbatch works: what that has submitted is noted, the rest by the same command."""
+    submitted, queue = slurm_commands
+    program = tmp_path / "bin" / "sbatch"
+    program.write_text(program.read_text().replace("#!/bin/sh\n", f"#!/bin/sh\nkill -TERM {os.getpid()}\nsleep 0.3\n"))
+    path = ladder_file(slurm=EACH, seeds=[1, 2])
+    with pytest.raises(Stopped, match="stopped; run the same command to submit the other runs"):
+        submit.submit(read(path), lambda line: None)
+    assert progress.read_notes(read(path)) == {"a-s1": {"job": "101"}}
+    queue("101 PENDING None\n")
+    submit.submit(read(path), lambda line: None)
+    assert [call[call.index("--job-name") + 1] for call in submitted()] == ["a-s1", "a-s2"]
+
+
+@pytest.mark.parametrize("name, signals", [("squeue", 1), ("scancel", 1), ("sbatch", 2)])
+def test_a_command_of_slurm_that_hangs_is_ended(ladder_file, slurm_commands, tmp_path, name, signals):
+    """Where it may be submitting a job, by a second signal alone: the first waits for the number."""
+    _, queue = slurm_commands
+    ladder, pid = read(ladder_file(slurm=SCRIPT, schedules=STABLE | DECAY, tokens=[4096])), tmp_path / "pid"
+    if name != "sbatch":  # Slurm has had a job, which waits for one that is gone
+        submit.submit(ladder, lambda line: None)
+        queue("102 PENDING DependencyNeverSatisfied\n")
+    (tmp_path / "bin" / name).write_text(f"#!/bin/sh\necho $$ > {pid}\nexec sleep 60\n")
+
+    def signalled() -> None:
+        for _ in range(signals):
+            until(lambda: pid.exists() and pid.read_text())
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=signalled, daemon=True).start()
+    began = time.monotonic()
+    with pytest.raises(
+        Stopped, match="see squeue --me before you run" if signals > 1 else "stopped; run the same command"
+    ):
+        submit.submit(ladder, lambda line: None)
+    assert time.monotonic() < began + 15
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
 
 
 def test_a_decay_of_a_state_that_is_gone_is_refused(ladder_file, slurm_commands, tmp_path):
@@ -306,180 +413,3 @@ def test_slurm_is_not_asked_for_runs_that_it_has_never_seen(ladder_file, slurm_c
     assert cli.main(["ladder", str(ladder_file()), "--status"]) == 0
     shown = capsys.readouterr()
     assert "no controller" not in shown.out + shown.err and "1 waiting" in shown.out
-
-
-@contextlib.contextmanager
-def ladder_cluster(tmp_path, tmp_path_factory):
-    """A Slurm whose jobs run this checkout's `emergence-train`."""
-    program = tmp_path / "bin" / "emergence-train"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m emergence_train "$@"\n')
-    program.chmod(0o755)
-    with slurm(tmp_path_factory.mktemp("slurm")) as cluster:  # sockets allow for short paths
-        environment = cluster.environment | {
-            "PATH": f"{program.parent}{os.pathsep}{cluster.environment['PATH']}",
-            "WANDB_MODE": "disabled",
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}",
-            "EMERGENCE_REQUEUE_AFTER": "0",
-        }
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-            environment.pop(name, None)
-        cluster.environment.clear()
-        cluster.environment.update(environment)
-        yield cluster
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(missing() is not None, reason=f"no Slurm here: {missing()}")
-def test_a_ladder_under_slurm_survives_preemption(ladder_file, tmp_path, tmp_path_factory):
-    """A stable run, signalled as before a time limit and requeued, and a decay that waits for it."""
-    options = ["--gpus-per-node", "0", "--ntasks-per-node", "1", "--cpus-per-task", "1", "--time", "10"]
-    keys = {"tokens": [100 * 256], "set": {"training.threads": 1}, "slurm": SCRIPT | {"options": options}}
-    path = ladder_file(schedules=STABLE | DECAY, **keys)
-    with ladder_cluster(tmp_path, tmp_path_factory) as cluster:
-        command = [*local.program(), "ladder", str(path), "--slurm"]
-        done = cluster(*command)
-        assert done.returncode == 0, done.stderr
-        stable = read(path).directory("a-stable")
-        until(
-            lambda: (stable / "metrics.jsonl").is_file() and '"step": 8' in (stable / "metrics.jsonl").read_text(),
-            120,
-            every=1,
-        )
-        job = progress.read_notes(read(path))["a-stable"]["job"]
-        assert cluster("scancel", "--signal=USR1", job).returncode == 0
-        until(lambda: all(row["state"] == "done" for row in rows(cluster, path)), 300, every=1)
-    log = (read(path).out / "ladder-logs" / "a-stable.log").read_text()
-    assert "requeued" in log and "resum" in log
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(missing() is not None, reason=f"no Slurm here: {missing()}")
-def test_decays_under_slurm_are_done_after_a_failed_parent(ladder_file, tmp_path, tmp_path_factory):
-    """The stable run fails at its first start; then the same command twice: the decays run after its next job."""
-    options = ["--gpus-per-node", "0", "--ntasks-per-node", "1", "--cpus-per-task", "1", "--time", "10"]
-    sets = {"checkpoints.every_tokens": 256, "training.threads": 1}
-    path = ladder_file(schedules=STABLE | DECAY, tokens=[1024, 2048], set=sets, slurm=SCRIPT | {"options": options})
-    with ladder_cluster(tmp_path, tmp_path_factory) as cluster:
-        program, fails = tmp_path / "bin" / "emergence-train", tmp_path / "fails"
-        program.write_text(program.read_text().replace("exec ", f"test -e {fails} && exit 1\nexec "))
-        fails.touch()
-        command = [*local.program(), "ladder", str(path), "--slurm"]
-        assert cluster(*command).returncode == 0
-        first = progress.read_notes(read(path))
-        stable, *decays = (first[row.run]["job"] for row in read(path).rows)
-        until(
-            lambda: cluster("squeue", "--noheader", "--format", "%r").stdout.split() == ["DependencyNeverSatisfied"],
-            120,
-            every=1,
-        )
-        assert ["gone" in (row["note"] or "") for row in rows(cluster, path)] == [False, True, True]
-        fails.unlink()
-        again = cluster(*command)
-        assert again.returncode == 0 and again.stdout.count("waited for a job that is gone: cancelled") == 2, (
-            again.stderr
-        )
-        assert not set(decays) & {progress.read_notes(read(path))[row.run]["job"] for row in read(path).rows}
-        until(lambda: all(row["state"] == "done" for row in rows(cluster, path)), 300, every=1)
-        until(
-            lambda: not cluster("squeue", "--noheader").stdout.strip(), 60, every=1
-        )  # the last job's process ends after its run
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(missing() is not None, reason=f"no Slurm here: {missing()}")
-def test_runs_of_an_array_are_preempted_each_alone(ladder_file, tmp_path, tmp_path_factory):
-    """Three seeds as an array: one signalled as before a time limit, one's process killed, one left alone."""
-    with ladder_cluster(tmp_path, tmp_path_factory) as cluster:
-        options = ["--gpus-per-node", "0", "--ntasks-per-node", "1", "--cpus-per-task", "1", "--time", "10"]
-        keys = {"tokens": [200 * 256], "set": {"training.threads": 1}, "seeds": [1, 2, 3]}
-        path = ladder_file(slurm=SCRIPT | {"options": options}, **keys)
-        done = cluster(*local.program(), "ladder", str(path), "--slurm")
-        assert done.returncode == 0, done.stderr
-        ladder = read(path)
-        notes = progress.read_notes(ladder)
-        assert len({note["job"].partition("_")[0] for note in notes.values()}) == 1
-        for row in ladder.rows[:2]:
-            metrics = ladder.directory(row.run) / "metrics.jsonl"
-            until(lambda metrics=metrics: metrics.is_file() and '"step": 8' in metrics.read_text(), 120, every=1)
-        assert "running" in {row["state"] for row in rows(cluster, path)}
-        assert cluster("scancel", "--signal=USR1", notes["a-s1"]["job"]).returncode == 0
-        os.kill(trainer(ladder.directory("a-s2")), signal.SIGKILL)
-        until(lambda: all(row["state"] == "done" for row in rows(cluster, path)), 400, every=1)
-        again = cluster(*local.program(), "ladder", str(path), "--slurm")
-        assert again.returncode == 0 and progress.read_notes(ladder) == notes, "nothing was left to submit"
-    logs = [(ladder.out / "ladder-logs" / f"a-s{seed}.log").read_text() for seed in (1, 2, 3)]
-    assert ["requeued" in log for log in logs] == [True, True, False], logs
-    assert "everything saved; requeued" in logs[0] and "exit code 137); requeued" in logs[1]
-    assert "resuming from step" in logs[0] and "done in" in logs[2]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(missing() is not None, reason=f"no Slurm here: {missing()}")
-def test_jobs_that_ended_are_seen_to_have_failed(ladder_file, tmp_path, tmp_path_factory):
-    """One that is held, cancelled, wrong at its start, and one whose process is killed and not requeued."""
-    options = ["--gpus-per-node", "0", "--ntasks-per-node", "1", "--cpus-per-task", "1", "--time", "10"]
-    keys = {"tokens": [2000 * 256], "set": {"training.threads": 1}}
-    held = ladder_file(slurm=SCRIPT | {"options": [*options, "--hold"]}, **keys).rename(tmp_path / "held.yaml")
-    path = ladder_file(slurm=SCRIPT | {"options": options}, **keys)
-    with ladder_cluster(tmp_path, tmp_path_factory) as cluster:
-        cluster.environment["EMERGENCE_REQUEUE_AFTER"] = "9999"
-
-        def submitted(file: Path) -> str:
-            done = cluster(*local.program(), "ladder", str(file), "--slurm")
-            assert done.returncode == 0, done.stderr
-            return progress.read_notes(read(file))["a"]["job"]
-
-        def shown() -> tuple[str, str]:
-            (row,) = rows(cluster, path)
-            return row["state"], row["note"] or ""
-
-        job = submitted(held)
-        assert shown() == ("queued", f"job {job} is held; scontrol release {job}")
-        here = cluster(*local.program(), "ladder", str(path))
-        assert here.returncode == 2 and f"a: is job {job} of Slurm" in here.stderr, here.stderr
-        assert progress.read_notes(read(path)) == {"a": {"job": job}}
-        assert cluster("scancel", job).returncode == 0
-        until(lambda: shown()[0] == "waiting", 60, every=1)
-        assert f"job {job} is gone" in shown()[1]
-
-        program = tmp_path / "bin" / "emergence-train"
-        whole = program.read_text()
-        program.write_text("#!/bin/sh\nexit 2\n")
-        job = submitted(path)
-        until(lambda: shown()[0] == "failed", 60, every=1)
-        assert shown()[1] == f"job {job} has ended: {read(path).out}/ladder-logs/a.log"
-
-        program.write_text(whole)
-        job = submitted(path)
-        log = read(path).directory("a") / "metrics.jsonl"
-        until(lambda: log.is_file() and '"step": 8' in log.read_text(), 120, every=1)
-        assert shown() == ("running", f"job {job}")
-        assert cluster("scontrol", "suspend", job).returncode == 0
-        until(lambda: shown() == ("running", f"job {job}: suspended"), 60, every=1)
-        assert cluster("scontrol", "resume", job).returncode == 0
-        os.kill(trainer(read(path).directory("a")), signal.SIGKILL)
-        until(lambda: shown()[0] == "failed", 120, every=1)
-        assert (
-            "its process was lost" in shown()[1]
-            and "not requeued" in (read(path).out / "ladder-logs/a.log").read_text()
-        )
-
-
-def trainer(run: Path) -> int:
-    """The process that trains a run."""
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            words = (path / "cmdline").read_bytes().split(b"\0")
-            variables = (path / "environ").read_bytes().split(b"\0")
-            if b"train" in words and f"SLURM_TASK_PID={path.name}".encode() in variables:
-                index = next((word for word in variables if word.startswith(b"SLURM_ARRAY_TASK_ID=")), b"").partition(
-                    b"="
-                )[2]
-                if run.name == (f"a-s{int(index)}" if index else "a"):
-                    return int(path.name)
-    raise AssertionError(f"{run} is not trained")
-
-
-def rows(cluster, path: Path) -> list[dict]:
-    return json.loads(cluster(*local.program(), "ladder", str(path), "--status", "--json").stdout)["runs"]
