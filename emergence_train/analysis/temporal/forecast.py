@@ -143,8 +143,8 @@ def forecast(
 def _risen(
     turn: Turn, x: np.ndarray, law_mean: np.ndarray, law_sd: np.ndarray, shift_low: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean and standard deviation of the rise continued at steps `x`, and an extension of the low bound down to the law's, to which
-    the loss may come back; (m,) each."""
+    """Mean and standard deviation of the rise continued at steps `x`, and an extension of the low bound down to the laws', to
+    which the loss may come back; (m,) each."""
     mean, sd = turn.ahead(x)
     return mean, sd, shift_low + np.maximum(mean - Z[95] * sd - (law_mean - Z[95] * law_sd), 0)
 

@@ -70,7 +70,9 @@ def find_turn(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) -> Tur
     since = levels[lowest:]
     if len(since) < RISING or steps[-1] - steps[lowest] < LASTS * steps[-1]:
         return None
-    sd = max(noise_of(levels), noise / float(np.sqrt(each)), _off_line(steps[: lowest + 1], levels[: lowest + 1]), 1e-4)
+    sd = max(noise_of(levels), noise / float(np.sqrt(each)), 1e-4)
+    if each > 1:  # few rows bend more than they share
+        sd = max(sd, _off_line(steps[: lowest + 1], levels[: lowest + 1]))
     middle = (len(since) - LAST) // 2
     base, half, now = (float(np.median(since[k:][:LAST])) for k in (0, middle, -LAST))
     rise = now - base
