@@ -133,8 +133,9 @@ class FittedPositions:
             if law is not None:
                 rows[f"{name}_law"], rows[f"{name}_law_sd"] = law.predict(steps)
         a2 = positions.a2
-        rows["a2_law"] = sum(w * a2.fits[name].predict(steps)[0] for name, w in a2.weights.items())
-        rows["a2_law_sd"] = a2.fits["schedule"].predict(steps)[1]
+        if a2.turn is None:  # no law rises
+            rows["a2_law"] = sum(w * a2.fits[name].predict(steps)[0] for name, w in a2.weights.items())
+            rows["a2_law_sd"] = a2.fits["schedule"].predict(steps)[1]
         return rows
 
     def _residual_rows(self, fits: pd.DataFrame) -> pd.DataFrame:

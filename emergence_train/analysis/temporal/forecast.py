@@ -26,7 +26,7 @@ from emergence_train.analysis.temporal.mean_law import (
     fit,
     observed_part,
 )
-from emergence_train.analysis.temporal.turned import find_turn
+from emergence_train.analysis.temporal.turned import Turn, find_turn
 from emergence_train.errors import InputError
 
 ORIGINS = (0.5, 0.7)  # shares of the observed part from which the backtest forecasts the rest of it
@@ -45,7 +45,7 @@ class Forecast:
     mean: np.ndarray
     sd: np.ndarray
     noise: float
-    weights: dict[str, float]  # of the laws, sum 1: the forecast is their average, unless `turn` is set
+    weights: dict[str, float]  # of the averaged laws, sum 1; none where the loss has turned
     backtest: dict[str, float]  # mean squared error of each law's backtest, nats^2; NaN where too short
     fits: dict[str, Fit]
     shift_low: np.ndarray  # (m,) extension of the lower bound, nats, where the future learning rate is unknown
@@ -110,13 +110,6 @@ def forecast(
     fits = {name: fit(LAWS[name], curve, used, prior) for name in laws}
     scores = _backtest(x, y, used.past, prior, laws)
     weights = _weights(scores, curve.noise)
-    if turn is not None:
-        mean, sd = turn.ahead(x_future)
-        none = np.zeros(len(x_future))
-        return Forecast(x_future, mean, sd, curve.noise, weights, scores, fits, none, [turn.note], turn=turn.note)
-    unreturned = curve.unreturned.note if curve.unreturned is not None else None
-    if unreturned is not None:
-        notes.append(unreturned)
     shift_low = _room_for_decay(used, x_future, x[-1] if plan is None else used.x[-1], prior)
     if shift_low.any():
         notes.append(
@@ -125,6 +118,14 @@ def forecast(
             + ": the forecast is for a rate that stays as it is; low bounds leave room for a decay to 0 "
             f"({shift_low.max():.2f} nats at the end, from other runs)"
         )
+    mean, sd = _combine([fits[name] for name in weights], list(weights.values()), x_future)
+    if turn is not None:
+        notes.append(turn.note)
+        mean, sd, shift_low = _risen(turn, x_future, mean, sd, shift_low)
+        return Forecast(x_future, mean, sd, curve.noise, {}, scores, fits, shift_low, notes, turn=turn.note)
+    unreturned = curve.unreturned.note if curve.unreturned is not None else None
+    if unreturned is not None:
+        notes.append(unreturned)
     if x[-1] < YOUNG:
         notes.append(
             f"not identified: where the loss levels off, after {x[-1]:.0f} steps; {_continuation(prior, used, x[-1])}, and "
@@ -132,12 +133,20 @@ def forecast(
         )
     if plan is not None:
         notes += _identification(fits["schedule"], used, x_future, prior)
-    mean, sd = _combine([fits[name] for name in weights], list(weights.values()), x_future)
     if (y >= 0).all():  # a cross-entropy's
         mean = above_zero(mean, sd, float(curve.y[-MINIMUM:].mean()))
     return Forecast(
         x_future, mean, sd, curve.noise, weights, scores, fits, shift_low, notes, unreturned, jump_note, returned_notes
     )
+
+
+def _risen(
+    turn: Turn, x: np.ndarray, law_mean: np.ndarray, law_sd: np.ndarray, shift_low: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean and standard deviation of the rise continued at steps `x`, and an extension of the low bound down to the laws', to
+    which the loss may come back; (m,) each."""
+    mean, sd = turn.ahead(x)
+    return mean, sd, shift_low + np.maximum(mean - Z[95] * sd - (law_mean - Z[95] * law_sd), 0)
 
 
 def _room_for_decay(plan: PlannedSchedule, x: np.ndarray, known: float, prior: priors.Prior) -> np.ndarray:
@@ -202,18 +211,12 @@ def _identification(fit: Fit, plan: PlannedSchedule, x_future: np.ndarray, prior
     """What the observed part cannot say, in words."""
     shown = np.unique(np.linspace(0, len(x_future) - 1, min(len(x_future), 2 * KNOTS)).astype(int))
     still = float(np.ptp(plan.decay(np.r_[0.0, x_future[shown]], fit.law.kernels[2])))
-    notes = []
-    if plan.x[-1] > priors.LONGEST and still > 0.1:
-        notes.append(
-            f"the run is longer than the {priors.LONGEST:,} steps of those that the effect of the learning rate's decay is known "
-            "from: along public cosines of 120,000 to 190,000 steps it was two to three times theirs, so the interval is wider"
-        )
     if fit.decay_seen >= 0.1 or still <= 0.1:
-        return notes
-    notes.append(
+        return []
+    notes = [
         "not identified from this run: the effect of the learning rate's decay (it has hardly begun in the "
         f"observed part); borrowed from {prior.runs} other runs with their spread, and the interval is wider for it"
-    )
+    ]
     if not prior.knows_rate(plan):
         low, high = prior.rates
         notes.append(

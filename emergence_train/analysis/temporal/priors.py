@@ -5,8 +5,7 @@ their spread):
 
 drop      B in nats, what a decay from the peak rate to 0 takes off the loss. Before the rate has decayed nothing in a run
           tells it. It grows slowly with the peak rate and falls slowly with the tokens of the run. A rate that no AdamW
-          run has (Muon's 0.02) says nothing: such a run gets B at the middle of the known rates and a wider spread. So does a
-          run of more steps than any of those: along cosines of 120,000 to 190,000 steps four public ones fell by two to three B.
+          run has (Muon's 0.02) says nothing: such a run gets B at the middle of the known rates and a wider spread.
 exponent  of the power law. It hardly differs between laboratories: loss at steps s, 2s and 4s of constant rate.
 ahead     how much a run falls from s to REACH * s at a constant rate, over what its own fitted law says from what is
           behind. Runs of 25M to 2B parameters and batches of 50k to 4M tokens keep to their own curve within a tenth.
@@ -27,8 +26,6 @@ REACH = 4.0  # the fall ahead is counted to this multiple of the steps behind
 RATE, TOKENS = 1e-3, 5e9  # where the drop's intercept holds
 NEUTRAL = 6e-4  # middle of the known peak rates: what is taken of a rate outside them
 OUTSIDE = 0.4  # standard deviation of log B where the peak rate says nothing
-LONGEST = 72_000  # steps of the longest run that B is known from
-LONG_SD = 0.7  # times the log of the steps over LONGEST, in the spread of log B
 STEPS, AGE = 2000, 0.75  # where FallAhead.sd is stated, and how fast it falls with the steps
 # Log sds of exponent and fall ahead where a batch is below the prior's and the run is not like those of small_runs.json either
 SMALL_UNKNOWN = (0.4, 0.5)
@@ -137,8 +134,6 @@ class Prior:
             log_b += law.tokens * np.log(plan.tokens / TOKENS)
         else:
             sd = np.hypot(sd, UNKNOWN_TOKENS)
-        if plan.x[-1] > LONGEST:
-            sd = np.hypot(sd, LONG_SD * np.log(plan.x[-1] / LONGEST))
         mean = float(np.exp(log_b))
         return mean, mean * float(sd)
 

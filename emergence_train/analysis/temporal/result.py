@@ -209,8 +209,10 @@ class RunResult:
     fit_until_tokens: Tokens
     fit_until_step: Steps
     observed_points: int
-    selected: Annotated[str, "the law whose forecast this is"]
-    weights: Annotated[dict[str, Share], "of the averaged laws"]
+    selected: Annotated[
+        str, "the law whose forecast this is; ensemble: several averaged; rise: none, the loss has turned"
+    ]
+    weights: Annotated[dict[str, Share], "of the averaged laws; none where the loss has turned"]
     forecast: tuple[ForecastPoint, ...]
     final: Final
     models: Annotated[tuple[ModelScore, ...], "the selected one first"]

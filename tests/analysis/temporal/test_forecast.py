@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from emergence_train.analysis.planned_schedule import INTRINSIC, PlannedSchedule
+from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.position_matrix import observed_rows, position_matrices
 from emergence_train.analysis.temporal import mean_law, priors, simulate
 from emergence_train.analysis.temporal.analyze import forecast_final
@@ -301,24 +301,6 @@ def test_the_prior_file_gives_back_what_was_written(tmp_path):
     plan = PlannedSchedule(np.array([0.0, 1e4]), np.array([1e-3, 0]), 5e5)  # what 124M models measured: 0.2 to 0.23
     assert priors.SHIPPED.decay("mixed", "fast^0.75", plan)[0] == pytest.approx(0.18, abs=0.04)
     assert priors.SHIPPED.exponent[0] == pytest.approx(0.53, abs=0.06)  # measured at constant rates: 0.49 to 0.60
-
-
-def test_a_run_longer_than_any_other_has_a_wider_drop():
-    """A cosine of 200,000 steps, which falls by three times the prior's drop, is within the interval at 40% and noted."""
-    x = np.arange(1, 401) * 500.0
-    rate = 6e-4 * (0.1 + 0.45 * (1 + np.cos(np.pi * x / x[-1])))
-    plan = PlannedSchedule(x, rate, 5e5)
-    drop, sd = priors.SHIPPED.decay("mixed", "fast^0.75", plan)
-    assert sd / drop == pytest.approx(np.hypot(0.251, 0.7 * np.log(200 / 72)), rel=1e-3)
-    as_long = PlannedSchedule(x * 0.36, rate, 5e5 / 0.36)
-    assert priors.SHIPPED.decay("mixed", "fast^0.75", as_long) == (pytest.approx(drop), pytest.approx(0.251 * drop))
-    loss = 2.8 + 20 * plan.clock(x) ** -0.4 - 3 * drop * plan.decay(x, INTRINSIC[2])
-    loss += np.random.default_rng(0).normal(0, 0.003, 400)
-    seen = x <= 0.4 * x[-1]
-    ahead = forecast(x[seen], loss[seen], x[~seen], plan)
-    low, high = ahead.interval(95, noisy=False)
-    assert low[-1] < loss[-20:].mean() < high[-1]
-    assert any("longer than the 72,000 steps" in note for note in ahead.notes)
 
 
 def test_the_fall_ahead_bends_at_one_loss_and_widens():
