@@ -72,6 +72,18 @@ def evaluate(at: At, *more: str) -> list[str]:
     return ["evaluate", str(at.folder / "runs" / "run"), *more]
 
 
+def own(at: At, answer: int, *more: str, name: str = "own") -> list[str]:
+    """Score a file of items whose right answer is `answer`."""
+    return evaluate(at, "--tasks", f"{name}={items(at, answer)}", *more)
+
+
+def edited(at: At) -> list[str]:
+    """A file that was edited after another checkpoint was scored on it."""
+    at.run()
+    assert cli.main(own(at, 0, "--step", "2")) == 0
+    return own(at, 1)
+
+
 def branch(at: At, step: object, *over: str) -> list[str]:
     if not (at.folder / "runs" / "run").exists():
         at.run()
@@ -289,6 +301,8 @@ RUNS = [
         lambda at: at.train("name=new", "tasks=[{task: sums, items: 2, steps: 9}]"),
         lambda at: at.train("name=new", "tasks=[{task: sums, items: 2, steps: 2}]"),
     ),
+    Row("give it {}, or score every checkpoint of the run again", edited, lambda at: own(at, 1, "--replace")),
+    Row("give it {}, or score every checkpoint of the run again", edited, lambda at: own(at, 1, name="own-2")),
     Row(
         "no such file; name the result.json of `analyze emergence`",
         lambda at: at.train("name=new", "abilities=nowhere.json"),

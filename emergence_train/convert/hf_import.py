@@ -92,6 +92,7 @@ def import_hf(models: list[str], run: Path, options: ImportOptions, log: Callabl
             dataset = Dataset(config.data, config.seed, verify=True)
             identity.keep(run, dataset)
             evaluator = Evaluator(config.tasks, dataset)
+            evaluator.check_items(run / "evaluations")
             files.write_bytes(run / "config.yaml", config.to_yaml().encode())
             _import_steps(target, steps, first, evaluator, log)
         except BaseException:

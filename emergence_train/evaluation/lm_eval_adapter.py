@@ -16,12 +16,14 @@ from tokenizers import Tokenizer
 
 from emergence_train.data.tokenizer import ending
 from emergence_train.errors import InputError
-from emergence_train.evaluation import generation, scoring
+from emergence_train.evaluation import generation, scoring, task_digest
 from emergence_train.evaluation.lm_eval_results import generation_settings, rows
 from emergence_train.models.begin_token import beginning
 from emergence_train.models.language_model import LanguageModel
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import broadcast_from_rank0
+
+FEWSHOT_SEED = 1234  # simple_evaluate's
 
 try:
     import lm_eval
@@ -130,6 +132,51 @@ def reach(names: list[str], include_path: str | None = None, shots: int | None =
     for name in names:
         with _explained(name):
             tasks(include_path, shots).load([name])
+
+
+def digest(name: str, shots: int | None, limit: int | None, include_path: str | None) -> str:
+    """The digest of what is asked of a task, group or tag (see task_digest): each request with its prompt, few-shot examples and
+    right answer, and lm-eval's version of the task, its metrics and filters. Where code scores the answer (`process_results`) the
+    whole row. So it is one whatever revision and cache the rows are from."""
+    manager = tasks(include_path, shots)
+    with _explained(name):
+        loaded = manager.load([name])
+        asked = [line for task in loaded["tasks"].values() for line in _asked(task, shots, limit)]
+    group = loaded["groups"].get(name)
+    aggregates = [[each.metric, each.weight_by_size] for each in (group.aggregate_metric_list if group else None) or []]
+    settings = {key: _settings(task) for key, task in loaded["tasks"].items()}
+    return task_digest.digest(["lm-eval", settings, aggregates], asked)
+
+
+def _asked(task: Any, shots: int | None, limit: int | None) -> Iterator[list]:
+    """What each of a task's requests asks, built as simple_evaluate builds it."""
+    own = task.get_config("num_fewshot")
+    if own is None or (shots is not None and own != 0):
+        task.set_config(key="num_fewshot", value=shots or 0)
+    task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    task.build_all_requests(limit=limit)
+    whole = task.get_config("process_results") is not None
+    for request in task.instances:
+        right = request.doc if whole else task.doc_to_target(request.doc)
+        yield [task.config.task, request.request_type, request.idx, _plain([request.arguments, right])]
+
+
+def _settings(task: Any) -> Any:
+    """What of a task's configuration changes a score beside its requests."""
+    config = task.config
+    metrics = [config.output_type, config.metric_list, config.filter_list, config.repeats, config.process_results]
+    return _plain([task.VERSION, (config.metadata or {}).get("version"), *metrics])
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON has it; of a function its name."""
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if callable(value):
+        return getattr(value, "__name__", type(value).__name__)
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
 @contextlib.contextmanager

@@ -35,10 +35,12 @@ def evaluate(
     log: Callable[[str], None] = print,
     *,
     include_path: str | None = None,
+    replace: bool = False,
 ) -> dict:
     """Score the run's newest checkpoint (or that of `step`) and add the rows to its evaluations.
 
-    `tasks` as `chosen` has them; None: the run's own. `splits` of the returned losses; None: all.
+    `tasks` as `chosen` has them; None: the run's own. `splits` of the returned losses; None: all. `replace`: scores of
+    these tasks on other items, at other checkpoints, are removed once there are new ones; else they are refused.
 
     Returns {"run", "step", "tokens", "loss", "bits_per_byte", "log_pplu", "tasks": [rows]}.
     """
@@ -50,8 +52,11 @@ def evaluate(
         dataset = on_every_rank(lambda: Dataset(config.data, config.seed, verify=False))
         on_every_rank(lambda: _check_splits(run, dataset, splits))
         evaluator = on_every_rank(lambda: Evaluator(chosen(config.tasks, tasks, include_path), dataset))
+        path = run / "evaluations" / f"{checkpoints.step_name(step)}.parquet"
         if evaluator.suite:
-            broadcast_from_rank0(lambda: files.check_writable(run / "evaluations", evaluations.OTHER))
+            broadcast_from_rank0(lambda: files.check_writable(path.parent, evaluations.OTHER))
+            if not replace:
+                broadcast_from_rank0(lambda: evaluator.check_items(path.parent, but=path))
         measured = measure(config.model, config.training.precision, folder, evaluator, mesh, config.imported)
         losses, scores = measured.losses, measured.scores
         tokens = step * config.step_tokens
@@ -68,9 +73,10 @@ def evaluate(
         if scores.rows:
             params = config.model.non_embedding_parameters()
             frame = evaluator.table(scores, run=config.name, params=params, step=step, tokens=tokens, losses=losses)
-            path = run / "evaluations" / f"{checkpoints.step_name(step)}.parquet"
             try:
                 warning = broadcast_from_rank0(lambda: evaluations.add(path, frame, dataset.fingerprint))
+                if replace:
+                    broadcast_from_rank0(lambda: evaluations.remove(path.parent, evaluator.is_of_other_items, path))
             except OneLine:
                 log(format_result(result))  # they may have taken hours
                 raise

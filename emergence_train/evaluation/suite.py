@@ -3,6 +3,7 @@
 import difflib
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from emergence_train.data import planted
 from emergence_train.data import tokenizer as tokenizers
 from emergence_train.data.dataset import Dataset
 from emergence_train.errors import InputError
-from emergence_train.evaluation import generation, items, synthetic
+from emergence_train.evaluation import generation, items, synthetic, task_digest
 from emergence_train.evaluation.metrics import answer_metrics, choice_metrics, open_metrics, steps_metrics
 from emergence_train.evaluation.scoring import Request, encode, log_likelihoods, score
 from emergence_train.models.begin_token import beginning
@@ -40,7 +41,8 @@ class Suite:
             for config in self.of_lm_eval:
                 lm_eval_adapter.reach([config.task.removeprefix(LM_EVAL)], config.include_path, config.shots)
         built = [config for config in wanted if not config.task.startswith(LM_EVAL)]
-        tasks = [self._task(config) for config in built]
+        self.wanted = {config.table_name: config for config in wanted}
+        self.built = tasks = [self._task(config) for config in built]
         self.fewer = [note for config, task in zip(built, tasks) if (note := _fewer(config, len(task.items)))]
         names = [task.name for task in tasks] + [config.table_name for config in self.of_lm_eval]
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -53,6 +55,18 @@ class Suite:
         of_steps = [step for task in self.step_tasks for item in task.items for step in item]
         self.requests = self._requests([*(item for task in self.tasks for item in task.items), *of_steps])
         self.answers = self._requests([item for task in self.answer_tasks for item in task.items])
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """What each task asks and how it is scored, by its name in the tables (see task_digest)."""
+        known = {task.name: task_digest.of_task(task) for task in self.built}
+        if self.of_lm_eval:
+            from emergence_train.evaluation import lm_eval_adapter
+
+            for config in self.of_lm_eval:
+                name = config.task.removeprefix(LM_EVAL)
+                known[config.table_name] = lm_eval_adapter.digest(name, config.shots, config.items, config.include_path)
+        return known
 
     def _requests(self, questions: Sequence[items.Item]) -> list[Request]:
         return [self._request(pair) for item in questions for pair in item.pairs]

@@ -149,6 +149,7 @@ def _train(
     broadcast_from_rank0(lambda: identity.keep(run, dataset))
     broadcast_from_rank0(lambda: keep_data_path(run, config.data))
     evaluator = _evaluator(config.tasks, config.samples, dataset)
+    broadcast_from_rank0(lambda: evaluator.check_items(run / "evaluations"))
     if abilities := config.abilities:
         from emergence_train.analysis.emergence.ability_watch import read_thresholds
 

@@ -19,9 +19,10 @@ from emergence_train.analysis.emergence.untrained import trained
 from emergence_train.analysis.scores import ScoreOptions, with_scores
 from emergence_train.analysis.scores.complete import fill_chance
 from emergence_train.analysis.scores.percents import ROUNDING
-from emergence_train.errors import InputError
+from emergence_train.errors import InputError, listed
 from emergence_train.recorder import tables
 from emergence_train.recorder.naming import names_of
+from emergence_train.recorder.schemas import TASK_DIGEST
 
 SMALLEST = 0.02  # smallest relevant change of a share
 BETRAYED = 4.0  # standard errors below 1/2 at which a score is that of a constant answer
@@ -85,11 +86,31 @@ def load(
     notes += decided.notes
     members = decided.results(frame)
     frame["family"] = decided.names
+    part_by_items(frame, notes)
     tasks = []
     for (family, task, metric), rows in frame.groupby(["family", "task", "metric"], sort=True):
         tasks.append(task_metric(str(family), str(task), str(metric), rows))
     _brier_chance(tasks)
     return tasks, members, notes
+
+
+def part_by_items(frame: pd.DataFrame, notes: list[str]) -> None:
+    """Name a task that was scored on several sets of items in one family by their digests too, with a note: its scores are no one
+    curve. An empty digest separates nothing where there is one other."""
+    if TASK_DIGEST not in frame:
+        return
+    digests = frame[TASK_DIGEST].fillna("").astype(str)
+    groups = [frame["family"], frame["task"]]
+    several = digests.where(digests != "").groupby(groups).transform("nunique") > 1
+    for (_, task), rows in frame[several].groupby([group[several] for group in groups], sort=True):
+        runs = {digest or "unknown": sorted(set(of["run"])) for digest, of in rows.groupby(digests[rows.index])}
+        shown = "; ".join(f"{digest[:8]} {listed(of, 3)}" for digest, of in runs.items())
+        notes.append(
+            f"task {task!r} was scored on different items under one name, each of which is analysed apart ({shown}); score it on "
+            f"the same in all runs, or give it several names"
+        )
+    named = frame["task"] + ":" + digests.str[:8].replace("", "unknown")
+    frame["task"] = frame["task"].where(~several, named)
 
 
 # ------------------------------------------------------------------------------------------------------------- tasks
