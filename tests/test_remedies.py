@@ -28,6 +28,7 @@ ROWS = [*CONFIG, *PLANS, *LADDERS, *SWEEPS, *DATA, *TRAIN, *ANALYSES, *LOGS, *LA
 OTHER_TESTS = "tried where its situation is made: "
 EXEMPT = (
     {  # of a message: why it has no row
+        "and {} has {}; set data.path to the data it was trained on": OTHER_TESTS + "data/test_identity.py",
         "as an encoder's do, so it has no losses": OTHER_TESTS + "convert/test_hf_import.py",
         "another export writes it; wait": "two processes at once",
         "and may compute another one; import it again": OTHER_TESTS + "convert/test_hf_import.py",
