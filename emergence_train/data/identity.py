@@ -54,18 +54,23 @@ def check_tokenizer(run: Path, dataset: Dataset) -> dict | None:
     return known
 
 
-def check(run: Path, dataset: Dataset) -> None:
-    """Raise InputError where `run` was trained on other data or with another tokenizer than `dataset`'s."""
+def check_text(run: Path, dataset: Dataset) -> dict | None:
+    """Return `read(run)`; raise InputError where `run` was trained on other data or with another tokenizer than `dataset`'s."""
     known = check_tokenizer(run, dataset)
     if known is None:
-        return
+        return None
     actual = digest(dataset.index)
     if known["data"] != actual:
         raise InputError(
             f"{run}: was trained on the data {known['data']}, and {dataset.root} holds {actual}; set data.path to the data it "
             f"was trained on, or train under another name"
         )
-    before, now = known.get("splits"), splits(dataset.index)
+    return known
+
+
+def check(run: Path, dataset: Dataset) -> None:
+    """`check_text`, and raise InputError where the run has other validation splits."""
+    before, now = (check_text(run, dataset) or {}).get("splits"), splits(dataset.index)
     if isinstance(before, dict) and before != now:
         split = min(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         raise InputError(

@@ -1,16 +1,14 @@
 """The `evaluations` table of a checkpoint's scores."""
 
-from collections.abc import Mapping
-
 import pandas as pd
 
-from emergence_train.evaluation.task_digest import column
+from emergence_train.evaluation.task_digest import Digests
 from emergence_train.recorder.schemas import TASK_DIGEST
 
 
 def table(
     rows: list[dict],
-    digests: Mapping[str, str],
+    digests: Digests,
     *,
     run: str,
     params: int,
@@ -21,6 +19,6 @@ def table(
 ) -> pd.DataFrame:
     """The `evaluations` table of one checkpoint; `digests` are those of the tasks (see task_digest). `loss` is the iid validation
     loss, nats per token; `extra` may hold unigram_loss and bits_per_byte."""
-    known = column((row["task"] for row in rows), digests)
+    known = [digests.of(row["task"]) for row in rows]
     place = {"run": run, "params": params, "step": step, "tokens": tokens, "loss": loss}
     return pd.DataFrame(rows).assign(**place, **extra, **{TASK_DIGEST: known})

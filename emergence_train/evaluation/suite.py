@@ -57,7 +57,7 @@ class Suite:
         self.answers = self._requests([item for task in self.answer_tasks for item in task.items])
 
     @cached_property
-    def digests(self) -> dict[str, str]:
+    def digests(self) -> task_digest.Digests:
         """What each task asks and how it is scored, by its name in the tables (see task_digest)."""
         known = {task.name: task_digest.of_task(task) for task in self.built}
         if self.of_lm_eval:
@@ -66,7 +66,7 @@ class Suite:
             for config in self.of_lm_eval:
                 name = config.task.removeprefix(LM_EVAL)
                 known[config.table_name] = lm_eval_adapter.digest(name, config.shots, config.items, config.include_path)
-        return known
+        return task_digest.Digests(known, frozenset(config.table_name for config in self.of_lm_eval))
 
     def _requests(self, questions: Sequence[items.Item]) -> list[Request]:
         return [self._request(pair) for item in questions for pair in item.pairs]

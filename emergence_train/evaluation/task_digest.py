@@ -6,6 +6,7 @@ It is kept with the scores (column `task_digest` of evaluations), and scores of 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from emergence_train.evaluation.items import AnswerTask, Item, OpenItem, OpenTask, StepsTask, Task
 
@@ -33,12 +34,24 @@ def _open(item: OpenItem) -> list:
     return [item.context, sorted(item.answers), item.number]
 
 
-def owner(row: str, names: Iterable[str]) -> str | None:
-    """The task that a row of the tables is of: a tag of lm-eval's has rows NAME/TASK."""
-    return next((name for name in names if row == name or row.startswith(f"{name}/")), None)
+@dataclass(frozen=True)
+class Digests:
+    """The digest of each task by its name in the tables, "" where it is not known; those of `tags`, which are lm-eval's, may have
+    rows NAME/TASK."""
 
+    known: Mapping[str, str] = field(default_factory=dict)
+    tags: frozenset[str] = frozenset()
 
-def column(rows: Iterable[str], digests: Mapping[str, str]) -> list[str]:
-    """The digest of each row's task."""
-    owners = (owner(row, sorted(digests, key=len, reverse=True)) for row in rows)
-    return ["" if name is None else digests[name] for name in owners]
+    def owner(self, row: str) -> str | None:
+        """The task that a row of the tables is of."""
+        if row in self.known:
+            return row
+        return max((tag for tag in self.tags if row.startswith(f"{tag}/")), key=len, default=None)
+
+    def of(self, row: str) -> str:
+        """The digest of the task that a row is of; "" where it is of none."""
+        return self.known.get(self.owner(row) or "", "")
+
+    def differs(self, row: str, digest: str) -> bool:
+        """Whether a row of this digest is of one of these tasks, and of other items; not where either is not known."""
+        return "" not in (digest, now := self.of(row)) and digest != now

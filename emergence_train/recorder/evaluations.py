@@ -36,7 +36,7 @@ def remove(folder: Path, unwanted: Callable[[str, str], bool], but: Path) -> str
     with files.lock(folder, busy=BUSY, other=OTHER, wait=WAIT) as note:
         for path in sorted({path for path, *row in digests(folder) if path != but and unwanted(*row)}):
             frame = tables.read(tables.EVALUATIONS, path).drop(columns=tables.VOCABULARY, errors="ignore")
-            kept = frame[[not unwanted(*row) for row in zip(frame["task"], frame[TASK_DIGEST])]]
+            kept = frame[[not unwanted(*row) for row in zip(frame["task"], frame[TASK_DIGEST].fillna(""))]]
             if kept.empty:
                 path.unlink()
             else:
@@ -55,14 +55,13 @@ def merge(path: Path, frame: pd.DataFrame, vocabulary: str) -> None:
 
 
 def digests(folder: Path) -> Iterator[tuple[Path, str, str]]:
-    """(table, task, digest) of the scores in a run's tables whose items are known; tables that cannot be read have none."""
+    """(table, task, digest) of the scores in a run's tables, "" where it is not known; tables that cannot be read have none."""
     for path in sorted(folder.glob("*.parquet")):
         try:
             with pq.ParquetFile(regular(path)) as file:
-                if TASK_DIGEST not in file.schema_arrow.names:
-                    continue
-                rows = file.read(["task", TASK_DIGEST]).to_pylist()
+                columns = [name for name in ("task", TASK_DIGEST) if name in file.schema_arrow.names]
+                rows = file.read(columns).to_pylist()
         except (OSError, ValueError, pa.ArrowException):
             continue
-        known = {(row["task"], row[TASK_DIGEST]) for row in rows if row[TASK_DIGEST]}
+        known = {(row.get("task") or "", row.get(TASK_DIGEST) or "") for row in rows}
         yield from ((path, task, digest) for task, digest in sorted(known))

@@ -102,6 +102,7 @@ def test_another_share_of_a_split_is_refused(tmp_path):
         InputError, match=r"was validated on iid sequences \d of .*, and .* has iid sequences \d of .*; set data.path"
     ):
         identity.check(directory, after)
+    assert identity.check_text(directory, after)  # what reads the training text alone goes on
     known = json.loads((directory / "data.json").read_text())
     (directory / "data.json").write_text(json.dumps({key: known[key] for key in known if key != "splits"}))
     identity.check(directory, after)

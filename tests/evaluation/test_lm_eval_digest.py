@@ -4,6 +4,7 @@ import functools
 import json
 import random
 
+import numpy as np
 import pytest
 
 pytest.importorskip("lm_eval")
@@ -94,3 +95,86 @@ def test_shots_and_rows_of_lm_eval_that_changed_are_refused(config_file, tmp_pat
     assert tables.read(tables.EVALUATIONS, run)["task_digest"].nunique() == 1
     scored(4, place, replace=True)
     assert set(tables.read(tables.EVALUATIONS, run)["step"]) == {4}
+
+
+DRAWN = """
+import random
+
+def text(doc):
+    return random.choice(["Q: ", "What: ", "Sum: "]) + doc["q"]
+
+def rows(dataset):
+    def shuffled(doc):
+        order = random.sample(range(4), 4)
+        return {"choices": [doc["choices"][k] for k in order], "gold": order.index(doc["gold"])}
+    return dataset.map(shuffled)
+
+def own(doc):
+    return random.SystemRandom().choice(["Q: ", "What: ", "Sum: "]) + doc["q"]
+
+def right(doc):
+    raise KeyError("gold")
+
+def scored(doc, results):
+    return {"acc": 1.0}
+"""
+
+
+def drawing(folder, text="{{q}}", keys="", function=""):
+    """A task whose functions draw: of another place, so of another cache."""
+    folder.mkdir()
+    (folder / "drawn.py").write_text(DRAWN)
+    task_in(folder, doc_to_text=text)
+    lines = json.loads((folder / "task.yaml").read_text())
+    for key, name in [each.split("=") for each in keys.split()]:
+        lines.pop(key, None)
+        function += f"{key}: !function drawn.{name}\n"
+    text = "".join(f"{key}: {json.dumps(value)}\n" for key, value in lines.items())
+    (folder / "task.yaml").write_text(text + function)
+    return str(folder)
+
+
+@pytest.mark.parametrize("keys", ["doc_to_text=text", "process_docs=rows"])
+def test_a_task_that_draws_asks_the_same_each_time(tmp_path, keys):
+    """Whatever was drawn before, in a process or a cache; and what the training run draws is as without."""
+    places = [drawing(tmp_path / name, keys=keys) for name in ("a", "b")]
+    digests = []
+    for seed, place in ((1, places[0]), (2, places[1]), (3, places[0])):
+        random.seed(seed)
+        np.random.seed(seed)
+        digests.append(lm_eval_adapter.digest("sums", None, None, place))
+        drawn = random.random(), np.random.random()
+        random.seed(seed)
+        np.random.seed(seed)
+        assert drawn == (random.random(), np.random.random())
+    assert digests[0] and len(set(digests)) == 1
+
+
+def test_what_is_another_each_time_has_no_digest(tmp_path):
+    assert lm_eval_adapter.digest("sums", None, None, drawing(tmp_path / "a", keys="doc_to_text=own")) == ""
+
+
+def test_a_right_answer_that_cannot_be_had_is_the_row(tmp_path):
+    """A task that generates and scores by a metric of its own needs none."""
+    place = task_in(tmp_path / "a")
+    task = lm_eval_adapter.tasks(place).load(["sums"])["tasks"]["sums"]
+    task.doc_to_target = lambda doc: doc["nothing"]
+    assert lm_eval_adapter._right(task, ROWS[0]) == ROWS[0]
+
+
+def test_a_run_resumes_where_rows_of_lm_eval_changed(config_file, tmp_path):
+    """Its data are not the user's to restore: a warning, and a digest that parts the scores."""
+
+    def trained_for(tokens, rows, lines):
+        tasks = [{"task": "lm-eval/sums", "include_path": task_in(tmp_path / "tasks", rows)}]
+        changed = [f"training.tokens={tokens}", "checkpoints.every_tokens=512", f"tasks={json.dumps(tasks)}"]
+        steady = "training.schedule={kind: constant, lr: 1.0e-3}"
+        lm_eval_adapter.tasks.cache_clear()
+        return train(configs.load(config_file, [*changed, steady]), lines.append)
+
+    trained_for(512, ROWS, [])
+    run = trained_for(1024, ROWS[1:], lines := [])
+    (warning,) = [line for line in lines if "other items" in line]
+    assert "has scores of 'sums' on other items than the task asks now" in warning and "part its scores" in warning
+    frame = tables.read(tables.EVALUATIONS, run)
+    assert dict(zip(frame["step"], frame["items"])) == {2: 9, 4: 8} and frame["task_digest"].nunique() == 2

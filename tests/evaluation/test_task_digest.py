@@ -131,16 +131,94 @@ def test_training_refuses_a_task_that_asks_anew(config_file, tmp_path):
     mine, copying = {"task": "mine", "file": str(path)}, {"task": "copying", "items": 4}
     trained_for(512, mine, copying)
     written(path, QUESTIONS[1:])
-    with pytest.raises(InputError, match="has scores of 'mine' on other items than .*mine.jsonl holds now"):
+    with pytest.raises(
+        InputError, match="has scores of 'mine' on other items .*jsonl holds now.*--tasks mine --replace`"
+    ):
         trained_for(1024, mine, copying)
+    with pytest.raises(
+        InputError, match="jsonl holds now.*; restore its items and settings, or give it another `name`"
+    ):
+        trained_for(1024, mine | {"items": 3}, copying)
     written(path, QUESTIONS)
     for other in (copying | {"seed": 1}, copying | {"items": 5}):
-        with pytest.raises(InputError, match="'copying' on other items than the task asks now.*give it another `name`"):
+        with pytest.raises(
+            InputError,
+            match="'copying' on other items than the task asks now.*restore its items and settings, or give it",
+        ):
             trained_for(1024, mine, other)
     run = trained_for(1024, mine, copying, copying | {"seed": 1, "name": "more"})
     frame = tables.read(tables.EVALUATIONS, run)
     assert set(frame[frame["task"] == "mine"]["step"]) == {2, 4} and (frame["task_digest"] != "").all()
     assert frame.groupby("task")["task_digest"].nunique().to_dict() == {"copying": 1, "mine": 1, "more": 1}
+
+
+def test_a_name_that_begins_as_anothers_is_its_own(config_file, tmp_path):
+    """x/y is no row of x: a resume goes on, and --replace of x leaves the scores of x/y."""
+    first, second = written(tmp_path / "a.jsonl", QUESTIONS), written(tmp_path / "b.jsonl", QUESTIONS[1:])
+    tasks = [{"task": "x", "file": str(second)}, {"task": "x/y", "file": str(first)}]
+
+    def trained_for(tokens):
+        changed = [
+            f"training.tokens={tokens}",
+            "checkpoints.every_tokens=512",
+            "name=xy",
+            STEADY,
+            f"tasks={json.dumps(tasks)}",
+        ]
+        return train(configs.load(config_file, [*changed, "checkpoints.save_state=every"]), silent)
+
+    trained_for(512)
+    run = trained_for(1024)
+    evaluate(run, 4, [f"x={written(tmp_path / 'c.jsonl', QUESTIONS[2:])}"], log=silent, replace=True)
+    frame = tables.read(tables.EVALUATIONS, run)
+    assert set(zip(frame["task"], frame["step"])) == {("x/y", 2), ("x/y", 4), ("x", 4)}
+
+
+def test_rows_of_a_tag_are_of_the_longest_name():
+    digests = task_digest.Digests({"x": "1", "x/y": "2", "z": "3"}, frozenset({"x", "x/y"}))
+    assert [digests.of(row) for row in ("x", "x/z", "x/y", "x/y/z", "z", "z/y", "xy")] == [
+        "1",
+        "1",
+        "2",
+        "2",
+        "3",
+        "",
+        "",
+    ]
+
+
+def test_a_finished_run_takes_changed_tasks(config_file):
+    """It goes on ending well, its tasks are kept, and what it says to score them is true."""
+    over = ["name=done", "training.tokens=1024", "checkpoints.every_tokens=512", "checkpoints.save_state=every"]
+
+    def started(items):
+        lines = []
+        tasks = f"tasks={json.dumps([{'task': 'copying', 'items': items}])}"
+        return train(configs.load(config_file, [*over, tasks]), lines.append), lines[-1]
+
+    started(4)
+    run, line = started(5)
+    says = f"but tasks copying are new or changed: score them with `emergence-train evaluate {run} --replace`, which removes"
+    assert says in line and configs.load_run(run).tasks[0].items == 5
+    evaluate(run, log=silent, replace=True)
+    frame = tables.read(tables.EVALUATIONS, run)
+    assert set(zip(frame["step"], frame["items"])) == {(4, 5)}
+
+
+def test_replace_names_the_steps_of_unknown_items(trained, tmp_path):
+    """Scores of before digests may be of the same items, so they stay, and it says so."""
+    path = written(tmp_path / "old.jsonl", QUESTIONS)
+    evaluate(trained, 2, [f"old={path}"], log=silent)
+    table = trained / "evaluations" / "step-0000000002.parquet"
+    frame = tables.read(tables.EVALUATIONS, table).drop(columns=["task_digest", "vocabulary"])
+    tables.write(tables.EVALUATIONS, frame, table)
+    lines = []
+    evaluate(trained, 4, [f"old={path}"], log=lines.append, replace=True)
+    says = "scores of old at step-0000000002 stay, on items that are not known; score those steps again too"
+    assert [line for line in lines if says in line]
+    assert set(tables.read(tables.EVALUATIONS, trained)["step"]) == {2, 4}
+    evaluate(trained, 2, [f"old={path}"], log=lines.append, replace=True)
+    assert sum("stay" in line for line in lines) == 1
 
 
 def rows_of(run, digest, items):
@@ -157,6 +235,7 @@ def test_runs_scored_on_other_items_are_analysed_apart(tmp_path):
             (("aaaaaaaa11", "bbbbbbbb22"), ["mine:aaaaaaaa", "mine:bbbbbbbb"]),
             (("aaaaaaaa11", "aaaaaaaa11"), ["mine"]),
             (("aaaaaaaa11", ""), ["mine"]),
+            (("aaaaaaaa11", "aaaaaaaa12"), ["mine:aaaaaaaa11", "mine:aaaaaaaa12"]),
             (("aaaaaaaa11", "bbbbbbbb22", ""), ["mine:aaaaaaaa", "mine:bbbbbbbb", "mine:unknown"]),
         ]
     ):
@@ -166,3 +245,18 @@ def test_runs_scored_on_other_items_are_analysed_apart(tmp_path):
         tasks, _, notes = load(path)
         assert [task.task for task in tasks] == wanted
         assert any("was scored on different items under one name" in note for note in notes) == (len(wanted) > 1)
+
+
+def test_tasks_of_a_tag_are_parted_in_one_note(tmp_path):
+    parts = [
+        rows_of(f"run{k}", digest, 100).assign(task=name)
+        for k, digest in enumerate("ab")
+        for name in ("t/a", "t/b", "t/c", "t/d")
+    ]
+    tables.write(tables.EVALUATIONS, pd.concat(parts), tmp_path / "e.parquet", vocabulary="v")
+    notes = [note for note in load(tmp_path / "e.parquet")[2] if "different items" in note]
+    assert (
+        len(notes) == 1
+        and notes[0].startswith("tasks 't/a', 't/b', 't/c' and 1 more were scored")
+        and "(a run0; b run1)" in notes[0]
+    )

@@ -102,15 +102,29 @@ def part_by_items(frame: pd.DataFrame, notes: list[str]) -> None:
     digests = frame[TASK_DIGEST].fillna("").astype(str)
     groups = [frame["family"], frame["task"]]
     several = digests.where(digests != "").groupby(groups).transform("nunique") > 1
+    shown = _shortest(digests[several])
+    parted: dict[str, list[str]] = {}  # tasks by where they were scored on what: those of a tag alike
     for (_, task), rows in frame[several].groupby([group[several] for group in groups], sort=True):
-        runs = {digest or "unknown": sorted(set(of["run"])) for digest, of in rows.groupby(digests[rows.index])}
-        shown = "; ".join(f"{digest[:8]} {listed(of, 3)}" for digest, of in runs.items())
+        runs = {digest: sorted(set(of["run"])) for digest, of in rows.groupby(shown[rows.index])}
+        where = "; ".join(f"{digest} {listed(of, 3)}" for digest, of in runs.items())
+        parted.setdefault(where, []).append(repr(task))
+    for where, tasks in parted.items():
+        which, it = ("task {} was", "it") if len(tasks) == 1 else ("tasks {} were", "them")
+        were = which.format(listed(tasks, 3))
         notes.append(
-            f"task {task!r} was scored on different items under one name, each of which is analysed apart ({shown}); score it on "
-            f"the same in all runs, or give it several names"
+            f"{were} scored on different items under one name, each of which is analysed apart ({where}); "
+            f"score {it} on the same in all runs, or give {it} several names"
         )
-    named = frame["task"] + ":" + digests.str[:8].replace("", "unknown")
+    named = frame["task"] + ":" + shown
     frame["task"] = frame["task"].where(~several, named)
+
+
+def _shortest(digests: pd.Series) -> pd.Series:
+    """The first 8 characters of each, or as many as tell them apart; "unknown" for an empty one."""
+    known, length = digests.unique(), 8
+    while len({digest[:length] for digest in known}) < len(known):
+        length += 1
+    return digests.str[:length].replace("", "unknown")
 
 
 # ------------------------------------------------------------------------------------------------------------- tasks
