@@ -147,6 +147,8 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help=text)
     text = "a directory of lm-eval's task files, for tasks of your own named lm-eval/NAME"
     parser.add_argument("--include-path", metavar="DIR", help=text)
+    text = "remove what other checkpoints are known to have of these tasks on other items (else such tasks are refused)"
+    parser.add_argument("--replace", action="store_true", help=text)
     parser.add_argument("--split", action="append", metavar="NAME", help="only this validation split (may be repeated)")
 
 

@@ -92,6 +92,7 @@ def verb_evaluate(arguments: argparse.Namespace) -> dict | None:
             arguments.split,
             log,
             include_path=arguments.include_path,
+            replace=arguments.replace,
         )
     finally:
         distributed.stop()

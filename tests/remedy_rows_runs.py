@@ -72,6 +72,49 @@ def evaluate(at: At, *more: str) -> list[str]:
     return ["evaluate", str(at.folder / "runs" / "run"), *more]
 
 
+def own(at: At, answer: int, *more: str, name: str = "own") -> list[str]:
+    """Score a file of items whose right answer is `answer`."""
+    return evaluate(at, "--tasks", f"{name}={items(at, answer)}", *more)
+
+
+def edited(at: At) -> list[str]:
+    """A file that was edited after another checkpoint was scored on it."""
+    at.run()
+    assert cli.main(own(at, 0, "--step", "2")) == 0
+    return own(at, 1)
+
+
+def unfinished(at: At, **task: object) -> list[str]:
+    """Train a run whose last state was lost, so that it resumes, with a task."""
+    tasks = "tasks=" + json.dumps([{"task": "copying"} | task])
+    state = at.folder / "runs" / "scored" / "checkpoints" / "step-0000000004"
+    if not state.exists() and not state.parent.exists():
+        assert cli.main(at.train("name=scored", tasks)) == 0
+        shutil.rmtree(state)
+    return at.train("name=scored", tasks)
+
+
+def reset(at: At) -> list[str]:
+    """A task's seed that was changed before the run resumes."""
+    unfinished(at, items=4)
+    return unfinished(at, items=4, seed=1)
+
+
+def of_file(at: At, answer: int, **more: object) -> list[str]:
+    return unfinished(at, task="own", file=str(items(at, answer)), **more)
+
+
+def edited_in_training(at: At) -> list[str]:
+    """A file that was edited before the run resumes."""
+    of_file(at, 0)
+    return of_file(at, 1)
+
+
+def replaced(at: At) -> list[str]:
+    assert cli.main(["evaluate", str(at.folder / "runs" / "scored"), "--tasks", "own", "--replace"]) == 0
+    return of_file(at, 1)
+
+
 def branch(at: At, step: object, *over: str) -> list[str]:
     if not (at.folder / "runs" / "run").exists():
         at.run()
@@ -289,6 +332,17 @@ RUNS = [
         lambda at: at.train("name=new", "tasks=[{task: sums, items: 2, steps: 9}]"),
         lambda at: at.train("name=new", "tasks=[{task: sums, items: 2, steps: 2}]"),
     ),
+    Row("{}give this command --replace, which removes its old scores", edited, lambda at: own(at, 1, "--replace")),
+    Row("give it another name (--tasks {}), or ", edited, lambda at: own(at, 1, name="own-2")),
+    Row("restore its items and settings, or give it another `name`", reset, lambda at: unfinished(at, items=4)),
+    Row(
+        "restore its items and settings, or give it another `name`",
+        reset,
+        lambda at: unfinished(at, items=4, seed=1, name="more"),
+    ),
+    Row("remove its old scores with `emergence-train evaluate {} --tasks {} --replace`", edited_in_training, replaced),
+    Row("restore the items, give the task another `name`", edited_in_training, lambda at: of_file(at, 0)),
+    Row("restore the items, give the task another `name`", edited_in_training, lambda at: of_file(at, 1, name="own-2")),
     Row(
         "no such file; name the result.json of `analyze emergence`",
         lambda at: at.train("name=new", "abilities=nowhere.json"),

@@ -20,7 +20,7 @@ COMMANDS = {
     "ladder": "file --slurm --status --jobs",
     "grok": "config --out --jobs --pdf",
     "memorise": "runs --step --prefix --continuation --items --seed --texts --out --pdf",
-    "evaluate": "run --step --tasks --split --include-path",
+    "evaluate": "run --step --tasks --split --include-path --replace",
     "analyze temporal": "tables --fit-fraction --split --out --pdf --to-tokens --schedule --format --run --params "
     "--tokens-per-step --column",
     "analyze weights": "runs --out --pdf",

@@ -28,6 +28,7 @@ ROWS = [*CONFIG, *PLANS, *LADDERS, *SWEEPS, *DATA, *TRAIN, *ANALYSES, *LOGS, *LA
 OTHER_TESTS = "tried where its situation is made: "
 EXEMPT = (
     {  # of a message: why it has no row
+        "and {} has {}; set data.path to the data it was trained on": OTHER_TESTS + "data/test_identity.py",
         "as an encoder's do, so it has no losses": OTHER_TESTS + "convert/test_hf_import.py",
         "names no compiled_parts; set training.compile=false": OTHER_TESTS + "models/test_model_registry.py",
         "has {}; set training.activation_checkpointing=none": OTHER_TESTS + "models/test_model_registry.py",

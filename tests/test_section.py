@@ -38,6 +38,7 @@ READ_THE_TREE = {
     "tracking.sync.sync",
     "training.branch.begin",
     "training.run_directory._extended",
+    "training.run_directory._remedy",
     "training.run_directory._with_defaults",
     "training.run_directory.keep_data_path",
     "training.run_directory.other_tasks",

@@ -5,6 +5,7 @@ transformers (kind hf). Weights are those of their files to the last bit (of flo
 that holds it. Text is tokenized without tokens added at the ends: windows are cut from the middle of documents, as in training.
 """
 
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from emergence_train.checkpoint import format as checkpoints
 from emergence_train.checkpoint import saver
 from emergence_train.checkpoint.format import WEIGHTS, step_name
 from emergence_train.cluster import launcher
-from emergence_train.config import Config, Data
+from emergence_train.config import Config, Data, TaskConfig
 from emergence_train.convert import hf_names, hf_source
 from emergence_train.convert.hf_export import ORIGINAL_FILES
 from emergence_train.convert.hf_source import HFSource
@@ -31,7 +32,7 @@ from emergence_train.data import tokenizer as tokenizers
 from emergence_train.data.dataset import Dataset, load_index
 from emergence_train.data.prepare import prepare
 from emergence_train.errors import InputError, RunError
-from emergence_train.evaluation.at_checkpoint import Evaluator
+from emergence_train.evaluation.at_checkpoint import Evaluator, renamed
 from emergence_train.evaluation.offline import chosen, measure
 from emergence_train.evaluation.saved_model import load_model
 from emergence_train.input_files import read_text
@@ -74,7 +75,7 @@ def import_hf(models: list[str], run: Path, options: ImportOptions, log: Callabl
     by_step = _by_step(hf_source.sources_of(models, log), options.steps)
     described = _same_config(list(by_step.values()))
     model = _model(described, run.name, log)
-    _before(run, model, options)  # where it is refused nothing is written, not even the lock
+    before = _before(run, model, options)  # where it is refused nothing is written, not even the lock
     with files.lock(run, busy="another process writes it; wait for it", other="--out") as no_locks:
         if no_locks:
             log(no_locks)
@@ -92,6 +93,10 @@ def import_hf(models: list[str], run: Path, options: ImportOptions, log: Callabl
             dataset = Dataset(config.data, config.seed, verify=True)
             identity.keep(run, dataset)
             evaluator = Evaluator(config.tasks, dataset)
+            if steps:  # else none is scored
+                evaluator.check_items(
+                    run / "evaluations", lambda task: _rescored(run, task, before.tasks if before else [])
+                )
             files.write_bytes(run / "config.yaml", config.to_yaml().encode())
             _import_steps(target, steps, first, evaluator, log)
         except BaseException:
@@ -99,6 +104,13 @@ def import_hf(models: list[str], run: Path, options: ImportOptions, log: Callabl
                 shutil.rmtree(run, ignore_errors=True)  # nothing was imported
             raise
     return run
+
+
+def _rescored(run: Path, task: TaskConfig, before: list[TaskConfig]) -> str:
+    """What to do about scores of other items: an import replaces none."""
+    name = task.table_name if task in before else f"{task.table_name}={task.file}" if task.file else task.task
+    command = f"emergence-train evaluate {run} --tasks {shlex.quote(name)} --replace"
+    return f"{renamed(task)}remove its old scores with `{command}`, then import again"
 
 
 @dataclass(frozen=True)

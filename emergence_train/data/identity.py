@@ -1,6 +1,6 @@
 """The identity of a run's data: a digest and the tokenizer, saved in the run and compared on resume, evaluate and export.
 
-    data.json         the digest, the tokenizer's fingerprint and the end-of-text token
+    data.json         the digest, the tokenizer's fingerprint, the end-of-text token and the windows of each validation split
     tokenizer.json    the tokenizer itself, so that a run can be evaluated and exported without its data
 
 The digest is computed from the checksums in the data set's index, so moving the data does not change it.
@@ -33,6 +33,16 @@ def digest(index: dict) -> str:
     return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
 
 
+def splits(index: dict) -> dict[str, dict[str, int]]:
+    """Of each validation split the windows that it has of each domain, which the digest leaves out: a domain's file serves its
+    own split and iid."""
+    windows: dict[str, dict[str, int]] = {}
+    for domain, entry in sorted(index["validation"]["sets"].items()):
+        for split, count in sorted(entry["ranges"].items()):
+            windows.setdefault(split, {})[domain] = count
+    return windows
+
+
 def check_tokenizer(run: Path, dataset: Dataset) -> dict | None:
     """Return `read(run)`; raise InputError where the run was trained with another tokenizer than `dataset`'s."""
     known = read(run)
@@ -44,17 +54,34 @@ def check_tokenizer(run: Path, dataset: Dataset) -> dict | None:
     return known
 
 
-def check(run: Path, dataset: Dataset) -> None:
-    """Raise InputError where `run` was trained on other data or with another tokenizer than `dataset`'s."""
+def check_text(run: Path, dataset: Dataset) -> dict | None:
+    """Return `read(run)`; raise InputError where `run` was trained on other data or with another tokenizer than `dataset`'s."""
     known = check_tokenizer(run, dataset)
     if known is None:
-        return
+        return None
     actual = digest(dataset.index)
     if known["data"] != actual:
         raise InputError(
             f"{run}: was trained on the data {known['data']}, and {dataset.root} holds {actual}; set data.path to the data it "
             f"was trained on, or train under another name"
         )
+    return known
+
+
+def check(run: Path, dataset: Dataset) -> None:
+    """`check_text`, and raise InputError where the run has other validation splits."""
+    before, now = (check_text(run, dataset) or {}).get("splits"), splits(dataset.index)
+    if isinstance(before, dict) and before != now:
+        split = min(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+        raise InputError(
+            f"{run}: was validated on {_windows(before, split)}, and {dataset.root} has {_windows(now, split)}; set data.path "
+            f"to the data it was trained on, or train under another name"
+        )
+
+
+def _windows(of_splits: dict[str, dict[str, int]], split: str) -> str:
+    shares = ", ".join(f"{count} of {domain}" for domain, count in of_splits.get(split, {}).items())
+    return f"{split} sequences {shares}" if shares else f"no {split} sequences"
 
 
 def keep(run: Path, dataset: Dataset) -> None:
@@ -66,6 +93,7 @@ def keep(run: Path, dataset: Dataset) -> None:
         "data": digest(dataset.index),
         "vocabulary": dataset.fingerprint,
         "end_of_text": dataset.index["tokenizer"]["end_of_text"],
+        "splits": splits(dataset.index),
     }
     if not (run / FILE).is_file():
         files.write_json(run / FILE, wanted)

@@ -101,7 +101,7 @@ def trained_samples(run: Path, dataset: Dataset, samples: int, log: Callable[[st
         )
         return [Stretch(dataset, begin, samples)]
     theirs = Dataset(parent.data, parent.seed)
-    identity.check(path, theirs)
+    identity.check_text(path, theirs)
     before = trained_samples(path, theirs, known["tokens"] // theirs.sequence, log)
     if same_samples(path, parent.seed, parent.data, dataset):
         return [*before[:-1], Stretch(dataset, before[-1].begin, samples)]

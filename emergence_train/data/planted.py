@@ -141,39 +141,55 @@ def documents(skill: str) -> Iterator[str]:
 
 
 def questions(skill: str, count: int, seed: int) -> list[Question]:
-    """`count` questions, each on a held-out line of its own; CHOICES choices, so chance is 1/4.
+    """`count` questions, each with a context of its own, on held-out lines; CHOICES choices, so chance is 1/4.
+
+    Returns:
+        Fewer than `count` where no more are found in SELDOM lines: a repeated question would count as an independent one.
 
     Raises:
         InputError: held-out lines that ask among so many symbols are too rare.
     """
     draw = random.Random(f"planted/{skill}/questions/{seed}")
-    drawn: list[Question] = []
-    while len(drawn) < count:
-        line, places = next(_asking(skill, draw, SELDOM, 1), (None, []))
-        if line is None:
-            raise InputError(
-                f"skill {skill!r}: of {SELDOM} lines none is held out and asks among {CHOICES} symbols; give `asked` "
-                f"{CHOICES} in more lines"
-            )
-        drawn.append(_question(line, draw.choice(places), draw))
-    return drawn
+    drawn: dict[str, Question] = {}
+    looked = 0  # since the last new one
+    for line in _lines(skill, draw):
+        if len(drawn) == count or looked == SELDOM:
+            break
+        looked += 1
+        if line.held_out and (places := _askable(line)):
+            question = _question(line, draw.choice(places), draw)
+            if question.context not in drawn:
+                drawn[question.context], looked = question, 0
+    if not drawn:
+        raise InputError(
+            f"skill {skill!r}: of {SELDOM} lines none is held out and asks among {CHOICES} symbols; give `asked` "
+            f"{CHOICES} in more lines"
+        )
+    return list(drawn.values())
 
 
 def chains(skill: str, steps: int, count: int, seed: int) -> list[tuple[Question, ...]]:
-    """`count` tasks of several steps: the last `steps` askable places of a held-out line, each given the line before it.
+    """`count` tasks of several steps: the last `steps` askable places of a held-out line of its own, each given all before it.
 
     Returns:
-        Fewer than `count`, or none, where lines of the skill that can be asked so often are too rare.
+        Fewer than `count` where lines repeat; none where those that can be asked so often are too rare.
     """
     draw = random.Random(f"planted/{skill}/steps/{seed}")
-    asking = itertools.islice(_asking(skill, draw, LOOKED * count, steps), count)
-    return [tuple(_question(line, place, draw) for place in places[-steps:]) for line, places in asking]
+    drawn: dict[str, tuple[Question, ...]] = {}
+    lines = 0  # that can be asked
+    for line in itertools.islice(_lines(skill, draw), LOOKED * count):
+        if line.held_out and len(places := _askable(line)) >= steps:
+            lines += 1
+            chain = tuple(_question(line, place, draw) for place in places[-steps:])
+            drawn.setdefault(chain[-1].context, chain)
+        if len(drawn) == count:
+            break
+    return list(drawn.values()) if lines >= count else []
 
 
-def _asking(skill: str, draw: random.Random, looked: int, steps: int) -> Iterator[tuple[Exercise, list[int]]]:
-    """Of the next lines, as many as are looked at, the held-out ones that can be asked in so many places, with those."""
-    lines = (SKILLS[skill](draw) for _ in range(looked))
-    return ((line, places) for line in lines if line.held_out and len(places := _askable(line)) >= steps)
+def _lines(skill: str, draw: random.Random) -> Iterator[Exercise]:
+    while True:
+        yield SKILLS[skill](draw)
 
 
 def _askable(exercise: Exercise) -> list[int]:

@@ -7,6 +7,7 @@ backend on the same weights (tests/evaluation/test_lm_eval.py).
 
 import contextlib
 import functools
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,12 +17,15 @@ from tokenizers import Tokenizer
 
 from emergence_train.data.tokenizer import ending
 from emergence_train.errors import InputError
-from emergence_train.evaluation import generation, scoring
+from emergence_train.evaluation import generation, scoring, task_digest
 from emergence_train.evaluation.lm_eval_results import generation_settings, rows
 from emergence_train.models.begin_token import beginning
 from emergence_train.models.language_model import LanguageModel
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import broadcast_from_rank0
+
+FEWSHOT_SEED = 1234  # simple_evaluate's
+TRIED = 50  # items of a task that are built twice: some draw each time
 
 try:
     import lm_eval
@@ -100,6 +104,19 @@ class EmergenceLM(LM):
         return texts
 
 
+@contextlib.contextmanager
+def _seeded() -> Iterator[None]:
+    """Python's and numpy's random numbers as lm-eval seeds them; the states, which the training run uses, are restored."""
+    python, of_numpy = random.getstate(), np.random.get_state()
+    random.seed(0)
+    np.random.seed(1234)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(of_numpy)
+
+
 class Tasks(TaskManager):
     """lm-eval's tasks, each with its data loaded once and reused at every checkpoint."""
 
@@ -108,7 +125,8 @@ class Tasks(TaskManager):
         self._load_once = functools.cache(lambda names: super(Tasks, self).load(list(names)))
 
     def load(self, task_list: list[str]) -> Any:
-        return self._load_once(tuple(task_list))
+        with _seeded():  # process_docs that draws makes the same rows in every process
+            return self._load_once(tuple(task_list))
 
     def check(self, names: list[str]) -> None:
         """Raise InputError for a name that lm-eval does not have."""
@@ -130,6 +148,68 @@ def reach(names: list[str], include_path: str | None = None, shots: int | None =
     for name in names:
         with _explained(name):
             tasks(include_path, shots).load([name])
+
+
+def digest(name: str, shots: int | None, limit: int | None, include_path: str | None) -> str:
+    """The digest of what is asked of a task, group or tag (see task_digest): each request with its prompt, few-shot examples and
+    right answer, and lm-eval's version of the task, its metrics and filters. Where code scores the answer (`process_results`) the
+    whole row. So it is one whatever revision and cache the rows are from. Empty, which is not known, where the first items are
+    others each time that they are built."""
+    manager = tasks(include_path, shots)
+    with _explained(name):
+        loaded = manager.load([name])
+        first = min(limit or TRIED, TRIED)
+        if _asked(loaded, shots, first) != _asked(loaded, shots, first):
+            return ""
+        asked = _asked(loaded, shots, limit)
+    group = loaded["groups"].get(name)
+    aggregates = [[each.metric, each.weight_by_size] for each in (group.aggregate_metric_list if group else None) or []]
+    settings = {key: _settings(task) for key, task in loaded["tasks"].items()}
+    return task_digest.digest(["lm-eval", settings, aggregates], asked)
+
+
+def _asked(loaded: Any, shots: int | None, limit: int | None) -> list[list]:
+    """What each request asks, built as simple_evaluate builds it."""
+    with _seeded():
+        return [line for task in loaded["tasks"].values() for line in _of_task(task, shots, limit)]
+
+
+def _of_task(task: Any, shots: int | None, limit: int | None) -> Iterator[list]:
+    own = task.get_config("num_fewshot")
+    if own is None or (shots is not None and own != 0):
+        task.set_config(key="num_fewshot", value=shots or 0)
+    task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    task.build_all_requests(limit=limit)
+    whole = task.get_config("process_results") is not None
+    for request in task.instances:
+        right = request.doc if whole else _right(task, request.doc)
+        yield [task.config.task, request.request_type, request.idx, _plain([request.arguments, right])]
+
+
+def _right(task: Any, row: dict) -> Any:
+    """A row's right answer; of tasks that are scored without one, and have none, the whole row."""
+    try:
+        return task.doc_to_target(row)
+    except Exception:  # code of the task's; where its scores need it, scoring says what is wrong
+        return row
+
+
+def _settings(task: Any) -> Any:
+    """What of a task's configuration changes a score beside its requests."""
+    config = task.config
+    metrics = [config.output_type, config.metric_list, config.filter_list, config.repeats, config.process_results]
+    return _plain([task.VERSION, (config.metadata or {}).get("version"), *metrics])
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON has it; of a function its name."""
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if callable(value):
+        return getattr(value, "__name__", type(value).__name__)
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
 @contextlib.contextmanager
@@ -158,9 +238,9 @@ def run_tasks(
     """
     manager = tasks(include_path, shots)
     manager.check([name])
-    # lm-eval would seed torch, numpy and Python, whose random states the training run uses.
+    # lm-eval would seed torch, numpy and Python, whose random states the training run uses, and leave them so.
     seeds = dict(random_seed=None, numpy_random_seed=None, torch_random_seed=None)
-    with _explained(name), torch.no_grad():
+    with _explained(name), torch.no_grad(), _seeded():
         group = manager.load([name])["groups"].get(name)
         results = lm_eval.simple_evaluate(
             lm,

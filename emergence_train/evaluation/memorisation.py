@@ -117,7 +117,7 @@ def _asked(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tokens [n, L] of what is asked about, and (n,) times seen: the same on every rank."""
     dataset = Dataset(data, seed)
-    identity.check(run, dataset)
+    identity.check_text(run, dataset)
     stretches = trained_samples(run, dataset, step * batch, log)
     shortest = min(stretch.dataset.sequence for stretch in stretches) + 1
     if probe.length > shortest:

@@ -13,7 +13,7 @@ from emergence_train.config import TaskConfig
 from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
 from emergence_train.errors import InputError, OneLine
-from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
+from emergence_train.evaluation.at_checkpoint import Evaluator, Scores, renamed
 from emergence_train.evaluation.positions import validate
 from emergence_train.evaluation.saved_model import load_model
 from emergence_train.evaluation.suite import KNOWN, LM_EVAL
@@ -35,10 +35,13 @@ def evaluate(
     log: Callable[[str], None] = print,
     *,
     include_path: str | None = None,
+    replace: bool = False,
 ) -> dict:
     """Score the run's newest checkpoint (or that of `step`) and add the rows to its evaluations.
 
-    `tasks` as `chosen` has them; None: the run's own. `splits` of the returned losses; None: all.
+    `tasks` as `chosen` has them; None: the run's own. `splits` of the returned losses; None: all. `replace`: scores of
+    these tasks that are known to be on other items, at other checkpoints, are removed once there are new ones; else the
+    tasks are refused.
 
     Returns {"run", "step", "tokens", "loss", "bits_per_byte", "log_pplu", "tasks": [rows]}.
     """
@@ -50,8 +53,11 @@ def evaluate(
         dataset = on_every_rank(lambda: Dataset(config.data, config.seed, verify=False))
         on_every_rank(lambda: _check_splits(run, dataset, splits))
         evaluator = on_every_rank(lambda: Evaluator(chosen(config.tasks, tasks, include_path), dataset))
+        path = run / "evaluations" / f"{checkpoints.step_name(step)}.parquet"
         if evaluator.suite:
-            broadcast_from_rank0(lambda: files.check_writable(run / "evaluations", evaluations.OTHER))
+            broadcast_from_rank0(lambda: files.check_writable(path.parent, evaluations.OTHER))
+            if not replace:
+                broadcast_from_rank0(lambda: evaluator.check_items(path.parent, _replace, but=path))
         measured = measure(config.model, config.training.precision, folder, evaluator, mesh, config.imported)
         losses, scores = measured.losses, measured.scores
         tokens = step * config.step_tokens
@@ -68,16 +74,23 @@ def evaluate(
         if scores.rows:
             params = config.model.non_embedding_parameters()
             frame = evaluator.table(scores, run=config.name, params=params, step=step, tokens=tokens, losses=losses)
-            path = run / "evaluations" / f"{checkpoints.step_name(step)}.parquet"
             try:
                 warning = broadcast_from_rank0(lambda: evaluations.add(path, frame, dataset.fingerprint))
+                if replace:
+                    broadcast_from_rank0(lambda: evaluations.remove(path.parent, evaluator.digests.differs, path))
             except OneLine:
                 log(format_result(result))  # they may have taken hours
                 raise
-            for note in [*evaluator.notes, *([warning] if warning else [])]:
+            kept = broadcast_from_rank0(lambda: evaluator.unknown_items(path.parent)) if replace else []
+            for note in [*evaluator.notes, *kept, *([warning] if warning else [])]:
                 log(note)
             log(f"written: {path} ({scores.seconds:.1f} s)")
         return result
+
+
+def _replace(task: TaskConfig) -> str:
+    """What to do about scores of other items."""
+    return f"{renamed(task)}give this command --replace, which removes its old scores, and score the other checkpoints again"
 
 
 def _check_splits(run: Path, dataset: Dataset, splits: list[str] | None) -> None:

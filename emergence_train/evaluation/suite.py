@@ -3,6 +3,7 @@
 import difflib
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from emergence_train.data import planted
 from emergence_train.data import tokenizer as tokenizers
 from emergence_train.data.dataset import Dataset
 from emergence_train.errors import InputError
-from emergence_train.evaluation import generation, items, synthetic
+from emergence_train.evaluation import generation, items, synthetic, task_digest
 from emergence_train.evaluation.metrics import answer_metrics, choice_metrics, open_metrics, steps_metrics
 from emergence_train.evaluation.scoring import Request, encode, log_likelihoods, score
 from emergence_train.models.begin_token import beginning
@@ -21,6 +22,7 @@ from emergence_train.parallel.mesh import Mesh
 
 LM_EVAL = "lm-eval/"
 LONG_ANSWER, LONGEST_TOKEN = 1_000_000, 256  # characters: beyond both an answer is too long, tokenized or not
+GENERATED = 200  # items of a task, by default
 KNOWN = (*synthetic.GENERATORS, synthetic.FROM_TEXT)
 
 
@@ -38,7 +40,10 @@ class Suite:
 
             for config in self.of_lm_eval:
                 lm_eval_adapter.reach([config.task.removeprefix(LM_EVAL)], config.include_path, config.shots)
-        tasks = [self._task(config) for config in wanted if not config.task.startswith(LM_EVAL)]
+        built = [config for config in wanted if not config.task.startswith(LM_EVAL)]
+        self.wanted = {config.table_name: config for config in wanted}
+        self.built = tasks = [self._task(config) for config in built]
+        self.fewer = [note for config, task in zip(built, tasks) if (note := _fewer(config, len(task.items)))]
         names = [task.name for task in tasks] + [config.table_name for config in self.of_lm_eval]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -50,6 +55,18 @@ class Suite:
         of_steps = [step for task in self.step_tasks for item in task.items for step in item]
         self.requests = self._requests([*(item for task in self.tasks for item in task.items), *of_steps])
         self.answers = self._requests([item for task in self.answer_tasks for item in task.items])
+
+    @cached_property
+    def digests(self) -> task_digest.Digests:
+        """What each task asks and how it is scored, by its name in the tables (see task_digest)."""
+        known = {task.name: task_digest.of_task(task) for task in self.built}
+        if self.of_lm_eval:
+            from emergence_train.evaluation import lm_eval_adapter
+
+            for config in self.of_lm_eval:
+                name = config.task.removeprefix(LM_EVAL)
+                known[config.table_name] = lm_eval_adapter.digest(name, config.shots, config.items, config.include_path)
+        return task_digest.Digests(known, frozenset(config.table_name for config in self.of_lm_eval))
 
     def _requests(self, questions: Sequence[items.Item]) -> list[Request]:
         return [self._request(pair) for item in questions for pair in item.pairs]
@@ -73,7 +90,7 @@ class Suite:
     def notes(self) -> list[str]:
         """Notes for the log on skipped items and truncated contexts."""
         scored: list[items.Task | items.AnswerTask] = [*self.tasks, *self.answer_tasks]
-        notes = [task.note for task in scored if task.note]
+        notes = [*self.fewer, *(task.note for task in scored if task.note)]
         if self.cut:
             asked = len(self.requests) + len(self.answers)
             notes.append(f"{self.cut} of {asked} contexts are longer than {self.longest} tokens: truncated on the left")
@@ -91,7 +108,7 @@ class Suite:
         if wanted.file:
             return items.from_file(name, Path(wanted.file), wanted.items, self._too_long)
         if wanted.task in synthetic.GENERATORS:
-            task = synthetic.GENERATORS[wanted.task](wanted.items or 200, wanted.seed)
+            task = synthetic.GENERATORS[wanted.task](wanted.items or GENERATED, wanted.seed)
             return items.checked(name, task, "tasks", self._too_long)
         if wanted.task == synthetic.FROM_TEXT:
             windows = np.concatenate(
@@ -102,7 +119,9 @@ class Suite:
                 ]
             )
             decode = self.tokenizer.decode
-            task = synthetic.continuation(wanted.items or 200, wanted.seed, windows, lambda ids: decode(ids, False))
+            task = synthetic.continuation(
+                wanted.items or GENERATED, wanted.seed, windows, lambda ids: decode(ids, False)
+            )
             where = f"{self.dataset.root}: validation sequences too few or too short"
             return items.checked(name, task, where, self._too_long)
         raise InputError(unknown(wanted.task))
@@ -175,13 +194,19 @@ def _of_steps(wanted: TaskConfig, steps: int, too_long: items.Problem) -> items.
             f"task {wanted.task!r}: steps are of planted skills ({', '.join(planted.SKILLS)}); a file's rows have steps of "
             "their own; leave steps out"
         )
-    name, count = wanted.table_name, wanted.items or 200
+    name, count = wanted.table_name, wanted.items or GENERATED
     drawn = synthetic.planted_steps(wanted.task, steps, count, wanted.seed)
-    if len(drawn) < count:
+    if not drawn:
         raise InputError(
             f"task {wanted.task!r}: lines that ask {steps} times are too rare; lower steps, or ask another skill"
         )
     return items.checked_steps(name, drawn, "tasks", too_long)
+
+
+def _fewer(wanted: TaskConfig, count: int) -> str:
+    """The note of a generated task that has no more items that differ."""
+    asked = wanted.items or GENERATED
+    return "" if wanted.file or count >= asked else f"task {wanted.table_name!r}: {count} different items, not {asked}"
 
 
 def unknown(name: str) -> str:

@@ -26,6 +26,7 @@ WORDS = _TEXT.split()
 CHOICES = 4
 SHOTS = 3
 MODULUS = 5
+TRIES = 20  # draws for each item that is wanted: one that repeats another would count as an independent one
 
 
 def copying(items: int, seed: int) -> list[Item]:
@@ -49,13 +50,15 @@ def modular_addition(items: int, seed: int) -> list[Item]:
     def line(a: int, b: int) -> str:
         return f"{a} + {b} = {(a + b) % MODULUS}"
 
-    drawn = []
-    for _ in range(items):
+    drawn: dict[str, Item] = {}
+    for _ in range(TRIES * items):
         pairs = [(draw.randrange(MODULUS), draw.randrange(MODULUS)) for _ in range(SHOTS + 1)]
         *shots, (a, b) = pairs
         context = f"modulo {MODULUS}\n" + "\n".join(line(*shot) for shot in shots) + f"\n{a} + {b} ="
-        drawn.append(Item(context, tuple(f" {r}" for r in range(MODULUS)), (a + b) % MODULUS))
-    return drawn
+        drawn.setdefault(context, Item(context, tuple(f" {r}" for r in range(MODULUS)), (a + b) % MODULUS))
+        if len(drawn) == items:
+            break
+    return list(drawn.values())
 
 
 def unscrambling(items: int, seed: int) -> list[Item]:
@@ -83,8 +86,8 @@ def continuation(items: int, seed: int, windows: np.ndarray, decode: Callable[[l
     """Held-out text (`windows` (n, T) of token ids) with four continuations: its own, and three of other texts."""
     draw = random.Random(f"continuation/{seed}")
     context, length = min(24, windows.shape[1] // 2), min(8, windows.shape[1] // 4)
-    drawn: list[Item] = []
-    for _ in range(20 * items):
+    drawn: dict[str, Item] = {}
+    for _ in range(TRIES * items):
         if len(drawn) == items or windows.shape[1] <= context + length or len(windows) < CHOICES:
             break
         rows = draw.sample(range(len(windows)), CHOICES)
@@ -96,8 +99,8 @@ def continuation(items: int, seed: int, windows: np.ndarray, decode: Callable[[l
             and all(text.strip() for text in texts)
             and "\ufffd" not in before + "".join(texts)
         ):
-            drawn.append(_shuffled(before, texts, draw))
-    return drawn
+            drawn.setdefault(before, _shuffled(before, texts, draw))
+    return list(drawn.values())
 
 
 def planted_skill(skill: str) -> Callable[[int, int], list[Item]]:

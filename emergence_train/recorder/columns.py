@@ -25,5 +25,6 @@ DESCRIPTIONS = {
     "vocabulary": "name or digest of the tokenizer that the losses are of; runs of several are analysed apart",
     "data": "name or digest of the training data, with the validation text; runs of several are analysed apart",
     "family": "any other name of runs whose losses compare; runs of several are analysed apart",
+    "task_digest": "a digest of the task's items, and of what else changes a score; one task of several is analysed apart by it",
     "lr": "learning rate of the step; may be missing or empty: not known",
 }

@@ -8,6 +8,9 @@ TEXT, INTEGER, REAL, BOOLEAN = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 VOCABULARY = "vocabulary"  # optional column or Parquet metadata key: which tokenizer the losses belong to
 
 
+TASK_DIGEST = "task_digest"  # optional column: which items, and how they are scored; "" not known
+
+
 @dataclass(frozen=True)
 class Table:
     """Columns with their types, the columns that identify a row, those that must not be negative, and optional ones.
@@ -57,6 +60,7 @@ _OF_EVALUATIONS = {
     VOCABULARY: TEXT,
     "data": TEXT,
     "family": TEXT,
+    TASK_DIGEST: TEXT,
 }
 EVALUATIONS = Table(
     "evaluations",

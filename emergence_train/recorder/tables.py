@@ -5,7 +5,8 @@ Three tables, Parquet or CSV with the same columns:
 `positions`    sums over the tokens at one position of one split at one checkpoint. Sums, not means: they
                add across ranks and files. Losses in nats; position 1 is the first predicted token.
 `evaluations`  one row per metric of a task at a checkpoint; stderr, items, chance and higher_is_better may be
-               missing or empty. unigram_loss, bits_per_byte, majority, vocabulary, data and family are optional.
+               missing or empty. unigram_loss, bits_per_byte, majority, vocabulary, data, family and
+               task_digest are optional.
 `curves`       the training loss and learning rate (missing or empty: not known) along a run. A run's own metrics.jsonl is
                read as one.
 

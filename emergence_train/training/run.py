@@ -33,7 +33,7 @@ from emergence_train.training.console import Console
 from emergence_train.training.null_writer import LineWriter, NullWriter
 from emergence_train.training.observers import RunSetup
 from emergence_train.training.rank_log import RankLog, in_time
-from emergence_train.training.run_directory import begun, claim, keep_data_path, other_tasks
+from emergence_train.training.run_directory import begun, claim, keep_data_path, other_items, other_tasks
 from emergence_train.training.session import Session
 from emergence_train.training.startup import agree_on, resolve, run_header, startup_line
 
@@ -159,10 +159,14 @@ def _train(
     plan = Plan(config.training, config.checkpoints, config.data.sequence)
     first = broadcast_from_rank0(lambda: branch.begin(run, config.model, config.training, plan, dataset, parent))
     if broadcast_from_rank0(lambda: plan.finished(run, log)):
-        changed = broadcast_from_rank0(lambda: other_tasks(run, config.tasks))
+        changed = broadcast_from_rank0(
+            lambda: other_tasks(run, config.tasks, lambda: evaluator.other_items(run / "evaluations"))
+        )
         log(f"{run}: is finished ({plan.total_steps} steps); nothing to do{changed}")
         return run
 
+    for warning in broadcast_from_rank0(lambda: other_items(run, evaluator)):
+        log(warning)
     broadcast_from_rank0(lambda: files.check_writable(run, "out"))
     watch.at("checking the nodes")
     check_nodes(mesh, run, dataset.a_shard, config.faults.node_check, log)

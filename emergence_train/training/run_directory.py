@@ -1,6 +1,8 @@
 """A run's directory: claimed for its configuration, and what later starts change in the one that it keeps."""
 
 import contextlib
+import shlex
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ from emergence_train.checkpoint.format import complete, step_of
 from emergence_train.config import Config, TaskConfig, load
 from emergence_train.data_config import Data
 from emergence_train.errors import InputError
+from emergence_train.evaluation import at_checkpoint
+from emergence_train.evaluation.at_checkpoint import Evaluator
+from emergence_train.evaluation.suite import LM_EVAL
 from emergence_train.faults.flight_recorder import STACKS
 from emergence_train.input_files import read_text, regular
 from emergence_train.run_differences import NOTHING, VOLATILE, flat, within
@@ -105,22 +110,50 @@ def keep_data_path(run: Path, data: Data) -> None:
         write_config(run, before.model_copy(update={"data": moved}))
 
 
-def other_tasks(run: Path, tasks: list[TaskConfig]) -> str:
-    """Keep the tasks of a finished run's later start in its config.yaml; returns what is left to do about them, or ""."""
+def other_items(run: Path, evaluator: Evaluator) -> list[str]:
+    """Warnings where tasks of lm-eval have scores of other items: their data are the hub's, and end no run that resumes.
+
+    Raises InputError where others do.
+    """
+    warnings = []
+    for task, table in evaluator.other_items(run / "evaluations").values():
+        says = at_checkpoint.other_items(task, table)
+        if not task.task.startswith(LM_EVAL):
+            raise InputError(f"{says}; {_remedy(run, task)}")
+        warnings.append(f"{says}; the analyses part its scores by task_digest")
+    return warnings
+
+
+def _remedy(run: Path, task: TaskConfig) -> str:
+    """`evaluate` scores the tasks as the run's config.yaml has them, so it helps only where what they ask has changed."""
+    if task not in load(run / "config.yaml").tasks:
+        return "restore its items and settings, or give it another `name`"
+    return (
+        f"restore the items, give the task another `name`, or remove its old scores with "
+        f"`emergence-train evaluate {run} --tasks {shlex.quote(task.table_name)} --replace`"
+    )
+
+
+def other_tasks(run: Path, tasks: list[TaskConfig], others: Callable[[], Iterable[str]]) -> str:
+    """Keep the tasks of a finished run's later start in its config.yaml; returns what is left to do about them, or "". `others`:
+    the tasks that have scores of other items."""
     before = load(run / "config.yaml")
     if before.tasks == tasks:
         return ""
     known, scored = {task.table_name for task in before.tasks}, _scored(run)
-    names = [(task.table_name, task) for task in tasks if task not in before.tasks]
+    changed = [task.table_name for task in tasks if task not in before.tasks]
     left = [
         name
-        for name, _ in names  # a tag of lm-eval has rows NAME/TASK
+        for name in changed  # a tag of lm-eval has rows NAME/TASK
         if name in known or not any(f"{row}/".startswith(f"{name}/") for row in scored)
     ]
     write_config(run, before.model_copy(update={"tasks": tasks}))
     if not left:
         return ""
-    return f", but tasks {', '.join(left)} are new or changed: score them with `emergence-train evaluate {run}`"
+    says = f", but tasks {', '.join(left)} are new or changed: score them with `emergence-train evaluate {run}"
+    if names := list(others()):
+        return f"{says} --replace`, which removes the scores of {', '.join(names)} on other items"
+    return f"{says}`"
 
 
 def _scored(run: Path) -> set[str]:

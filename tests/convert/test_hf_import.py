@@ -262,6 +262,48 @@ def test_revisions_are_steps_that_the_analyses_read(tmp_path, data_path, config_
     assert len(investigate_emergence([run]).result.tasks) == len(set(scores["metric"]))
 
 
+def test_a_later_step_is_not_scored_on_other_items(tmp_path, data_path, config_file):
+    """The file of a task was edited after the first steps were imported: refused, and the run is left as it was."""
+    for step in (5, 10):
+        saved(tmp_path / f"checkpoint-{step}", data_path, "llama", seed=step)
+    path, run = tmp_path / "items.jsonl", tmp_path / "run"
+    item = {"context": "one", "choices": [" two", " three"], "answer": 0}
+    path.write_text(json.dumps(item))
+    imported([tmp_path / "checkpoint-5"], run, config_file, tasks=[f"mine={path}"])
+    path.write_text(json.dumps(item | {"answer": 1}))
+    later, settings = [str(tmp_path / "checkpoint-10")], (run / "config.yaml").read_bytes()
+    with pytest.raises(InputError, match="has scores of 'mine' on other items than .* holds now.*--tasks mine-2="):
+        import_hf(later, run, ImportOptions(), lambda line: None)
+    assert (run / "config.yaml").read_bytes() == settings
+    import_hf([str(tmp_path / "checkpoint-5")], run, ImportOptions(), lambda line: None)  # nothing is left to score
+    import_hf(later, run, ImportOptions(tasks=[f"mine-2={path}"]), lambda line: None)
+    scores = tables.read(tables.EVALUATIONS, run)
+    assert set(zip(scores["step"], scores["task"])) == {(5, "mine"), (10, "mine-2")}
+
+
+def test_an_import_goes_on_where_old_scores_are_removed(tmp_path, data_path, config_file):
+    """The other remedy, as it is typed."""
+    for step in (5, 10):
+        saved(tmp_path / f"checkpoint-{step}", data_path, "llama", seed=step)
+    path, run = tmp_path / "items.jsonl", tmp_path / "run"
+    item = {"context": "one", "choices": [" two", " three"], "answer": 0}
+    path.write_text(json.dumps(item))
+    imported([tmp_path / "checkpoint-5"], run, config_file, tasks=[f"mine={path}"])
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps(item | {"answer": 1}))
+    options = ImportOptions(tasks=[f"mine={other}"])
+    with pytest.raises(InputError) as error:
+        import_hf([str(tmp_path / "checkpoint-10")], run, options, lambda line: None)
+    says = (
+        f"remove its old scores with `emergence-train evaluate {run} --tasks mine={other} --replace`, then import again"
+    )
+    assert str(error.value).endswith(says)
+    evaluate(run, None, [f"mine={other}"], log=lambda line: None, replace=True)
+    import_hf([str(tmp_path / "checkpoint-10")], run, options, lambda line: None)
+    scores = tables.read(tables.EVALUATIONS, run)
+    assert set(scores["step"]) == {5, 10} and scores["task_digest"].nunique() == 1
+
+
 def test_text_of_ones_own_and_the_precision_of_the_file(tmp_path, data_path):
     """Without a configuration: text files, a sequence as long as the model takes; bfloat16 stays bfloat16."""
     theirs = saved(tmp_path / "hf", data_path, "llama", dtype="bfloat16").bfloat16()

@@ -81,3 +81,28 @@ def test_damaged_data_json_is_an_error(tmp_path):
     (tmp_path / "data.json").write_text("{")
     with pytest.raises(InputError, match=r"data\.json: cannot be read"):
         identity.read(tmp_path)
+
+
+def test_another_share_of_a_split_is_refused(tmp_path):
+    """The same windows on the disk, of which iid takes fewer: its loss would be another under one name. Not known, as in runs of
+    before, it is no reason to refuse."""
+    validation = {"sequences": 8, "domain_sequences": 8, "ood_sequences": 2, "fraction": 0.2}
+    data = data_of(tmp_path / "data", validation=validation)
+    prepare(data, lambda line: None)
+    before = Dataset(data, seed=0)
+    directory = tmp_path / "run"
+    directory.mkdir()
+    identity.keep(directory, before)
+    identity.check(directory, before)
+    fewer = data_of(tmp_path / "fewer", validation=validation | {"sequences": 4})
+    prepare(fewer, lambda line: None)
+    after = Dataset(fewer, seed=0)
+    assert identity.digest(after.index) == identity.digest(before.index)
+    with pytest.raises(
+        InputError, match=r"was validated on iid sequences \d of .*, and .* has iid sequences \d of .*; set data.path"
+    ):
+        identity.check(directory, after)
+    assert identity.check_text(directory, after)  # what reads the training text alone goes on
+    known = json.loads((directory / "data.json").read_text())
+    (directory / "data.json").write_text(json.dumps({key: known[key] for key in known if key != "splits"}))
+    identity.check(directory, after)

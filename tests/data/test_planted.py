@@ -178,6 +178,25 @@ def test_questions_of_a_skill_that_asks_seldom_are_drawn(monkeypatch):
     assert len(drawn) == 20 and all(each.choices[each.answer] == " i" for each in drawn)
 
 
+def few(draw):
+    """30 lines: a letter, its next one, and the next one again."""
+    letter = draw.randrange(30)
+    symbols = tuple(chr(ord("A") + (letter + k) % 30) for k in range(3))
+    among = tuple(chr(ord("A") + (letter + k) % 30) for k in range(9))
+    return planted.Exercise(symbols, {1: among, 2: among})
+
+
+def test_no_item_of_a_skill_of_few_lines_is_asked_twice(monkeypatch):
+    """Each held-out line may be asked in two places, and as a whole; a repeated item would count as an independent one."""
+    monkeypatch.setitem(planted.SKILLS, "own", few)
+    draw = random.Random(0)
+    lines = {line.symbols for _ in range(3000) if (line := few(draw)).held_out}
+    contexts = [question.context for question in planted.questions("own", 200, seed=1)]
+    assert sorted(contexts) == sorted(" " + " ".join(line[:end]) for line in lines for end in (1, 2))
+    wholes = [chain[-1].context for chain in planted.chains("own", 2, 200, seed=1)]
+    assert sorted(wholes) == sorted(" " + " ".join(line[:2]) for line in lines) and len(planted.SKILLS) == 5
+
+
 def test_a_skill_without_training_text_is_one_line(monkeypatch):
     monkeypatch.setitem(planted.SKILLS, "own", held_out)
     with pytest.raises(InputError, match="skill 'own': of 4000 lines 0 may be written; draw more different ones"):

@@ -129,7 +129,7 @@ def test_a_tag_is_scored_by_the_rows_of_its_tasks(rows, is_left, config_file, tm
     write_config(tmp_path, configs.load(config_file, ["tasks=[]"]))
     (tmp_path / "evaluations").mkdir()
     pd.DataFrame({"task": rows}).to_parquet(tmp_path / "evaluations" / "step-0000000002.parquet")
-    assert ("tasks glue are new" in other_tasks(tmp_path, [TaskConfig(task="lm-eval/glue")])) is is_left
+    assert ("tasks glue are new" in other_tasks(tmp_path, [TaskConfig(task="lm-eval/glue")], list)) is is_left
 
 
 def test_a_process_may_train_again_after_a_command(config_file):

@@ -19,9 +19,10 @@ from emergence_train.analysis.emergence.untrained import trained
 from emergence_train.analysis.scores import ScoreOptions, with_scores
 from emergence_train.analysis.scores.complete import fill_chance
 from emergence_train.analysis.scores.percents import ROUNDING
-from emergence_train.errors import InputError
+from emergence_train.errors import InputError, listed
 from emergence_train.recorder import tables
 from emergence_train.recorder.naming import names_of
+from emergence_train.recorder.schemas import TASK_DIGEST
 
 SMALLEST = 0.02  # smallest relevant change of a share
 BETRAYED = 4.0  # standard errors below 1/2 at which a score is that of a constant answer
@@ -85,11 +86,45 @@ def load(
     notes += decided.notes
     members = decided.results(frame)
     frame["family"] = decided.names
+    part_by_items(frame, notes)
     tasks = []
     for (family, task, metric), rows in frame.groupby(["family", "task", "metric"], sort=True):
         tasks.append(task_metric(str(family), str(task), str(metric), rows))
     _brier_chance(tasks)
     return tasks, members, notes
+
+
+def part_by_items(frame: pd.DataFrame, notes: list[str]) -> None:
+    """Name a task that was scored on several sets of items in one family by their digests too, with a note: its scores are no one
+    curve. An empty digest separates nothing where there is one other."""
+    if TASK_DIGEST not in frame:
+        return
+    digests = frame[TASK_DIGEST].fillna("").astype(str)
+    groups = [frame["family"], frame["task"]]
+    several = digests.where(digests != "").groupby(groups).transform("nunique") > 1
+    shown = _shortest(digests[several])
+    parted: dict[str, list[str]] = {}  # tasks by where they were scored on what: those of a tag alike
+    for (_, task), rows in frame[several].groupby([group[several] for group in groups], sort=True):
+        runs = {digest: sorted(set(of["run"])) for digest, of in rows.groupby(shown[rows.index])}
+        where = "; ".join(f"{digest} {listed(of, 3)}" for digest, of in runs.items())
+        parted.setdefault(where, []).append(repr(task))
+    for where, tasks in parted.items():
+        which, it = ("task {} was", "it") if len(tasks) == 1 else ("tasks {} were", "them")
+        were = which.format(listed(tasks, 3))
+        notes.append(
+            f"{were} scored on different items under one name, each of which is analysed apart ({where}); "
+            f"score {it} on the same in all runs, or give {it} several names"
+        )
+    named = frame["task"] + ":" + shown
+    frame["task"] = frame["task"].where(~several, named)
+
+
+def _shortest(digests: pd.Series) -> pd.Series:
+    """The first 8 characters of each, or as many as tell them apart; "unknown" for an empty one."""
+    known, length = digests.unique(), 8
+    while len({digest[:length] for digest in known}) < len(known):
+        length += 1
+    return digests.str[:length].replace("", "unknown")
 
 
 # ------------------------------------------------------------------------------------------------------------- tasks

@@ -10,10 +10,11 @@ import pandas as pd
 from emergence_train.analysis.logs import columns_of
 from emergence_train.analysis.logs.numbers import in_full
 from emergence_train.errors import InputError
-from emergence_train.recorder.schemas import EVALUATIONS, INTEGER, REAL, TEXT
+from emergence_train.recorder.schemas import EVALUATIONS, INTEGER, REAL, TASK_DIGEST, TEXT
 
 OPTIONAL = tuple(dict(EVALUATIONS.extra))
-OF_RUNS = tuple(name for name, kind in EVALUATIONS.extra if kind == TEXT)  # what parts runs into families
+# What parts runs into families
+OF_RUNS = tuple(name for name, kind in EVALUATIONS.extra if kind == TEXT and name != TASK_DIGEST)
 NUMERIC = tuple(
     name for name, kind in (EVALUATIONS.columns | dict(EVALUATIONS.extra)).items() if kind in (INTEGER, REAL)
 )
