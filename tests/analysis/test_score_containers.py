@@ -24,6 +24,7 @@ OPTIONAL = {
     "vocabulary": ["50257", "50257", "32000"],
     "data": ["c4", "c4", "pile"],
     "family": ["x", "x", "y"],
+    "task_digest": ["0123456789abcdef"] * 3,
 }
 OPTIONS = {
     "none": {},

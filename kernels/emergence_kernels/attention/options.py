@@ -62,7 +62,7 @@ class Options(NamedTuple):
 
     def biases(self) -> dict[str, Tensor]:
         """The parameters of those that are given."""
-        return {name: tensor for name in BIASES if (tensor := getattr(self, name)) is not None}
+        return {name: getattr(self, name) for name in BIASES if getattr(self, name) is not None}
 
     def arguments(self, backend: str) -> tuple[Any, ...]:
         """As SCHEMA has them."""
