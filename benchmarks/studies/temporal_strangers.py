@@ -21,6 +21,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
 from commands import write_result  # noqa: E402
+from temporal_calibration import held  # noqa: E402
 from temporal_laboratories import block_means  # noqa: E402
 
 from emergence_train.analysis.planned_schedule import PlannedSchedule  # noqa: E402
@@ -53,12 +54,9 @@ def score(table: pd.DataFrame, step_tokens: float, fraction: float) -> dict | No
     last = max(int(LAST * len(x)), 1)
     error = float(np.mean((y[~seen] - ahead.mean)[-last:]))
     row: dict = {"fraction": fraction, "steps": x[-1], "end": float(ahead.mean[-1]) + error, "error": error}
-    for level in (80, 95):
-        low, high = ahead.interval(level, noisy=False)
-        row[f"end {level}"] = bool(low[-1] <= ahead.mean[-1] + error <= high[-1])
-        row[f"half-width {level}"] = float(high[-1] - low[-1]) / 2
-    low, high = ahead.interval(95)
-    row["rows 95"] = float(np.mean((low <= y[~seen]) & (y[~seen] <= high)))
+    row |= held(ahead, y[~seen], row["end"])
+    low, high = ahead.interval(95, noisy=False)
+    row["half-width 95"] = float(high[-1] - low[-1]) / 2
     truth = block_means(y[~seen])
     classical = min(np.mean((block_means(ahead.fits[n].predict(x[~seen])[0]) - truth) ** 2) for n in CLASSICAL)
     row["quotient"] = float(np.mean((block_means(ahead.mean) - truth) ** 2) / classical)

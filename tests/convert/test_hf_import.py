@@ -262,14 +262,20 @@ def test_revisions_are_steps_that_the_analyses_read(tmp_path, data_path, config_
     assert len(investigate_emergence([run]).result.tasks) == len(set(scores["metric"]))
 
 
-def test_a_later_step_is_not_scored_on_other_items(tmp_path, data_path, config_file):
-    """The file of a task was edited after the first steps were imported: refused, and the run is left as it was."""
+def scored_on_items(tmp_path, data_path, config_file):
+    """Import step 5 of 5 and 10 as `run`, scored on a file of one item; returns the file and the item."""
     for step in (5, 10):
         saved(tmp_path / f"checkpoint-{step}", data_path, "llama", seed=step)
-    path, run = tmp_path / "items.jsonl", tmp_path / "run"
-    item = {"context": "one", "choices": [" two", " three"], "answer": 0}
+    path, item = tmp_path / "items.jsonl", {"context": "one", "choices": [" two", " three"], "answer": 0}
     path.write_text(json.dumps(item))
-    imported([tmp_path / "checkpoint-5"], run, config_file, tasks=[f"mine={path}"])
+    imported([tmp_path / "checkpoint-5"], tmp_path / "run", config_file, tasks=[f"mine={path}"])
+    return path, item
+
+
+def test_a_later_step_is_not_scored_on_other_items(tmp_path, data_path, config_file):
+    """The file of a task was edited after the first steps were imported: refused, and the run is left as it was."""
+    path, item = scored_on_items(tmp_path, data_path, config_file)
+    run = tmp_path / "run"
     path.write_text(json.dumps(item | {"answer": 1}))
     later, settings = [str(tmp_path / "checkpoint-10")], (run / "config.yaml").read_bytes()
     with pytest.raises(InputError, match="has scores of 'mine' on other items than .* holds now.*--tasks mine-2="):
@@ -283,12 +289,8 @@ def test_a_later_step_is_not_scored_on_other_items(tmp_path, data_path, config_f
 
 def test_an_import_goes_on_where_old_scores_are_removed(tmp_path, data_path, config_file):
     """The other remedy, as it is typed."""
-    for step in (5, 10):
-        saved(tmp_path / f"checkpoint-{step}", data_path, "llama", seed=step)
-    path, run = tmp_path / "items.jsonl", tmp_path / "run"
-    item = {"context": "one", "choices": [" two", " three"], "answer": 0}
-    path.write_text(json.dumps(item))
-    imported([tmp_path / "checkpoint-5"], run, config_file, tasks=[f"mine={path}"])
+    _, item = scored_on_items(tmp_path, data_path, config_file)
+    run = tmp_path / "run"
     other = tmp_path / "other.jsonl"
     other.write_text(json.dumps(item | {"answer": 1}))
     options = ImportOptions(tasks=[f"mine={other}"])

@@ -48,7 +48,8 @@ class Forecast:
     weights: dict[str, float]  # of the averaged laws, sum 1; none where the loss has turned
     backtest: dict[str, float]  # mean squared error of each law's backtest, nats^2; NaN where too short
     fits: dict[str, Fit]
-    shift_low: np.ndarray  # (m,) extension of the lower bound, nats, where the future learning rate is unknown
+    # (m,) extension of the lower bound, nats, where the future learning rate is unknown or the loss has turned
+    shift_low: np.ndarray
     notes: list[str]
     unreturned: str | None = None  # the note on rows at the end that are left out
     jump: str | None = None  # the note on a jump of the level
