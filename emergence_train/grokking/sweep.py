@@ -87,7 +87,7 @@ class Run:
     independent of each other, and of who else is trained."""
 
     model: str  # its name
-    section: Mlp | Transformer
+    section: Model
     fraction: float
     weight_decay: float
     seed: int

@@ -108,7 +108,7 @@ class AnyTable(Section):
 Task = Annotated[Modular | Permutations | Parity | AnyTable, Field(discriminator="kind")]
 
 
-def load(task: Modular | Permutations | Parity | AnyTable, folder: Path) -> QuestionTable:
+def load(task: Task, folder: Path) -> QuestionTable:
     """The table of a task; `folder` is where its file's name begins.
 
     Raises:
@@ -123,9 +123,11 @@ def load(task: Modular | Permutations | Parity | AnyTable, folder: Path) -> Ques
     return _from_file(folder / task.file, task.question, task.answer)
 
 
-def identity(task: Modular | Permutations | Parity | AnyTable, table: QuestionTable) -> dict[str, Any]:
-    """What decides a task's table: the keys of the task, or of a file what it holds, whatever it is called."""
-    return {"kind": task.kind, "table": table.digest} if isinstance(task, AnyTable) else task.model_dump()
+def identity(task: Task, table: QuestionTable) -> dict[str, Any]:
+    """What decides a task's table: its digest, so the content of a file, whatever it is called. The first three kinds are
+    generated and go by their keys, by which stores of old have their runs."""
+    by_keys = isinstance(task, Modular | Permutations | Parity)
+    return task.model_dump() if by_keys else {"kind": task.kind, "table": table.digest}
 
 
 def parse_polynomial(text: str) -> list[tuple[int, int, int]]:

@@ -3,12 +3,14 @@
 import itertools
 import json
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 
 from emergence_train.errors import InputError
 from emergence_train.grokking import tasks
+from emergence_train.section import Section
 
 HERE = Path(".")
 POLYNOMIALS = {
@@ -123,3 +125,23 @@ def test_a_file_that_is_no_table_is_refused(tmp_path, content, says):
 def test_an_answer_that_is_asked_is_refused():
     with pytest.raises(ValueError, match="the answer 'b' is a column of question too"):
         tasks.AnyTable(kind="table", file="q.csv", question=["a", "b"], answer="b")
+
+
+class Pairs(Section):
+    """A task of one's own that reads a file, as docs/how-to/extend.md has it."""
+
+    kind: Literal["pairs"] = "pairs"
+    file: str = "t.txt"
+
+
+def test_a_task_of_ones_own_is_its_table():
+    """Another content of its file is another task, and another name of the file is not; sums and products modulo 5 by hand."""
+    x, y = np.divmod(np.arange(25), 5)
+    added, multiplied = (tasks.QuestionTable(np.stack([x, y], 1), a % 5, 5, 5) for a in (x + y, x * y))
+    assert tasks.identity(Pairs(), added) != tasks.identity(Pairs(), multiplied)
+    assert tasks.identity(Pairs(), added) == tasks.identity(Pairs(file="u.txt"), added)
+
+
+def test_shipped_generated_tasks_are_their_keys():
+    task = tasks.Parity(kind="parity", bits=6, relevant=3, examples=64)
+    assert tasks.identity(task, tasks.load(task, HERE)) == {"kind": "parity", "bits": 6, "relevant": 3, "examples": 64}
