@@ -30,6 +30,7 @@ EXEMPT = (
     {  # of a message: why it has no row
         "and {} has {}; set data.path to the data it was trained on": OTHER_TESTS + "data/test_identity.py",
         "as an encoder's do, so it has no losses": OTHER_TESTS + "convert/test_hf_import.py",
+        "which no checkpoint holds; let it keep ": OTHER_TESTS + "optim/test_optim_state.py",
         "names no compiled_parts; set training.compile=false": OTHER_TESTS + "models/test_model_registry.py",
         "has {}; set training.activation_checkpointing=none": OTHER_TESTS + "models/test_model_registry.py",
         "is of kind {}, not {}; leave it out and give sizes": OTHER_TESTS + "models/test_model_registry.py",

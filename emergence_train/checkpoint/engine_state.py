@@ -5,6 +5,7 @@ A Part locates that share. Saving writes parts, and loading reads for each part 
 world size or stage needs no special case.
 """
 
+import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,19 @@ from torch import Tensor
 from emergence_train.checkpoint.format import WEIGHTS
 from emergence_train.checkpoint.shards import Shards
 from emergence_train.checkpoint.swapped import forget_moments, in_memory, mapped, swapped
+from emergence_train.errors import InputError
 from emergence_train.parallel.mesh import Mesh
+
+STEP = "step"  # an optimizer's count of updates, the one state that is no tensor of the parameter's shape
+SET_EACH_STEP = ("params", "lr")  # of a parameter group, by DeepSpeed and training.step: no checkpoint needs them
+
+
+def group_settings(optimizer: Any) -> list[dict[str, Any]]:
+    """What the optimizer's parameter groups hold; to be kept as `engine.group_settings` from before DeepSpeed has them."""
+    return [
+        {key: copy.deepcopy(value) for key, value in group.items() if key not in SET_EACH_STEP}
+        for group in optimizer.param_groups
+    ]
 
 
 @dataclass(frozen=True)
@@ -52,11 +65,16 @@ class EngineState:
     @property
     def updates(self) -> float:
         """Number of optimizer updates: fewer than steps where steps were skipped."""
-        steps = [float(state["step"]) for state in self.optimizer.state.values() if "step" in state]
+        steps = [float(state[STEP]) for state in self.optimizer.state.values() if STEP in state]
         return max(steps, default=0.0)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The pieces that this rank saves, as views, or as mapped files: {kind|start|name: piece}."""
+        """The pieces that this rank saves, as views, or as mapped files: {kind|start|name: piece}.
+
+        Raises:
+            InputError: they would not be all that the optimizer keeps.
+        """
+        self.check()
         pieces: dict[str, Tensor] = {}
         for flat, parts in self._by_flat():
             kinds = self._kinds(flat)
@@ -64,6 +82,32 @@ class EngineState:
                 if part.count:
                     pieces |= {f"{kind}|{part.start}|{part.name}": part.of(tensor) for kind, tensor in kinds.items()}
         return pieces
+
+    def check(self) -> None:
+        """Raise InputError where the optimizer keeps what no checkpoint has, so that a resumed run would have other numbers."""
+        if (unsaved := self._unsaved()) is not None:
+            raise InputError(
+                f"training.optimizer: {type(self.optimizer).__name__} keeps {unsaved}, which no checkpoint holds; let it keep "
+                "`step` and tensors of the parameter's shape and type in its state alone (docs/how-to/extend.md)"
+            )
+
+    def _unsaved(self) -> str | None:
+        flats = {id(flat): flat for flat, _ in self.updated()}
+        for owner, state in self.optimizer.state.items():
+            if id(owner) in flats:
+                saved = {STEP, *self._kinds(flats[id(owner)])}
+                odd = [key for key, value in state.items() if value is not None and key not in saved]
+            else:  # of no parameter
+                odd = (
+                    [owner if isinstance(owner, str) else key for key in state] if isinstance(state, dict) else [owner]
+                )
+            if odd:
+                return f"{odd[0]!r} in its state"
+        for before, now in zip(self.engine.group_settings, group_settings(self.optimizer)):
+            for key in before | now:
+                if key not in before or key not in now or not _equal(before[key], now[key]):
+                    return f"{key!r} in its param_groups, changed by training"
+        return None
 
     def _kinds(self, flat: Tensor) -> dict[str, Tensor]:
         """`flat` and its moments by kind."""
@@ -99,8 +143,8 @@ class EngineState:
         for kind in kinds:
             if kind not in state:
                 state[kind] = torch.zeros_like(flat)
-        if kinds:
-            state["step"] = torch.tensor(float(updates), device=flat.device)  # a fused optimizer counts on the device
+        if kinds or updates:
+            state[STEP] = torch.tensor(float(updates), device=flat.device)  # a fused optimizer counts on the device
         for part in parts:
             for kind in [WEIGHTS, *kinds]:
                 target = flat if kind == WEIGHTS else state[kind]
@@ -114,7 +158,8 @@ class EngineState:
 
     def _moments(self, flat: Tensor) -> dict[str, Tensor]:
         state = self.optimizer.state.get(flat, {})
-        return {k: v for k, v in state.items() if torch.is_tensor(v) and v.shape == flat.shape and v.ndim}
+        like = {k: v for k, v in state.items() if k != STEP and torch.is_tensor(v) and v.shape == flat.shape}
+        return {kind: tensor for kind, tensor in like.items() if tensor.dtype == flat.dtype}
 
     def updated(self) -> Iterator[tuple[Tensor, list[Any]]]:
         """The tensors that the torch optimizer updates, each with the parameters of which any rank has a piece there."""
@@ -170,3 +215,9 @@ class EngineState:
             optimizer.checkpoint_event_epilogue()
         elif self.stage:
             optimizer.update_lp_params()
+
+
+def _equal(before: Any, now: Any) -> bool:
+    if torch.is_tensor(before) or torch.is_tensor(now):
+        return torch.is_tensor(before) and torch.is_tensor(now) and torch.equal(before, now)
+    return bool(before == now)

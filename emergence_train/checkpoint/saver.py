@@ -68,11 +68,15 @@ class Saver:
             self.group = dist.new_group(backend="gloo")
 
     def save(self, engine: Any, step: int, loop: dict, sums: torch.Tensor) -> None:
-        """Save checkpoints/step-XXXXXXXXXX with the state of the training loop and this rank's position sums."""
+        """Save checkpoints/step-XXXXXXXXXX with the state of the training loop and this rank's position sums.
+
+        Raises:
+            InputError: the optimizer keeps what no checkpoint holds.
+        """
         self.wait()
         self.step = step
         state = EngineState(engine, self.mesh)
-        tensors = state.tensors() | {POSITIONS: sums}
+        tensors = on_every_rank(state.tensors) | {POSITIONS: sums}
         content = {
             "format": checkpoints.FORMAT,
             "step": step,

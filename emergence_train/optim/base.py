@@ -15,8 +15,9 @@ class OptimizerConfig(Section):
     """Base class. A kind is a subclass in a file of its own and a line in registry.OPTIMIZERS.
 
     The optimizer must leave parameters without a gradient as they are, which skips a step, and keep its state in tensors of the
-    parameter's shape, which are saved and loaded at any world size and ZeRO stage. On a GPU at stage 0 one of torch that is built
-    with fused=True does not make the host wait for the gradient's norm.
+    parameter's shape and type beside a count `step`: these are saved, and loaded at any world size and ZeRO stage. Other state,
+    and values of param_groups that training changes (but lr), are refused at the start or at the first save. On a GPU at stage 0
+    one of torch that is built with fused=True does not make the host wait for the gradient's norm.
     """
 
     moments: ClassVar[int] = 2  # float32 numbers that it keeps of a parameter, at most: models.memory counts them

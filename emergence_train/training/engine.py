@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from emergence_train.checkpoint.engine_state import EngineState, group_settings
 from emergence_train.config import Faults, Training, Zero
 from emergence_train.errors import InputError
 from emergence_train.models.config import ModelConfig
@@ -14,7 +15,7 @@ from emergence_train.models.language_model import LanguageModel
 from emergence_train.models.memory import MOST_PREFETCH, NVME_BUFFERS, NVME_GROUP, bucket_elements
 from emergence_train.models.registry import build_model
 from emergence_train.parallel.mesh import Group, Mesh
-from emergence_train.parallel.ranks import import_deepspeed, leave_compiler_out
+from emergence_train.parallel.ranks import import_deepspeed, leave_compiler_out, on_every_rank
 from emergence_train.training import early_reduction, fp8, main_gradients, whole_matrices
 from emergence_train.training.micro_batch import own_stream
 
@@ -102,8 +103,11 @@ def build(model_config: ModelConfig, training: Training, seed: int, mesh: Mesh, 
     early = main and mesh.gradients.size > 1
     if early:
         optimizer.param_groups[:] = early_reduction.split(optimizer.param_groups, model, model.compiled_parts())
+    settings_before = group_settings(optimizer)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
+    engine.group_settings = settings_before
     whole_matrices.attach(engine, mesh)
+    on_every_rank(EngineState(engine, mesh).check)  # at stages 1 to 3 DeepSpeed has made the optimizer's state
     if main:
         blocks = [] if training.compile else list(model.compiled_parts())
         main_gradients.install(engine, blocks, partial(torch.cuda.Event, external=True) if early else None)
