@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from emergence_train.analysis.logs.log import Log, LogOptions
-from emergence_train.analysis.logs.numbers import is_logarithm, is_scaled, numbers_of, scale_of, without_unit
+from emergence_train.analysis.logs.numbers import Role, is_logarithm, is_scaled, numbers_of, scale_of, without_unit
 from emergence_train.analysis.logs.units import unknown_unit, without_brackets
 from emergence_train.errors import InputError, listed
 
@@ -121,6 +121,12 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
     ):
         columns["run"] = column
     return columns
+
+
+def column_named(log: Log, names: str, role: Role) -> pd.Series | None:
+    """The numbers of the first column that has one of these names, of any spelling; None where none has."""
+    column = next((column for column in log.rows.columns if plain(column) in names.split()), None)
+    return None if column is None else numbers_of(log.rows[column], role)
 
 
 def _candidates(quantity: str, known: Mapping[str, str], log: Log) -> list[str]:

@@ -33,6 +33,9 @@ ORIGINS = (0.5, 0.7)  # shares of the observed part from which the backtest fore
 SHARPNESS = 2  # weights fall with this power of the backtest error
 PRIOR_WEIGHT = {"schedule": 4.0, "annealing": 1.0, "multi-power": 1.0}  # prior weights, from public curves
 COOLDOWN = 0.2  # share of a run in which an unknown rate may fall from its last value to 0
+# Steps of the longest run whose drop with the rate the prior knows. Of longer ones it is up to twice as large, and not in all
+# (docs/notebook/2026-11-29-long-cosines.md): the low bound goes down to that where the run has twice the steps
+LONGEST = 72_000
 RISE = "rise"  # what is selected where the loss has turned
 YOUNG = 2000  # steps before which a note says how little of the fall ahead is known
 
@@ -48,7 +51,8 @@ class Forecast:
     weights: dict[str, float]  # of the averaged laws, sum 1; none where the loss has turned
     backtest: dict[str, float]  # mean squared error of each law's backtest, nats^2; NaN where too short
     fits: dict[str, Fit]
-    # (m,) extension of the lower bound, nats, where the future learning rate is unknown or the loss has turned
+    # (m,) extension of the lower bound, nats, where the future learning rate is unknown, the run is longer than any of the prior
+    # or the loss has turned
     shift_low: np.ndarray
     notes: list[str]
     unreturned: str | None = None  # the note on rows at the end that are left out
@@ -120,6 +124,12 @@ def forecast(
             f"({shift_low.max():.2f} nats at the end, from other runs)"
         )
     mean, sd = _combine([fits[name] for name in weights], list(weights.values()), x_future)
+    if turn is None and (larger := _room_for_larger_drop(used, x_future, x[-1], prior)).max(initial=0.0) > 0.001:
+        shift_low = shift_low + larger
+        notes.append(
+            f"no run of more than {LONGEST:,} steps is among those whose drop with the learning rate is known, and longer ones "
+            f"lost up to twice as much: low bounds leave room for that ({larger.max():.2f} nats)"
+        )
     if turn is not None:
         notes.append(turn.note)
         mean, sd, shift_low = _risen(turn, x_future, mean, sd, shift_low)
@@ -162,6 +172,13 @@ def _room_for_decay(plan: PlannedSchedule, x: np.ndarray, known: float, prior: p
     return np.where(
         beyond > max(known * 1.001, known + 1), drop * left * np.minimum((1 - known / beyond) / COOLDOWN, 1.0), 0.0
     )
+
+
+def _room_for_larger_drop(plan: PlannedSchedule, x: np.ndarray, known: float, prior: priors.Prior) -> np.ndarray:
+    """(m,) nats by which the loss at steps `x` may be lower where the rate falls on from step `known` in a run beyond LONGEST."""
+    excess = float(np.clip(np.log2(plan.x[-1] / LONGEST), 0.0, 1.0)) if plan.x[-1] > LONGEST else 0.0
+    drop, _ = prior.decay("mixed", "fast^0.75", plan)
+    return excess * drop * np.maximum(plan.share(np.array([known])) ** 0.75 - plan.share(x) ** 0.75, 0.0)
 
 
 def _combine(fits: Sequence[Fit], weights: Sequence[float], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
