@@ -56,10 +56,10 @@ class Shared(Descent):
 
 class Kind(OptimizerConfig):
     kind: Literal["odd"] = "odd"
-    made: ClassVar = Descent
+    optimizer: ClassVar = Descent
 
     def build(self, model, lr):
-        return self.made(parameter_groups(model, 0.0), lr=lr)
+        return self.optimizer(parameter_groups(model, 0.0), lr=lr)
 
 
 STAGES = [0, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (1, 2)), 3]
@@ -72,18 +72,18 @@ ODD = [
 ]
 
 
-def trained(config_file, monkeypatch, made, *over, stop_after=None):
-    monkeypatch.setattr(Kind, "made", made)
+def trained(config_file, monkeypatch, optimizer, *over, stop_after=None):
+    monkeypatch.setattr(Kind, "optimizer", optimizer)
     monkeypatch.setitem(OPTIMIZERS, "odd", Kind)
     over = ["training.optimizer.kind=odd", "training.tokens=2048", "checkpoints.every_tokens=1024", *over]
     train(configs.load(config_file, over), lambda line: None, stop_after=stop_after)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize(("made", "says"), ODD, ids=[made.__name__ for made, _ in ODD])
-def test_what_no_checkpoint_holds_is_refused(config_file, tmp_path, monkeypatch, made, says, stage):
+@pytest.mark.parametrize(("optimizer", "says"), ODD, ids=[optimizer.__name__ for optimizer, _ in ODD])
+def test_what_no_checkpoint_holds_is_refused(config_file, tmp_path, monkeypatch, optimizer, says, stage):
     with pytest.raises(InputError, match=says):
-        trained(config_file, monkeypatch, made, f"training.zero_stage={stage}", "name=odd")
+        trained(config_file, monkeypatch, optimizer, f"training.zero_stage={stage}", "name=odd")
     assert not list((tmp_path / "runs" / "odd" / "checkpoints").glob("step-*"))
 
 
@@ -94,10 +94,12 @@ def test_factored_moments_are_refused(config_file, monkeypatch):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("made", [Descent, torch.optim.SGD, torch.optim.RMSprop])
-def test_what_checkpoints_hold_resumes_exactly(config_file, tmp_path, monkeypatch, made, stage):
+@pytest.mark.parametrize("optimizer", [Descent, torch.optim.SGD, torch.optim.RMSprop])
+def test_what_checkpoints_hold_resumes_exactly(config_file, tmp_path, monkeypatch, optimizer, stage):
     """A count alone, a momentum that is None, a moment of the parameter's shape."""
     for name, stop_after in (("whole", None), ("parts", 6), ("parts", None)):
-        trained(config_file, monkeypatch, made, f"training.zero_stage={stage}", f"name={name}", stop_after=stop_after)
+        trained(
+            config_file, monkeypatch, optimizer, f"training.zero_stage={stage}", f"name={name}", stop_after=stop_after
+        )
     whole, parts = ([row["loss"] for row in metrics(tmp_path / "runs" / name)] for name in ("whole", "parts"))
     assert whole == parts and len(whole) == 8
