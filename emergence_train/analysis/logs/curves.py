@@ -56,9 +56,8 @@ class Curve:
 
 def curves_of(logs: list[Log], options: LogOptions) -> list[Curve]:
     """The runs of a file, those of a column `run` apart. Raises InputError naming all that is missing at once."""
-    return [
-        _curve(rows_of_lowest(log, find(log, own)), own) for log, own in runs_of(logs, options)
-    ]  # ranks are of one run
+    parted = runs_of(logs, options)
+    return [_curve(rows_of_lowest(log, find(log, own)), own) for log, own in parted]  # ranks are of one run
 
 
 def _curve(log: Log, options: LogOptions) -> Curve:

@@ -124,16 +124,16 @@ def forecast(
             f"({shift_low.max():.2f} nats at the end, from other runs)"
         )
     mean, sd = _combine([fits[name] for name in weights], list(weights.values()), x_future)
-    if turn is None and (larger := _room_for_larger_drop(used, x_future, x[-1], prior)).max(initial=0.0) > 0.001:
+    if turn is not None:
+        notes.append(turn.note)
+        mean, sd, shift_low = _risen(turn, x_future, mean, sd, shift_low)
+        return Forecast(x_future, mean, sd, curve.noise, {}, scores, fits, shift_low, notes, turn=turn.note)
+    if (larger := _room_for_larger_drop(used, x_future, x[-1], prior)).max(initial=0.0) > 0.001:
         shift_low = shift_low + larger
         notes.append(
             f"no run of more than {LONGEST:,} steps is among those whose drop with the learning rate is known, and longer ones "
             f"lost up to twice as much: low bounds leave room for that ({larger.max():.2f} nats)"
         )
-    if turn is not None:
-        notes.append(turn.note)
-        mean, sd, shift_low = _risen(turn, x_future, mean, sd, shift_low)
-        return Forecast(x_future, mean, sd, curve.noise, {}, scores, fits, shift_low, notes, turn=turn.note)
     unreturned = curve.unreturned.note if curve.unreturned is not None else None
     if unreturned is not None:
         notes.append(unreturned)
@@ -166,19 +166,23 @@ def _room_for_decay(plan: PlannedSchedule, x: np.ndarray, known: float, prior: p
     A decay to 0 takes what is left of the drop, all of it in the last COOLDOWN of the steps, as most do. Within a step of `known`
     nothing is left to decay: a plan in tokens may end in the middle of the last step.
     """
-    drop, _ = prior.decay("mixed", "fast^0.75", plan)
-    left = float(plan.e[-1]) ** 0.75
+    left = float(_loss_of_rate(plan, plan.x[-1:], prior)[0])
     beyond = np.maximum(x, known)
     return np.where(
-        beyond > max(known * 1.001, known + 1), drop * left * np.minimum((1 - known / beyond) / COOLDOWN, 1.0), 0.0
+        beyond > max(known * 1.001, known + 1), left * np.minimum((1 - known / beyond) / COOLDOWN, 1.0), 0.0
     )
 
 
 def _room_for_larger_drop(plan: PlannedSchedule, x: np.ndarray, known: float, prior: priors.Prior) -> np.ndarray:
     """(m,) nats by which the loss at steps `x` may be lower where the rate falls on from step `known` in a run beyond LONGEST."""
-    excess = float(np.clip(np.log2(plan.x[-1] / LONGEST), 0.0, 1.0)) if plan.x[-1] > LONGEST else 0.0
+    excess = float(np.clip(np.log2(plan.x[-1] / LONGEST), 0.0, 1.0))
+    return excess * np.maximum(_loss_of_rate(plan, np.array([known]), prior) - _loss_of_rate(plan, x, prior), 0.0)
+
+
+def _loss_of_rate(plan: PlannedSchedule, x: np.ndarray, prior: priors.Prior) -> np.ndarray:
+    """(m,) nats that the prior expects to be lost by a decay from the rate at steps `x` to 0."""
     drop, _ = prior.decay("mixed", "fast^0.75", plan)
-    return excess * drop * np.maximum(plan.share(np.array([known])) ** 0.75 - plan.share(x) ** 0.75, 0.0)
+    return drop * plan.share(x) ** 0.75
 
 
 def _combine(fits: Sequence[Fit], weights: Sequence[float], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
