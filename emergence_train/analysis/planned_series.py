@@ -40,7 +40,7 @@ class Series:
     matrix: PositionMatrix | None = None
     no_tokens: str = ""  # why tokens are unusable (then 0) and shares of the run are counted in steps
     source: Path | None = None  # the run directory or log that is this run; None: a table, which may hold several
-    logged_end: int | None = None  # planned last step, where a log names it
+    logged_end: float | None = None  # planned last step, where a log or a run's header names it
     course: np.ndarray | None = (
         None  # (K, 2) steps and tokens beyond the last row, where a log says that the batch grows there
     )
@@ -141,7 +141,7 @@ def set_plan(series: Series, recorded: Series | None, planned_lr: np.ndarray | N
     series.plan = plan = _as_rates(series, plan)
     if end > (series.end_tokens if series.by_tokens else series.end_step) * 1.001:
         series.end_step = math.ceil(float(series.steps_at(end)) - 1e-6)
-        series.end_tokens = int(end + 1e-6) if series.by_tokens else 0
+        series.end_tokens = round(end) if series.by_tokens else 0
         if plan is not None and plan.x[-1] < series.end_step * 0.999:
             series.plan = _continued(series, plan)
     if series.batch_grows:

@@ -25,6 +25,7 @@ from emergence_train.input_files import regular
 from emergence_train.recorder import tables
 from emergence_train.recorder.metrics import iter_metrics
 from emergence_train.recorder.naming import display_names, is_run
+from emergence_train.recorder.planned_end import planned_steps
 
 BEFORE_HEADER = 8  # lines of a run's metrics.jsonl among which its header must be
 
@@ -62,8 +63,27 @@ def run_series(
     by_split = [_from_matrix(matrix) for matrix in matrices]
     curves = _from_curves(curve) if curve is not None else []
     for series in by_split + curves:
-        series.source, series.run = directory, name or series.run
+        series.run = name or series.run
+    _of_run(directory, by_split + curves)
     return _planned(by_split, curves, None, Ahead())
+
+
+def recorded_plan(directory: Path) -> Series | None:
+    """The training curve of a run directory, with the learning rates and the end that its metrics.jsonl says; None where it plans
+    no end."""
+    curve = _from_curves(tables.read(tables.CURVES, directory)) if _has_training_rows(directory) else []
+    _of_run(directory, curve)
+    known = [series for series in _planned([], curve, None, Ahead()) if series.logged_end]
+    return known[0] if known else None
+
+
+def _of_run(directory: Path, all_series: list[Series]) -> None:
+    """Set what a run directory's header says of its series."""
+    header = next((row for _, row in iter_metrics(directory) if row.get("kind") == "run"), {})
+    for series in all_series:
+        series.source, series.vocabulary = directory, str(header.get(tables.VOCABULARY) or "")
+        if len(series.step):
+            series.logged_end = planned_steps(header, series.step[-1], series.tokens[-1])
 
 
 def _planned(by_split: list[Series], curves: list[Series], planned_lr: np.ndarray | None, ahead: Ahead) -> list[Series]:
@@ -94,16 +114,8 @@ def _read(path: Path, options: LogOptions) -> tuple[list[Series], list[Series]]:
     by_split = [_from_matrix(matrix) for matrix in matrices]
     of_runs = _from_curves(tables.read(tables.CURVES, path)) if "curves" in kinds else []
     if is_run(path):
-        vocabulary = _vocabulary(path)
-        for series in by_split + of_runs:
-            series.source, series.vocabulary = path, vocabulary
+        _of_run(path, by_split + of_runs)
     return by_split, of_runs
-
-
-def _vocabulary(run: Path) -> str:
-    """The tokenizer of a run directory by the first line of its metrics.jsonl; "" where it names none."""
-    header = next((row for _, row in iter_metrics(run) if row.get("kind") == "run"), {})
-    return str(header.get(tables.VOCABULARY) or "")
 
 
 def _name_apart(all_series: list[Series]) -> None:

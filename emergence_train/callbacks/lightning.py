@@ -5,6 +5,7 @@ and "mask" if they like: recorder.token_losses gives the first two from logits a
 validation and at the end of training. Lightning's checkpoints carry what was added since.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,13 @@ class PositionCallback(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._check_named(trainer)
-        self.recorder = Recorder(self.path, **self.options, step=trainer.global_step)  # type: ignore[arg-type]
+        steps = trainer.estimated_stepping_batches  # infinite, or -1, where neither steps nor epochs end it
+        self.recorder = Recorder(
+            self.path,
+            **self.options,  # type: ignore[arg-type]
+            total_steps=int(steps) if 0 < steps < math.inf else None,
+            step=trainer.global_step,
+        )
         self._written = self._step = trainer.global_step
         if self._state is not None:
             self.recorder.load_state_dict(self._state)

@@ -79,6 +79,7 @@ class PositionCallback(TrainerCallback):
             params=params,
             sequence=self.sequence,
             vocabulary=self.vocabulary,
+            total_steps=state.max_steps if state.max_steps > 0 else None,
             step=state.global_step,
         )
         self._tokens = TrainedTokens(self.recorder.tokens)

@@ -62,7 +62,8 @@ class Recorder:
         params: its non-embedding parameters.
         sequence: positions of a sequence; shorter ones may be added, longer ones are refused.
         vocabulary: names the tokenizer: losses of different ones are not compared.
-        total_tokens: the planned end, over all ranks.
+        total_tokens: the planned end, over all ranks; forecasts and `watch` look that far.
+        total_steps: the planned last step, where tokens are not known ahead.
         step: where the directory holds a run already, the step that training resumes from: rows after it are removed;
             0 starts over and moves the old tables aside. Not given, such a directory is refused.
         group: the process group whose ranks share the run; the default group where torch.distributed is initialised.
@@ -77,6 +78,7 @@ class Recorder:
         sequence: int,
         vocabulary: str = "",
         total_tokens: int | None = None,
+        total_steps: int | None = None,
         step: int | None = None,
         group: Any = None,
     ) -> None:
@@ -88,8 +90,9 @@ class Recorder:
             "sequence": self.sequence,
             "vocabulary": text("Recorder", "vocabulary", vocabulary, empty=True),
         }
-        if total_tokens is not None:
-            self.header["total_tokens"] = whole("Recorder", "total_tokens", total_tokens, least=1)
+        for name, total in {"total_tokens": total_tokens, "total_steps": total_steps}.items():
+            if total is not None:
+                self.header[name] = whole("Recorder", name, total, least=1)
         resumed = None if step is None else whole("Recorder", "step", step)
         self._distributed = dist.is_available() and dist.is_initialized()
         self._is_writer = not self._distributed or dist.get_rank(group) == 0

@@ -13,6 +13,7 @@ from emergence_train.recorder.metrics import TRAIN
 WHOLE = ("step", "tokens", "batch", "sequence")  # columns of numbers from 0 on
 REAL = (
     "total_tokens",
+    "total_steps",
     "loss",
     "lr",
     "grad_norm",

@@ -284,7 +284,7 @@ def _history(run: Run) -> Figure | None:
     names = dict.fromkeys(
         name.removesuffix("/tokens") for row in rows for name in row["value"] if name.endswith("/tokens")
     )
-    end = run.header.get("total_tokens") or run.tokens
+    end = run.planned_tokens or run.tokens
     traces = []
     for number, name in enumerate(names):
         known = [(row["tokens"], row["value"]) for row in rows if row["value"].get(f"{name}/tokens") is not None]

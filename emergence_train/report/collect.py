@@ -16,6 +16,7 @@ from emergence_train.errors import InputError
 from emergence_train.recorder import tables
 from emergence_train.recorder.metrics import Metrics
 from emergence_train.recorder.naming import names_of
+from emergence_train.recorder.planned_end import planned_tokens
 from emergence_train.recorder.sessions import read_sessions
 from emergence_train.report.reading import AS_THEY_ARE, Reading
 from emergence_train.run_differences import read_config
@@ -65,6 +66,12 @@ class Run:
     def tokens(self) -> int:
         """Trained up to the last checkpoint; of a curve alone, up to its last row."""
         return int((self.means if len(self.means) else self.curve)["tokens"].max())
+
+    @property
+    def planned_tokens(self) -> int:
+        """Of its planned end, 0 where none is known."""
+        rows = self.curve if len(self.curve) else self.means
+        return planned_tokens(self.header, float(rows["step"].max()), float(rows["tokens"].max()))
 
     def splits(self) -> list[str]:
         """iid and ood first, then train, then the domains."""
@@ -219,10 +226,12 @@ def load_run(directory: Path, name: str) -> Run:
 
 def _is_over(directory: Path, metrics: Metrics) -> bool:
     """Whether a run has reached its planned end, or its process has ended without a failure."""
-    total = int((metrics.header or {}).get("total_tokens") or 0)
     tokens, sessions = metrics.train("tokens"), read_sessions(directory)
-    over = bool(total) and len(tokens) > 0 and float(tokens[-1]) >= total
-    return over or bool(sessions and sessions[-1].get("exit_code") == 0)
+    if len(tokens):
+        total = planned_tokens(metrics.header or {}, float(metrics.train("step")[-1]), float(tokens[-1]))
+        if total and float(tokens[-1]) >= total:
+            return True
+    return bool(sessions and sessions[-1].get("exit_code") == 0)
 
 
 def _ood(directory: Path) -> tuple[str, ...]:

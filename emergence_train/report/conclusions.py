@@ -195,7 +195,7 @@ def _apart_by(best: Run, following: Run) -> str:
 
 def _sentence(run: Run, able: str | None) -> str:
     """Where the run is or ended, what was forecast of it, and what it can do."""
-    planned = int(run.header.get("total_tokens") or 0)
+    planned = run.planned_tokens
     done = not planned or run.tokens >= planned
     rows = run.iid()
     loss = f"{rows['loss'].iloc[-1]:.3f} nats per token on iid" if len(rows) else "no loss on iid"

@@ -80,7 +80,7 @@ def _missing(runs: list[Run]) -> list[str]:
 def _observed(analyses: list[tuple[Run, RunAnalysis]], share: str) -> str:
     """What the forecasts have seen."""
     part = f"the first {share} of each run's tokens and to nothing after them"
-    if analyses and all(run.tokens < FRACTION * int(run.header.get("total_tokens") or 0) for run, _ in analyses):
+    if analyses and all(run.tokens < FRACTION * run.planned_tokens for run, _ in analyses):
         return f"all there is so far, less than {share} of the planned tokens"
     unfinished = {analysis.result.fit_fraction is None for _, analysis in analyses}
     if unfinished == {True}:

@@ -15,6 +15,7 @@ from emergence_train.recorder.layout import resumption, saved_step, step_name, s
 from emergence_train.recorder.log_file import LogFile
 from emergence_train.recorder.metrics import TRAIN
 from emergence_train.recorder.naming import is_run, run_name, runs_below
+from emergence_train.recorder.planned_end import planned_tokens
 from emergence_train.recorder.sessions import alive, read_sessions
 
 END_BYTES = 1 << 17  # of the log's end: 700 steps
@@ -113,12 +114,14 @@ def tables_of(run: Path) -> list[int]:
 
 def progress_of(run: Path, end: LogEnd, name: str | None = None) -> Progress:
     header, last = end.header, end.train[-1] if end.train else {}
-    step_tokens = header.get("batch", 0) * header.get("sequence", 0)
-    total_tokens = header.get("total_tokens")
-    total_steps = total_tokens // step_tokens if total_tokens and step_tokens else None
     if header.get("imported"):  # checkpoints of existing models, and no steps
         last = end.checkpoint.get("validation", {})
-    step, speed = last.get("step", 0), _median(end.train, "tokens_per_second")
+    step, tokens, speed = last.get("step", 0), last.get("tokens", 0), _median(end.train, "tokens_per_second")
+    step_tokens = header.get("batch", 0) * header.get("sequence", 0) or (tokens / step if step else 0)
+    total_tokens = planned_tokens(header, step, tokens) or None
+    total_steps = header.get("total_steps") or (
+        int(total_tokens / step_tokens) if total_tokens and step_tokens else None
+    )
     sessions, age = read_sessions(run), max(0.0, time.time() - end.log.modified)
     session = sessions[-1] if sessions else {}
     state, reason = _state(run, end, sessions, step, total_steps, age)
@@ -130,7 +133,7 @@ def progress_of(run: Path, end: LogEnd, name: str | None = None) -> Progress:
         reason=reason,
         step=step,
         total_steps=total_steps,
-        tokens=last.get("tokens", 0),
+        tokens=tokens,
         total_tokens=total_tokens,
         loss=_mean_loss(end.train),
         iid=(end.checkpoint.get("validation", {}).get("loss") or {}).get("iid"),
@@ -177,8 +180,11 @@ def quiet_seconds(end: LogEnd) -> float:
 
 def _before_end(end: LogEnd) -> bool:
     """Whether an end in tokens is planned that the rows do not reach."""
-    reached = max((row.get("tokens", 0) for row in [*end.train[-1:], *end.checkpoint.values()]), default=0)
-    return reached < (end.header.get("total_tokens") or 0) * 0.999
+    tokens, step = max(
+        ((row.get("tokens", 0), row.get("step", 0)) for row in [*end.train[-1:], *end.checkpoint.values()]),
+        default=(0, 0),
+    )
+    return tokens < planned_tokens(end.header, step, tokens) * 0.999
 
 
 def _checkpoint_seconds(end: LogEnd) -> float:
@@ -186,7 +192,7 @@ def _checkpoint_seconds(end: LogEnd) -> float:
     return sum(seconds for seconds in rows if isinstance(seconds, (int, float)))
 
 
-def _eta(end: LogEnd, total: int | None, step: int, step_tokens: int, speed: float | None) -> float | None:
+def _eta(end: LogEnd, total: int | None, step: int, step_tokens: float, speed: float | None) -> float | None:
     """Seconds: the steps that are left at the present speed, and as many checkpoints as the last two were apart."""
     if total is None or not speed:
         return None

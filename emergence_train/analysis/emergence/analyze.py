@@ -40,7 +40,7 @@ from emergence_train.analysis.emergence.table import TaskMetric
 from emergence_train.analysis.emergence.verdict import PLATEAU, Verdict, judge
 from emergence_train.analysis.results import Interval
 from emergence_train.analysis.scores import ScoreOptions
-from emergence_train.recorder.naming import names_of, run_name
+from emergence_train.recorder.naming import is_run, names_of, run_name
 from emergence_train.waiting import along
 
 CONVENTION = (
@@ -228,8 +228,8 @@ def _finite(value: float) -> float | None:
 
 
 def run_directories(paths: list[str | Path], names: Mapping[Path, str]) -> dict[str, Path]:
-    """Where the runs' configurations lie: run directories by the names that the runs are shown by."""
-    directories = [path for path in map(Path, paths) if (path / "config.yaml").is_file()]
+    """Run directories by the names that the runs are shown by: what they plan is known."""
+    directories = [path for path in map(Path, paths) if is_run(path) or (path / "config.yaml").is_file()]
     return {names.get(path) or run_name(path): path for path in directories}
 
 
@@ -257,6 +257,8 @@ def _ahead(
             abilities.append(Ability(**names, runs=crossings, smallest_size_that_has_it=_smallest(crossings)))
     if not directories and abilities:
         notes.append("planned ends and learning rates of the runs are not known from tables; give run directories")
+    elif any(not run.planned_end_known for ability in abilities for run in ability.runs):
+        notes.append("of some runs no end is planned, so what they will reach is not known")
     return laws, abilities, forecasts, notes
 
 

@@ -14,9 +14,11 @@ from emergence_train.analysis.emergence.result import Crossing, LossForecast, St
 from emergence_train.analysis.outlook import planned_rates
 from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.results import Interval
+from emergence_train.analysis.runs import recorded_plan
 from emergence_train.analysis.temporal.forecast import forecast
 from emergence_train.analysis.temporal.mean_law import below
 from emergence_train.errors import InputError
+from emergence_train.recorder.naming import is_run
 
 DRAWS = 1000
 POINTS = 60
@@ -51,8 +53,8 @@ def draw_losses(
 ) -> LossDraws:
     """Draws of the future loss from the evaluations `rows` of a run, one per step.
 
-    `directory` holds the config.yaml with the planned learning rates, if any. `until`: only this share of the tokens is
-    observed, and the forecast ends at the last one.
+    `directory` is the run's, whose config.yaml or metrics.jsonl plans its learning rates and its end, if there is one. `until`:
+    only this share of the tokens is observed, and the forecast ends at the last one.
     """
     rows = rows[rows["tokens"] > 0]
     step, tokens, loss = (rows[name].to_numpy(float) for name in ("step", "tokens", "loss"))
@@ -80,12 +82,16 @@ def draw_losses(
 
 def _plan(directory: Path | None, tokens: np.ndarray, step: np.ndarray) -> tuple[PlannedSchedule | None, float, bool]:
     """(learning rates by step, last token to forecast to, whether that is the planned end)."""
-    if directory is not None and (directory / "config.yaml").is_file():
-        rates = planned_rates(directory / "config.yaml")
+    if directory is not None:
+        config = directory / "config.yaml"
+        rates = planned_rates(config) if config.is_file() else None
         if rates is not None:
             step_tokens = tokens[-1] / step[-1]
             plan = PlannedSchedule(rates[:, 0] / step_tokens, rates[:, 1], step_tokens)
             return plan, float(rates[-1, 0]), True
+        recorded = recorded_plan(directory) if is_run(directory) else None
+        if recorded is not None and recorded.by_tokens:
+            return recorded.plan, float(recorded.end_tokens), True
     return None, HORIZON * float(tokens[-1]), False
 
 

@@ -22,9 +22,11 @@ from emergence_train.analysis.emergence.result import (
     TaskResult,
 )
 from emergence_train.analysis.results import as_json
+from emergence_train.errors import listed
 from emergence_train.files import write_csv, write_json
 
 SHOWN = 60  # lines of the printed table
+NAMED = 6  # tasks of one line
 NOTES = 8  # printed
 PANELS = 12  # of the first family's page (the one with most rows)
 FEWER = 8  # of other pages
@@ -162,7 +164,7 @@ def format_table(result: EmergenceResult) -> str:
                 lines.append(f"  {task.reason}")
         if len(group) > SHOWN:
             lines.append(f"... and {len(group) - SHOWN} more in tasks.csv")
-    lines += [f"mirage check, {check.task} ({check.metric}): {check.says}" for check in result.mirage]
+    lines += _mirage_lines(result)
     lines += [_kept_line(task) for task in result.survival if task.metric.startswith("acc")]
     for ability in result.abilities:
         ahead = [run for run in ability.runs if run.status != "reached"]
@@ -170,6 +172,14 @@ def format_table(result: EmergenceResult) -> str:
     lines.append(result.convention)
     lines += [f"note: {note}" for note in result.notes]
     return "\n".join([*lines, *_note_lines(result.tasks)])
+
+
+def _mirage_lines(result: EmergenceResult) -> list[str]:
+    """A line for each finding of the mirage check, with the tasks that it is of."""
+    tasks: dict[str, list[str]] = {}
+    for check in result.mirage:
+        tasks.setdefault(check.says, []).append(f"{check.task} ({check.metric})")
+    return [f"mirage check, {listed(names, NAMED)}: {says}" for says, names in tasks.items()]
 
 
 def _task_line(task: TaskResult, width: int) -> str:

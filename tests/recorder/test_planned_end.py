@@ -1,0 +1,83 @@
+"""The end that a Recorder's header plans, in tokens or steps: what forecasts, `watch` and the report look to."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from emergence_train.analysis.emergence import analyze_emergence
+from emergence_train.analysis.results import as_json
+from emergence_train.analysis.runs import recorded_plan
+from emergence_train.analysis.temporal import analyze_temporal
+from emergence_train.recorder import Recorder
+from emergence_train.recorder.planned_end import planned_steps, planned_tokens
+from emergence_train.watch.progress import progress
+
+END, STEPS, TOKENS, ETA = 400, 200, 4096, 3.95
+
+
+def rate(step):
+    return 1e-3 * min(1, step / 20) * (0.55 + 0.45 * math.cos(math.pi * step / END))
+
+
+def loss_at(step):
+    return 3 + 4 * step**-0.3
+
+
+def record(path, steps=STEPS, rated=True, **end):
+    """A run whose losses follow a power of its steps, with a task that is known below ETA."""
+    noise = np.random.default_rng(3)
+    with Recorder(path, params=10**6, sequence=8, vocabulary="v", **end) as recorder:
+        for step in range(1, steps + 1):
+            loss = loss_at(step) + noise.normal(0, 0.004)
+            recorder.add(torch.full((2, 8), loss))
+            recorder.log(step, step * TOKENS, loss, rate(step) if rated else None)
+            if step % 10 == 0:
+                recorder.add(torch.full((2, 8), loss), split="iid")
+                value = noise.binomial(4000, 0.25 + min(0.7, 3 * max(0.0, ETA - loss))) / 4000
+                recorder.evaluation("t", "acc", value, items=4000, chance=0.25)
+                recorder.checkpoint(step, step * TOKENS, rate(step) if rated else None)
+    return path
+
+
+@pytest.mark.parametrize("end", [{"total_steps": END}, {"total_tokens": END * TOKENS}], ids=["steps", "tokens"])
+def test_forecasts_reach_the_end_that_the_header_plans(tmp_path, end):
+    """At half of it, without --to-tokens: the loss there, at the rate that the rows go on to."""
+    run = record(tmp_path / "run", **end)
+    for result in as_json(analyze_temporal(run))["runs"]:
+        final = result["final"]
+        assert (final["step"], final["tokens"]) == (END, END * TOKENS)
+        assert final["low95"] < loss_at(END) < final["high95"]
+    assert not any("planned ends" in note for note in as_json(analyze_emergence(run))["notes"])
+
+
+def test_a_plan_holds_the_rates_up_to_the_recorded_end(tmp_path):
+    """The emergence analysis forecasts by the same plan as the temporal one; without an end there is none."""
+    planned = recorded_plan(record(tmp_path / "planned", total_steps=END))
+    assert planned.end_tokens == END * TOKENS and planned.plan.x[-1] == END
+    assert planned.plan.peak * planned.plan.share(END) == pytest.approx(rate(END), rel=0.02)
+    assert recorded_plan(record(tmp_path / "open")) is None
+
+
+def test_a_run_whose_end_is_not_planned_says_so(tmp_path):
+    """Abilities of a directory without an end do not ask for a run directory, which was given."""
+    notes = as_json(analyze_emergence(record(tmp_path / "run", steps=STEPS)))["notes"]
+    assert any("no end is planned" in note for note in notes) and not any("give run directories" in note for note in notes)
+
+
+@pytest.mark.parametrize("end", [{"total_steps": END}, {"total_tokens": END * TOKENS}], ids=["steps", "tokens"])
+def test_watch_knows_the_recorded_end(tmp_path, end):
+    """Closed before its end a run is stopped, at its end finished; the part that is done is known in steps and tokens."""
+    half, whole = (progress(record(tmp_path / name, steps, **end)) for name, steps in (("half", STEPS), ("whole", END)))
+    assert (half.state, whole.state) == ("stopped", "finished")
+    assert (half.step, half.total_steps, half.total_tokens) == (STEPS, END, END * TOKENS)
+
+
+def test_a_planned_end_is_given_in_steps_and_tokens():
+    """One from the other at the rows' pace; what is no number of them plans nothing."""
+    assert planned_steps({"total_tokens": 1000}, 10, 200) == 50 and planned_tokens({"total_tokens": 1000}, 10, 200) == 1000
+    assert planned_steps({"total_steps": 50}, 10, 200) == 50 and planned_tokens({"total_steps": 50}, 10, 200) == 1000
+    assert planned_steps({"total_steps": 50}, 10, 0) == 50 and planned_tokens({"total_steps": 50}, 0, 0) == 0
+    for bad in (None, "900", True, -1, 0, math.nan, math.inf):
+        assert planned_steps({"total_tokens": bad}, 10, 200) is None and planned_tokens({"total_steps": bad}, 10, 200) == 0
