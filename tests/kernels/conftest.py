@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import emergence_kernels as ek
 from emergence_kernels.backends import build, library
+from emergence_kernels.backends.dispatch import IMPLEMENTED
 from support import locked
 
 sys.path.insert(0, str(Path(__file__).with_name("harness")))
@@ -137,9 +139,17 @@ def compiled(request) -> str:
 def _checked(request) -> str:
     if request.param == "triton":
         request.getfixturevalue("triton_only")
-    elif request.param in ("cuda", "cpu") and (reason := request.getfixturevalue(f"{request.param}_library")):
+    operations = _operations(Path(request.module.__file__).parent.name)
+    if operations and not any(request.param in IMPLEMENTED[operation] for operation in operations):
+        pytest.skip(f"{request.param} has no {operations[0]}")
+    if request.param in ("cuda", "cpu") and (reason := request.getfixturevalue(f"{request.param}_library")):
         pytest.skip(reason)
     return request.param
+
+
+def _operations(folder: str) -> list[str]:
+    """Those of a folder of emergence_kernels, whose tests have a folder of that name."""
+    return [name for name in IMPLEMENTED if getattr(ek, name).__module__.split(".")[1] == folder]
 
 
 @pytest.fixture

@@ -63,7 +63,9 @@ def test_a_plan_holds_the_rates_up_to_the_recorded_end(tmp_path):
 def test_a_run_whose_end_is_not_planned_says_so(tmp_path):
     """Abilities of a directory without an end do not ask for a run directory, which was given."""
     notes = as_json(analyze_emergence(record(tmp_path / "run", steps=STEPS)))["notes"]
-    assert any("no end is planned" in note for note in notes) and not any("give run directories" in note for note in notes)
+    assert any("no end is planned" in note for note in notes) and not any(
+        "give run directories" in note for note in notes
+    )
 
 
 @pytest.mark.parametrize("end", [{"total_steps": END}, {"total_tokens": END * TOKENS}], ids=["steps", "tokens"])
@@ -76,8 +78,12 @@ def test_watch_knows_the_recorded_end(tmp_path, end):
 
 def test_a_planned_end_is_given_in_steps_and_tokens():
     """One from the other at the rows' pace; what is no number of them plans nothing."""
-    assert planned_steps({"total_tokens": 1000}, 10, 200) == 50 and planned_tokens({"total_tokens": 1000}, 10, 200) == 1000
+    assert (
+        planned_steps({"total_tokens": 1000}, 10, 200) == 50 and planned_tokens({"total_tokens": 1000}, 10, 200) == 1000
+    )
     assert planned_steps({"total_steps": 50}, 10, 200) == 50 and planned_tokens({"total_steps": 50}, 10, 200) == 1000
     assert planned_steps({"total_steps": 50}, 10, 0) == 50 and planned_tokens({"total_steps": 50}, 0, 0) == 0
     for bad in (None, "900", True, -1, 0, math.nan, math.inf):
-        assert planned_steps({"total_tokens": bad}, 10, 200) is None and planned_tokens({"total_steps": bad}, 10, 200) == 0
+        assert (
+            planned_steps({"total_tokens": bad}, 10, 200) is None and planned_tokens({"total_steps": bad}, 10, 200) == 0
+        )

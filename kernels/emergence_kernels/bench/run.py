@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,18 +24,19 @@ from .processes import CUT, apart
 from .results import Results, commit, finished, spelled, timestamp, versions
 from .timing import Stopwatch, Timing, ceilings, clocks, difference, measure, peak_extra_bytes, summary
 
-OPS = (
-    "position_loss",
-    "linear_cross_entropy",
-    "rms_norm",
-    "attention",
-    "rotary",
-    "swiglu",
-    "feed_forward",
-    "fp8_linear",
-    "adamw_step",
-    "step",
-)
+# Of each operation (suite, device, dtype, backends) -> its cases.
+CASES: dict[str, Callable[[str, torch.device, torch.dtype, list[str]], Iterable[Case]]] = {
+    "position_loss": partial(losses.cases, "position_loss"),
+    "linear_cross_entropy": partial(losses.cases, "linear_cross_entropy"),
+    "rms_norm": norms.norm_cases,
+    "attention": attention.cases,
+    "rotary": norms.rotary_cases,
+    "swiglu": norms.swiglu_cases,
+    "feed_forward": feed_forwards.cases,
+    "fp8_linear": linears.cases,
+    "adamw_step": lambda suite, device, dtype, backends: updates.cases(suite, device, backends),
+}
+OPS = (*CASES, "step")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -171,23 +173,8 @@ def _row(case, candidate, modes, times, watch: Stopwatch, limits: dict[str, floa
     return row
 
 
-def all_cases(op: str, suite: str, device: torch.device, dtype: torch.dtype):
-    backends = _backends(op, device)
-    if op in ("position_loss", "linear_cross_entropy"):
-        return losses.cases(op, suite, device, dtype, backends)
-    if op == "rms_norm":
-        return norms.norm_cases(suite, device, dtype, backends)
-    if op == "rotary":
-        return norms.rotary_cases(suite, device, dtype, backends)
-    if op == "swiglu":
-        return norms.swiglu_cases(suite, device, dtype, backends)
-    if op == "feed_forward":
-        return feed_forwards.cases(suite, device, dtype, backends)
-    if op == "adamw_step":
-        return updates.cases(suite, device, backends)
-    if op == "fp8_linear":
-        return linears.cases(suite, device, dtype, backends)
-    return attention.cases(suite, device, dtype, backends)
+def all_cases(op: str, suite: str, device: torch.device, dtype: torch.dtype) -> Iterable[Case]:
+    return CASES[op](suite, device, dtype, _backends(op, device))
 
 
 def step_rows(suite: str, device: torch.device, dtype: torch.dtype, limits: dict[str, float]):
