@@ -5,6 +5,7 @@ import re
 import time
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
 
@@ -21,7 +22,10 @@ from emergence_train.recorder.sessions import alive, read_sessions
 END_BYTES = 1 << 17  # of the log's end: 700 steps
 RECENT = 64  # steps that loss and speed are means of
 QUIET_SECONDS = 120.0  # without a row, at least: then a run is stale
-QUIET_STEPS, QUIET_CHECKPOINTS = 20, 3  # and without a row for so many times a step, and a checkpoint's measurements
+QUIET_ROWS, QUIET_CHECKPOINTS = (
+    20,
+    3,
+)  # and without a row for so many times as rows are apart, and a checkpoint's measurements
 FAILED = (1, 2)  # exit codes after which the same command alone would not help; others are resumed by a requeue
 TABLE = re.compile(r"step-\d{10}\.parquet")
 STATES = ("running", "finished", "stopped", "stale", "imported")
@@ -172,10 +176,12 @@ def _state(run: Path, end: LogEnd, sessions: list[dict], step: int, total: int |
 
 
 def quiet_seconds(end: LogEnd) -> float:
-    """How long a run that is trained may write no row."""
-    speed = _median(end.train, "tokens_per_second")
-    step_seconds = end.header.get("batch", 0) * end.header.get("sequence", 0) / speed if speed else 0.0
-    return max(QUIET_SECONDS, QUIET_STEPS * step_seconds, QUIET_CHECKPOINTS * _checkpoint_seconds(end))
+    """How long a run that is trained may write no row: some write one every so many steps."""
+    speed, tokens = _median(end.train, "tokens_per_second"), _numbers(end.train, "tokens")
+    apart = [later - before for before, later in pairwise(tokens)]
+    row_tokens = median(apart) if apart else end.header.get("batch", 0) * end.header.get("sequence", 0)
+    row_seconds = row_tokens / speed if speed else 0.0
+    return max(QUIET_SECONDS, QUIET_ROWS * row_seconds, QUIET_CHECKPOINTS * _checkpoint_seconds(end))
 
 
 def _before_end(end: LogEnd) -> bool:

@@ -56,6 +56,19 @@ def test_the_state_of_a_run_of_another_machine(half, session, age, state, reason
     assert run.state == state and reason in run.reason
 
 
+def test_rows_that_are_far_apart_are_waited_for(half):
+    """A recorded run, whose header has no batch, with a row every 50 steps: 5 s apart, but 40 s at an eighth of the speed."""
+    log = half / "metrics.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    kept = [{key: value for key, value in rows[0].items() if key not in ("batch", "flops_per_token")}]
+    kept += [row | {"tokens_per_second": 640.0} for row in rows if row["kind"] == "train" and row["step"] % 50 == 0]
+    log.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    run_files.session(half, host="elsewhere")
+    for age, state in ((790, "running"), (810, "stale")):
+        os.utime(log, (time.time() - age,) * 2)
+        assert progress(half).state == state
+
+
 def test_the_state_of_a_run_here_is_that_of_its_process(half):
     """This process lives; one that has ended does not, nor does another that got its number since."""
     run_files.session(half, **sessions.own_process())
