@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -207,7 +208,8 @@ def load_run(directory: Path, name: str) -> Run:
         raise NotYet(directory, f"{directory}: has no checkpoint with losses by position yet; wait for the first one")
     positions = {str(matrix.keys["split"].iloc[0]): matrix for matrix in read_matrices(directory)}
     curve, unread = _read_curve(metrics)
-    forecast, no_forecast = _analysed(lambda: _series(directory, name, list(positions.values()), curve))
+    series = partial(_series, directory, name, list(positions.values()), curve)
+    forecast, no_forecast = _analysed(series, None if _is_to_be_forecast(directory, metrics) else FRACTION)
     return Run(
         name=name,
         directory=directory,
@@ -225,13 +227,25 @@ def load_run(directory: Path, name: str) -> Run:
 
 
 def _is_over(directory: Path, metrics: Metrics) -> bool:
-    """Whether a run has reached its planned end, or its process has ended without a failure."""
-    tokens, sessions = metrics.train("tokens"), read_sessions(directory)
-    if len(tokens):
-        total = planned_tokens(metrics.header or {}, float(metrics.train("step")[-1]), float(tokens[-1]))
-        if total and float(tokens[-1]) >= total:
-            return True
+    """Whether a run has reached its planned end, or where none is known its process has ended without a failure."""
+    step, tokens = _last_row(metrics)
+    if total := planned_tokens(metrics.header or {}, step, tokens):
+        return tokens >= total
+    sessions = read_sessions(directory)
     return bool(sessions and sessions[-1].get("exit_code") == 0)
+
+
+def _is_to_be_forecast(directory: Path, metrics: Metrics) -> bool:
+    """Whether a run of a Recorder goes on: it logs no forecasts of its end, as `train` does."""
+    header = metrics.header or {}
+    planned = planned_tokens(header, *_last_row(metrics))
+    return bool(planned) and "batch" not in header and not _is_over(directory, metrics)
+
+
+def _last_row(metrics: Metrics) -> tuple[float, float]:
+    """(step, tokens) of the last training step; zeros where there is none."""
+    steps, tokens = metrics.train("step"), metrics.train("tokens")
+    return (float(steps[-1]), float(tokens[-1])) if len(steps) else (0.0, 0.0)
 
 
 def _ood(directory: Path) -> tuple[str, ...]:

@@ -205,7 +205,7 @@ def _sentence(run: Run, able: str | None) -> str:
     where += "" if done else f" of {short(planned)}"
     size = f" ({short(run.params)} parameters)" if run.params else ""
     parts = [f"<b>{html.escape(run.name)}</b>{size}: {loss} {where}."]
-    if done and run.forecast is not None:
+    if run.forecast is not None and (done or all(result.fit_fraction is None for result in _of_iid(run))):
         parts += [_outcome(result) for result in _of_iid(run)]
     elif not done and (newest := _newest_forecast(run)):
         parts.append(newest)

@@ -12,6 +12,8 @@ from emergence_train.analysis.runs import recorded_plan
 from emergence_train.analysis.temporal import analyze_temporal
 from emergence_train.recorder import Recorder
 from emergence_train.recorder.planned_end import planned_steps, planned_tokens
+from emergence_train.report import conclusions
+from emergence_train.report.collect import collect
 from emergence_train.watch.progress import progress
 
 END, STEPS, TOKENS, ETA = 400, 200, 4096, 3.95
@@ -50,6 +52,17 @@ def test_forecasts_reach_the_end_that_the_header_plans(tmp_path, end):
         assert (final["step"], final["tokens"]) == (END, END * TOKENS)
         assert final["low95"] < loss_at(END) < final["high95"]
     assert not any("planned ends" in note for note in as_json(analyze_emergence(run))["notes"])
+
+
+def test_the_page_forecasts_the_end_of_a_run_that_goes_on(tmp_path):
+    """From all rows, as of a log: a Recorder logs no forecasts. At its end it is what was forecast early beside what came."""
+    half = record(tmp_path / "half", total_steps=END)
+    (run,) = collect([half]).runs
+    finals = [analysis.result.final for analysis in run.forecast.runs]
+    assert {final.tokens for final in finals} == {END * TOKENS} and not any(final.actual for final in finals)
+    assert "is forecast for its end" in conclusions._sentence(run, None)
+    (run,) = collect([record(tmp_path / "whole", END, total_steps=END)]).runs
+    assert all(analysis.result.final.actual for analysis in run.forecast.runs)
 
 
 def test_a_plan_holds_the_rates_up_to_the_recorded_end(tmp_path):
