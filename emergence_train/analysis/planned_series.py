@@ -44,6 +44,7 @@ class Series:
     course: np.ndarray | None = (
         None  # (K, 2) steps and tokens beyond the last row, where a log says that the batch grows there
     )
+    rates_assumed: bool = False  # the plan beyond the last row is taken from how the rates went
     ahead: Ahead = Ahead()  # what the user says of its rest
     notes: list[str] = field(default_factory=list)
     vocabulary: str = ""  # the tokenizer that a run directory names
@@ -143,7 +144,7 @@ def set_plan(series: Series, recorded: Series | None, planned_lr: np.ndarray | N
         series.end_step = math.ceil(float(series.steps_at(end)) - 1e-6)
         series.end_tokens = round(end) if series.by_tokens else 0
         if plan is not None and plan.x[-1] < series.end_step * 0.999:
-            series.plan = _continued(series, plan)
+            series.plan, series.rates_assumed = _continued(series, plan), True
     if series.batch_grows:
         _set_batches(series)
 

@@ -6,6 +6,7 @@ import re
 import numpy as np
 
 from emergence_train.analysis.figures import FORECAST, HELD_OUT, Figure, Trace, interval
+from emergence_train.analysis.planned_series import Series
 from emergence_train.analysis.temporal.figures import FEWEST, forecast, parameters, residuals
 from emergence_train.analysis.temporal.tables import RunAnalysis
 from emergence_train.errors import listed
@@ -89,12 +90,21 @@ def _observed(analyses: list[tuple[Run, RunAnalysis]], share: str) -> str:
 
 
 def _rates(analyses: list[tuple[Run, RunAnalysis]]) -> str:
-    """What was known of the learning rate."""
-    known = {analysis.series.plan is not None for _, analysis in analyses}
-    if known == {False}:
-        return "neither the learning rate nor the later losses are known."
-    where = " where the run or log says it" if False in known else ""
-    return f"the planned learning rate is known{where}, the later losses are not."
+    """What was known of the learning rate ahead."""
+    states = {_rate_is(analysis.series) for _, analysis in analyses}
+    if len(states) > 1:
+        return "the learning rate ahead is known where the run or log says it, the later losses are not."
+    return {
+        "known": "the planned learning rate is known, the later losses are not.",
+        "assumed": "the learning rate is taken to go on as its rows do, and neither it nor the later losses are known.",
+        "unknown": "neither the learning rate nor the later losses are known.",
+    }[states.pop() if states else "unknown"]
+
+
+def _rate_is(series: Series) -> str:
+    if series.plan is None:
+        return "unknown"
+    return "assumed" if series.rates_assumed else "known"
 
 
 def _notes(analyses: list[tuple[Run, RunAnalysis]]) -> str:

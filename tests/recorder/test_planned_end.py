@@ -14,6 +14,7 @@ from emergence_train.recorder import Recorder
 from emergence_train.recorder.planned_end import planned_steps, planned_tokens
 from emergence_train.report import conclusions
 from emergence_train.report.collect import collect
+from emergence_train.report.page import report
 from emergence_train.watch.progress import progress
 
 END, STEPS, TOKENS, ETA = 400, 200, 4096, 3.95
@@ -61,6 +62,7 @@ def test_the_page_forecasts_the_end_of_a_run_that_goes_on(tmp_path):
     finals = [analysis.result.final for analysis in run.forecast.runs]
     assert {final.tokens for final in finals} == {END * TOKENS} and not any(final.actual for final in finals)
     assert "is forecast for its end" in conclusions._sentence(run, None)
+    assert "taken to go on as its rows do" in report([half], tmp_path / "page").read_text()
     (run,) = collect([record(tmp_path / "whole", END, total_steps=END)]).runs
     assert all(analysis.result.final.actual for analysis in run.forecast.runs)
 
