@@ -300,6 +300,18 @@ def test_the_analysis_of_results_is_that_of_the_same_table(tmp_path, capsys):
     assert any("lm-eval, 1 tasks of pythia-70m, step 1000" in note for note in result["notes"])
 
 
+def test_finished_runs_need_no_steps(tmp_path):
+    """A row a run: its tokens tell its checkpoint from none. Of several rows a run somebody must say the steps."""
+    rows = [f"r{k},{10**8 * (k + 1)},{10**10 + k},{3.5 - k / 10},{0.2 + k / 20}" for k in range(8)]
+    table = tmp_path / "results.csv"
+    table.write_text("\n".join(["run,params,tokens,loss,piqa/acc", *rows]))
+    frame, notes = read([table])
+    assert list(frame.index.get_level_values("step")) == list(frame["tokens"]) == [10**10 + k for k in range(8)]
+    assert any("whose tokens stand for it" in note for note in notes)
+    table.write_text(table.read_text() + "\n" + rows[0].replace(str(10**10), str(10**9)))
+    assert "step is not said" in str(refusal([table]))
+
+
 def test_an_empty_cell_is_named_by_its_run(tmp_path):
     """The remedy that was given already is not said again; without that row the scores are read."""
     path, columns = tmp_path / "x.csv", {"tokens": "Data", "step": "at", "params": "size", "loss": "ce"}

@@ -58,6 +58,8 @@ def completed(scores: list[Scores], options: ScoreOptions) -> tuple[pd.DataFrame
     _fill_place(frame, options, scores)
     _part_sizes(frame, notes)
     frame = parted(frame, where, notes)
+    if options.loss is None or not Path(options.loss).exists():  # a log says the loss by step
+        _fill_step(frame, notes)
     if options.loss is not None:
         frame = _with_loss(frame, options, notes)
     _check_complete(frame, where, options)
@@ -121,6 +123,14 @@ def _fill_place(frame: pd.DataFrame, options: ScoreOptions, scores: list[Scores]
     if per_step is not None:
         frame["tokens"] = frame["tokens"].where(frame["step"].isna(), frame["step"] * per_step)
         frame["step"] = frame["step"].fillna((frame["tokens"] / per_step).round())
+
+
+def _fill_step(frame: pd.DataFrame, notes: list[str]) -> None:
+    """Of finished runs, a checkpoint each, nobody says the step, and nothing needs it but to tell checkpoints apart."""
+    known = frame["tokens"].notna().all() and frame["run"].notna().all() and frame["step"].isna().all()
+    if known and (frame.groupby("run")["tokens"].nunique() == 1).all():
+        frame["step"] = frame["tokens"]
+        notes.append("no column says the step: every run has one checkpoint, whose tokens stand for it")
 
 
 def _part_sizes(frame: pd.DataFrame, notes: list[str]) -> None:
