@@ -10,6 +10,7 @@ OLMo            [step=10/8000,epoch=0]
 Composer        [batch=10/8000]:
                     Train loss/train/total: 7.1234
                 [metric][batch=10]: loss/train/total: 7.1234        (its FileLogger, a line a field)
+fairseq         | epoch 001 | loss 14.220 | nll_loss 13.935 | ppl 15664.53 | ... | num_updates 67 | lr 1.68e-05 | ...
 Levanter        ... :: {"tracker": "json_logger", "event": "log", "step": 10, "metrics": {"train/loss": 7.1234, ...}}
 """
 
@@ -53,9 +54,11 @@ STEPS_BEFORE = re.compile(
 )
 RATES = r"(?<!per )(?<!tokens/)(?<!tok/)(?<!samples/)(?<!time/)(?<!ms/)"  # "tokens per step: 524288"; "train/step: 100" is a step
 STEP = re.compile(
-    rf"(?:{RATES}\b(global_step|num_updates|step|iteration|iter|update)s?['\"]?\s*[:=]?\s*['\"]?|\[(batch|token|sample)=){WHOLE}",
+    rf"(?:{RATES}\b(?:train_)?(global_step|num_updates|step|iteration|iter|update)s?['\"]?\s*[:=]?\s*['\"]?|\[(batch|token|sample)=){WHOLE}",
     re.IGNORECASE,
 )
+# Between bars, without a sign, as fairseq writes an epoch: "| loss 14.220 | nll_loss 13.935 |"
+BETWEEN_BARS = re.compile(rf"\s*([A-Za-z_][\w/]*(?: [A-Za-z_][\w/]*)?)\s+{NUMBER}\s*")
 BEHIND_A_NUMBER = re.compile(r" \d")  # "iteration 100/3000 loss: 5.9"
 PAIR = re.compile(rf"([A-Za-z_][\w./()-]*+) {NUMBER}")  # "loss 5.9 lr 3e-4", before a bar's colon
 # tqdm's; one an epoch counts anew in each, unless it was counted through
@@ -85,6 +88,15 @@ def fields_of(line: str) -> dict[str, str]:
     if "tokens" not in fields and (before := TOKENS_BEFORE.search(line)):
         fields["tokens"] = before[1]
     return fields
+
+
+def _fields_with_loss(line: str) -> dict[str, str]:
+    """As fields_of; also what stands between bars, in a line of which no field is a loss otherwise."""
+    fields = fields_of(line)
+    if "|" not in line or any(map(LOSS.search, fields)):
+        return fields
+    between = {match[1]: match[2] for part in line.split("|") if (match := BETWEEN_BARS.fullmatch(part))}
+    return between | fields if any(map(LOSS.search, between)) else fields
 
 
 def _behind_a_value(name: str) -> str:
@@ -133,7 +145,7 @@ def read_fields(path: Path) -> list[Log]:
     for number, line in enumerate(lines, 1):
         steps = _steps(line)
         if steps or _has_tokens(line):
-            fields = fields_of(line)
+            fields = _fields_with_loss(line)
             below = True
             row = epoch_of(line) | fields | {SPLIT: split_of(line)} | {name: step for name, (step, _) in steps.items()}
             if rows and _is_more_of(rows[-1], row, steps.keys()):
@@ -196,7 +208,7 @@ def _has_loss(lines: list[str], at: int) -> bool:
         if not line[:1].isspace():
             break
         block.append(line)
-    return any(LOSS.search(name) for line in block for name in fields_of(line))
+    return any(LOSS.search(name) for line in block for name in _fields_with_loss(line))
 
 
 FIELDS = Format(

@@ -58,6 +58,8 @@ OTHERWISE = re.compile(r"acc|%|time|\bdata\b", re.IGNORECASE)  # what else a num
 OTHER_BAR = re.compile(
     r"\[[\d:?]+<[\d:?]+,\s*[\d.?]+\s*(?!k?(?:it|batch(?:es)?|steps?)/s|s/(?:it|batch|step))[^\s\d,\]]+/", re.IGNORECASE
 )
+# litgpt's, on the iteration that makes the update: its loss is the mean of the step's micro-batches, those beside it are parts
+UPDATES = re.compile(r"\(step\)(?:\s|$)")
 # A loss with its unit behind it, "loss 6.0 BPC": the field ends there, or a quantity and its number follow, or it is other text,
 # as in "loss 3.2 ppl 24.5" and "loss 3.2 (perplexity of 24.5)"
 _QUANTITY = r"(?:lr|learning[ _]rate|steps?|iter|epoch|tok(?:en)?s?|(?:grad[ _]?|g)?norm|time|dt|mfu|\w*loss)"
@@ -150,6 +152,7 @@ def of_commoner_form(
     "New best! step 100, loss 4.2" is of a validation or a mean, whatever it calls its loss. Lines of a resumed run lie beside
     none of the same step.
     """
+    rows, places = _of_updates(rows, places, lines)
     forms = [tuple(WORDS.findall(LOSS.split(lines[place - 1])[0])) for place in places]
     count = Counter(forms)
     names = [{name for name in row if LOSS.search(name) or name == SPLIT} for row in rows]
@@ -165,6 +168,14 @@ def of_commoner_form(
     note = f"left out: {len(left)} lines in other words beside those of their steps (row {places[left[0]]})"
     kept = sorted({*range(len(rows))} - {*left})
     return [rows[k] for k in kept], [places[k] for k in kept], (note,)
+
+
+def _of_updates(rows: list[dict], places: list[int], lines: list[str]) -> tuple[list[dict], list[int]]:
+    """Rows and their places without the micro-batches of a step that has a line marked as its update."""
+    marked = [UPDATES.search(lines[place - 1]) is not None for place in places]
+    updates = {(row.get("step"), row.get(SPLIT)) for row, mark in zip(rows, marked) if mark}
+    kept = [k for k, row in enumerate(rows) if marked[k] or (row.get("step"), row.get(SPLIT)) not in updates]
+    return [rows[k] for k in kept], [places[k] for k in kept]
 
 
 def with_loss_units(frame: pd.DataFrame, lines: list[str]) -> pd.DataFrame:

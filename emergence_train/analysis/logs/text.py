@@ -7,6 +7,7 @@ llm.c     step  100/19560 | loss 6.123456 (+1.2z)| norm 0.31 (-)| lr 8.57e-05 | 
 """
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 from emergence_train.analysis.logs.encoded import stem_of, suffix_of
@@ -30,6 +31,11 @@ DIGITS = r"\d++(?:,\d{3}(?!\d))*+"
 WHOLE = rf"({DIGITS}(?:(?:\.\d+)?[kKM]\b)|{DIGITS})"  # 1200, 1,200 or 1.2k
 STEP = re.compile(
     rf"(?<!per )(?<!avg )\b(?:iter|step)\s*:?\s*{WHOLE}(?:\.0+)?+(?!\.?\d)(?:\s*/\s*{WHOLE})?\b", re.IGNORECASE
+)
+TIME = re.compile(r"\s*m?s\b")  # of a step: "iter 10: loss 5.9, step 251 ms"
+MICRO = re.compile(r"micro[ _-]\Z", re.IGNORECASE)
+PERPLEXITY = re.compile(
+    rf"(?<![\w./-])(?:train(?:ing)?[ _/])?(?:ppl|perplexity)(?:\s*[:=]\s*|\s+){NUMBER}", re.IGNORECASE
 )
 TOKENS = re.compile(
     r"(?<![/\w])(?:(?:n|num|total|train|trained|seen|consumed)_)?tokens(?:[ _](?:seen|consumed|trained|so far))?"
@@ -57,7 +63,7 @@ def whole(text: str) -> int:
 def read_nanogpt(path: Path) -> list[Log]:
     """Lines of a step with its loss. The evaluation's lines ("step 0: train loss 10.9, val loss 10.9") are none."""
     rows, places, per_step = [], [], None
-    ends: dict[str, int | None] = {}  # the last planned step of either split: a validation counts its own
+    ends: dict[tuple[str, str], int] = {}  # the last planned one by split and counter: a validation counts its own
     text = lines_in(path)
     for number, line in enumerate(text.lines, 1):
         if not line:
@@ -73,26 +79,60 @@ def read_nanogpt(path: Path) -> list[Log]:
         step, losses = _step_and_losses(line)
         if step and losses:
             split = split_of(line)
-            rows.append({"step": step[1].replace(",", ""), **losses, SPLIT: split} | epoch_of(line))
-            rows[-1] |= _beside(line)
+            own = _counters(line)
+            counts = {name: match[1].replace(",", "") for name, match in own.items()}
+            rows.append({**counts, **losses, SPLIT: split} | epoch_of(line) | _beside(line))
             places.append(number)
-            ends[split] = whole(step[2]) if step[2] else ends.get(split)
+            ends |= {(split, name): whole(match[2]) for name, match in own.items() if match[2]}
     if not rows:
         raise InputError(f"{path}: no line has a step and its loss, as 'iter 100: loss 6.1'; give --format or a table")
+    counters = _take_steps(rows)
     _name_alike(rows, [text.lines[place - 1] for place in places])
     rows, places, notes = of_commoner_form(rows, places, text.lines)
     frame = with_loss_units(frame_of(rows, places), text.lines)
     if "tokens" in frame and len(frame) > 1 and not increases(frame["tokens"]):
         frame = frame.drop(columns="tokens")  # of a batch
-    end = ends.get(TRAINING, ends.get(VALIDATION))
+    split = TRAINING if any(row.get(SPLIT) == TRAINING for row in rows) else VALIDATION
+    end = next((ends[split, counter] for counter in counters if (split, counter) in ends), None)
     return finished_apart(Log(stem_of(path), path, frame, per_step, end, (*text.notes, *notes)))
 
 
 def _beside(line: str) -> dict[str, str]:
     """The rate and the tokens of a line, whether behind a sign or a blank."""
     tokens = "tok" in line.lower() and (TOKENS.search(line) or TOKENS_BEFORE.search(line))
-    matches = {"lr": RATE.search(line), "tokens": tokens}
+    perplexity = "p" in line.lower() and PERPLEXITY.search(without_validation(line))
+    matches = {"lr": RATE.search(line), "tokens": tokens, "ppl": perplexity}
     return {name: match[1] for name, match in matches.items() if match}
+
+
+def _counters(line: str) -> dict[str, re.Match[str]]:
+    """The counters of a line by their kind, step or iter; a second one may be a time."""
+    counters: dict[str, re.Match[str]] = {}
+    for match in STEP.finditer(line):
+        name = (
+            "iter"
+            if match[0][:4].lower() == "iter" or MICRO.search(line[max(0, match.start() - 6) : match.start()])
+            else "step"
+        )
+        if not counters or not TIME.match(line, match.end()):
+            counters.setdefault(name, match)
+    return counters
+
+
+def _take_steps(rows: list[dict]) -> tuple[str, ...]:
+    """Leave each row its step: the iteration where not every row of the training has a step that rises with it.
+
+    Returns:
+        The counters that it is of: litgpt's "iter 1760 | step 220: loss 1.5" has the micro-batches before the optimizer's steps.
+    """
+    training = [row for row in rows if row.get(SPLIT) == TRAINING] or rows
+    both = [(whole(row["iter"]), whole(row["step"])) for row in training if {"iter", "step"} <= row.keys()]
+    rises = all(later[1] >= first[1] for first, later in pairwise(both) if later[0] > first[0])
+    if both and rises and (len(both) == 1 or both[-1][1] > both[0][1]) and all("step" in row for row in training):
+        return ("step",)
+    for row in rows:
+        row["step"] = row.pop("iter", row.get("step"))
+    return ("iter", "step")
 
 
 def _step_and_losses(line: str) -> tuple[re.Match[str] | None, dict[str, str]]:
@@ -118,7 +158,9 @@ def _name_alike(rows: list[dict], lines: list[str]) -> None:
         if train and "loss" not in row and not (others and ESTIMATE.search(line)):
             row["loss"] = row.pop(train)
     names = [[name for name in row if name.endswith("loss")] for row in rows]
-    each = len({row["step"] for row in rows}) == len(rows) and all(len(own) == 1 for own in names)
+    each = len({(row.get("step"), row.get("iter")) for row in rows}) == len(rows) and all(
+        len(own) == 1 for own in names
+    )
     if each and all(is_loss(own[0]) and own != ["loss"] for own in names):
         for row, (name,) in zip(rows, names):
             row["loss"] = row.pop(name)
