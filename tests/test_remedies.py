@@ -62,6 +62,7 @@ EXEMPT = (
         "scores of a run, step, task and metric differ by {} ({}); give": OTHER_TESTS + "analysis/test_score_parts.py",
         "rows of equal steps differ by {} ({}), as several runs do; give": OTHER_TESTS + "analysis/test_log_runs.py",
         "write it before each, as 'step 10 loss 6.1'": OTHER_TESTS + "analysis/test_log_lines.py",
+        "rows, as where nobody filled it in; name a loss": OTHER_TESTS + "analysis/test_log_beside.py",
         "which is no curve; name the log of one run": OTHER_TESTS + "analysis/test_log_runs.py",
         "name the log of one run, or give --column run={}": OTHER_TESTS + "analysis/test_log_runs.py",
         "its results have no metrics that are numbers; give": OTHER_TESTS + "analysis/test_harnesses.py",

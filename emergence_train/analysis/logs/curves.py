@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from emergence_train.analysis.logs import units
+from emergence_train.analysis.logs.beside import PERPLEXITY, loss_of_perplexity, mean_of_micro_batches, planned_end
 from emergence_train.analysis.logs.log import Log, LogOptions
 from emergence_train.analysis.logs.names import (
     EPOCHS,
@@ -37,7 +38,6 @@ from emergence_train.analysis.logs.runs_apart import runs_of
 from emergence_train.errors import InputError, listed
 
 MOST_STEPS = 1e8  # that a run has
-PERPLEXITY = "ppl train_ppl perplexity train_perplexity"  # beside a loss
 # In the name of a loss, what it was logged by: DeepSpeed's Train/Samples/train_loss, Megatron's "lm loss vs samples"
 AXIS = re.compile(r"\btrain/(samples)/|(?<![a-z])vs[\W_]*(samples|tokens)(?![a-z])", re.IGNORECASE)
 MOST_BAD = 0.1  # share of rows whose loss is no finite number, beyond which a log is refused
@@ -68,6 +68,7 @@ def _curve(log: Log, options: LogOptions) -> Curve:
     calls = columns.pop("step") if "step" not in options.columns and counts_calls(log, columns) else None
     _check_columns(log, columns)
     _check_axis(log, columns, options)
+    log, columns = _by_perplexity(log, columns, options)
     values, unit = _values(log, columns, options)
     notes = [_reading(columns, options, per_step), *_notes(log, columns, options, unit)]
     if calls is not None:
@@ -90,6 +91,7 @@ def _curve(log: Log, options: LogOptions) -> Curve:
         notes.append(
             f"{columns['step']!r} ends at {frame['step'].iloc[-1]:,}: if it counts tokens, give --tokens-per-step 1"
         )
+    log = _with_planned_end(log, columns.get("step"), int(frame["step"].iloc[-1]), notes)
     if options.tokens_per_step is not None or {"step", "tokens"} & {*options.columns}:
         log = replace(log, course=None)
     if "tokens" in columns and options.tokens_per_step is None:
@@ -97,6 +99,16 @@ def _curve(log: Log, options: LogOptions) -> Curve:
     frame["lr"] = _along(values, "lr", step) if "lr" in values else np.nan
     frame["loss"] = rows["loss"].to_numpy(float)
     return Curve(log, options.run or log.name, _params(values, options), frame.reset_index(drop=True), notes)
+
+
+def _with_planned_end(log: Log, step: str | None, last: int, notes: list[str]) -> Log:
+    """A log with the end that a column plans, where its file says none otherwise; one beyond the last row is noted."""
+    end = planned_end(log, step, last) if log.end_step is None else None
+    if end is None:
+        return log
+    if end[0] > last:
+        notes.append(f"planned end: step {end[0]:,} from {end[1]!r}")
+    return replace(log, end_step=end[0])
 
 
 def _check_columns(log: Log, columns: dict[str, str]) -> None:
@@ -118,6 +130,16 @@ def _check_columns(log: Log, columns: dict[str, str]) -> None:
     raise InputError(
         f"{log.path}: no column was recognised as {' or '.join(missing)} (it has {listed(log.rows, SHOWN)}); give {remedy}"
     )
+
+
+def _by_perplexity(log: Log, columns: dict[str, str], options: LogOptions) -> tuple[Log, dict[str, str]]:
+    """A log and its columns, the loss the one whose perplexity stands beside it, with a note where that is another."""
+    other = loss_of_perplexity(log, columns["loss"], options)
+    if other is None:
+        return log, columns
+    first = columns["loss"]
+    note = f"{other!r} is the loss of the perplexity beside it, not {first!r}; --column loss={first} takes that"
+    return replace(log, notes=(*log.notes, note)), columns | {"loss": other}
 
 
 def _values(log: Log, columns: dict[str, str], options: LogOptions) -> tuple[pd.DataFrame, str]:
@@ -197,6 +219,13 @@ def _with_loss(
             f"{log.path}: {columns['loss']!r} is negative, as a log-likelihood is; name a loss with --column loss=NAME, or write "
             f"its negative"
         )
+    if len(rows) > 1 and not rows["loss"].any():
+        raise InputError(
+            f"{log.path}: {columns['loss']!r} is 0 in each of its {len(rows)} rows, as where nobody filled it in; name a loss "
+            f"with --column loss=NAME"
+        )
+    rows, of_steps = mean_of_micro_batches(log, rows, columns.get("step"))
+    notes += of_steps
     again = logged_again(rows["step"].to_numpy(float))
     if options.columns.get("run") != ONE_RUN:
         if again.any():

@@ -19,7 +19,7 @@ NAMES = {
     "train_crossentropyloss train_cross_entropy_loss optim_ce_loss nll_loss reduced_train_loss "
     "loss_train_total loss_out train_loss_train_total loss_metrics_global_avg_loss",
     "step": "step train_step train_global_step trainer_global_step global_step optimizer_step training_step "
-    "steps training_steps num_steps iteration iterations iter train_iter iters num_updates updates update "
+    "steps training_steps num_steps iteration iterations iter train_iter iters num_updates train_num_updates updates update "
     "train_batch time_batch train_time_batch current_steps _step",
     "lr": "lr learning_rate train_lr train_learning_rate optim_lr optim_learning_rate lr_adamw lr_adam lr_muon "
     "optim_lr_group_0 optim_learning_rate_group0 lr_decoupledadamw_group0 train_lr_decoupledadamw_group0",
@@ -141,6 +141,7 @@ def _candidates(quantity: str, known: Mapping[str, str], log: Log) -> list[str]:
     if quantity == "params":
         return [column for column in named if plain(column) != OF_ANY_KIND or _are_counts(log, column)]
     if quantity == "tokens":
+        named = [column for column in named if numbers_of(log.rows[column], "count").any()]  # 0 where nobody counts
         grow = {
             c: increases(log.rows[c])
             for n, c in known.items()
