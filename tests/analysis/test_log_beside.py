@@ -2,6 +2,7 @@
 
 import json
 import math
+import pprint
 
 import numpy as np
 import pytest
@@ -157,3 +158,48 @@ def test_a_loss_that_is_0_throughout_is_refused(rows, tmp_path):
     with pytest.raises(InputError, match=r"'loss' is 0 in each of its \d+ rows.* name a loss with --column loss=NAME$"):
         read(tmp_path, lines, "run.csv")
     assert read(tmp_path, lines, "run.csv", columns={"loss": "ce"})[0].frame["loss"].iloc[-1] == 5 - rows / 2000
+
+
+@pytest.mark.parametrize(("key", "end"), [("global_step/max_steps", 1000), ("global_step", 1000), ("iteration", 1000)])
+def test_a_step_of_planned_ones_in_json_is_read(key, end, tmp_path):
+    """ms-swift's logging.jsonl."""
+    rows = [
+        {"loss": loss, "learning_rate": 1e-4, key: f"{k}/1000", "percentage": "1%"} for k, loss in zip(STEPS, LOSSES)
+    ]
+    curve, _ = read(tmp_path, map(json.dumps, rows), "logging.jsonl")
+    assert curve.frame["step"].tolist() == STEPS.tolist() and curve.log.end_step == end
+
+
+def test_fields_alone_in_their_lines_are_the_steps(tmp_path):
+    """fms-fsdp's."""
+    form = (
+        "step: {0}\nloss: {4}\nLR: 0.0003\ntokens seen: {0}000\ngradient norm: 1.2\noverall token per gpu per sec: 4001"
+    )
+    curve, _ = read(tmp_path, ["--> running with 8 ranks", *lines_of(form), "done: 1"])
+    assert curve.frame["step"].tolist() == STEPS.tolist() and curve.frame["tokens"].iloc[-1] == 200_000
+    np.testing.assert_allclose(curve.frame["loss"], LOSSES)
+    assert set(curve.frame["lr"]) == {3e-4}
+
+
+def test_a_printed_dictionary_of_several_lines_is_a_row(tmp_path):
+    """EasyLM's; the last field of it is the step."""
+    rows = [
+        {"accuracy": 0.2, "gradient_norm": 1.23, "learning_rate": 3e-4, "loss": float(loss), "param_norm": 12.0}
+        for loss in LOSSES
+    ]
+    text = [f"\n{pprint.pformat(row | {'step': int(k)})}\n" for k, row in zip(STEPS, rows)]
+    curve, _ = read(tmp_path, text)
+    assert curve.frame["step"].tolist() == STEPS.tolist() and set(curve.frame["lr"]) == {3e-4}
+    np.testing.assert_allclose(curve.frame["loss"], LOSSES)
+
+
+def test_the_settings_of_torchtitan_give_tokens_and_end(tmp_path):
+    plan = (
+        "[rank0]:[titan] 2026-05-19 21:04:05,276 - root - INFO - Trainer is initialized with local batch size 160, "
+        "global batch size 1280, gradient accumulation steps 1, sequence length 128, total steps 500 (warmup 600)"
+    )
+    lines = lines_of(
+        "[rank0]:[titan] 2026-05-19 21:04:19,390 - root - INFO - step: {0}  loss: {4:.5f}  tps: 1,398  mfu: 5.23%"
+    )
+    curve, _ = read(tmp_path, [plan, *lines])
+    assert curve.frame["tokens"].tolist() == (STEPS * 1280 * 128).tolist() and curve.log.end_step == 500

@@ -11,6 +11,10 @@ Composer        [batch=10/8000]:
                     Train loss/train/total: 7.1234
                 [metric][batch=10]: loss/train/total: 7.1234        (its FileLogger, a line a field)
 fairseq         | epoch 001 | loss 14.220 | nll_loss 13.935 | ppl 15664.53 | ... | num_updates 67 | lr 1.68e-05 | ...
+fms-fsdp        step: 10
+                loss: 7.1234
+EasyLM          {'loss': 7.1234,
+                 'step': 10}
 Levanter        ... :: {"tracker": "json_logger", "event": "log", "step": 10, "metrics": {"train/loss": 7.1234, ...}}
 """
 
@@ -67,6 +71,11 @@ OF_EPOCHS = re.compile(r"\d(?:epochs?/s|s/epoch)\b", re.IGNORECASE)  # the unit 
 LOSS = re.compile(r"loss", re.IGNORECASE)
 TRAINER = re.compile(r"^\{'loss': ")  # what transformers' Trainer prints: no step in it
 BELOW = re.compile(r"\s+[A-Za-z_][^:=]*\s*[:=]\s*\S*[^\s,]\s*")  # an indented line that is one field
+ALONE = re.compile(
+    r"[A-Za-z_][\w /()]*[:=]\s*\S+\s*"
+)  # a line that is one field, as fms-fsdp writes its step and each other
+# torchtitan's, of its settings: the sequences of a step, their length, and the planned end
+PLAN = re.compile(r"global batch size (\d+), .*sequence length (\d+), total steps (\d+)")
 ONCE = 5  # rows that a loss has where a field of one row is none: a line of source, or of the configuration
 WITHIN = 12  # lines below a step that may hold its loss
 LONGEST = 12  # words of a known name
@@ -155,7 +164,7 @@ def read_fields(path: Path) -> list[Log]:
             places.append(number)
             planned = next((end for _, end in steps.values() if end), None)
             ends.append(round(in_full(planned.replace(",", ""))) if planned else None)
-        elif below and BELOW.fullmatch(line):
+        elif below and _is_below(line, lines[places[-1] - 1]):
             rows[-1] |= fields_of(line)
         else:
             below = False
@@ -174,7 +183,23 @@ def read_fields(path: Path) -> list[Log]:
     frame = with_loss_units(frame_of(rows, places), lines)
     if len(frame) > ONCE:
         frame = frame.loc[:, frame.notna().sum() > 1]
-    return finished_apart(Log(stem_of(path), path, frame, end_step=end, notes=(*text.notes, *notes)))
+    per_step, planned_end = _planned(lines)
+    return finished_apart(Log(stem_of(path), path, frame, per_step, end or planned_end, notes=(*text.notes, *notes)))
+
+
+def _planned(lines: list[str]) -> tuple[int | None, int | None]:
+    """The tokens of a step and the planned last step by torchtitan's settings; the later ones where it was resumed."""
+    plans = [match for line in lines if "total steps" in line and (match := PLAN.search(line))]
+    if not plans:
+        return None, None
+    batch, length, end = map(int, plans[-1].groups())
+    alike = len({match.groups()[:2] for match in plans}) == 1  # else the batch changed along the run
+    return (batch * length if alike else None), end
+
+
+def _is_below(line: str, first: str) -> bool:
+    """Whether a line is a field of the step in `first`: indented, or alone in its line as the step is."""
+    return BELOW.fullmatch(line) is not None or bool(ALONE.fullmatch(first) and ALONE.fullmatch(line))
 
 
 def _is_more_of(before: dict, row: dict, steps: Collection[str]) -> bool:
@@ -205,7 +230,7 @@ def _has_loss(lines: list[str], at: int) -> bool:
     """Whether the line, or an indented one soon below it, has a field of a loss."""
     block = lines[at : at + 1]
     for line in lines[at + 1 : at + 1 + WITHIN]:
-        if not line[:1].isspace():
+        if not (line[:1].isspace() or _is_below(line, lines[at])):
             break
         block.append(line)
     return any(LOSS.search(name) for line in block for name in _fields_with_loss(line))

@@ -58,6 +58,8 @@ OTHERWISE = re.compile(r"acc|%|time|\bdata\b", re.IGNORECASE)  # what else a num
 OTHER_BAR = re.compile(
     r"\[[\d:?]+<[\d:?]+,\s*[\d.?]+\s*(?!k?(?:it|batch(?:es)?|steps?)/s|s/(?:it|batch|step))[^\s\d,\]]+/", re.IGNORECASE
 )
+# What pprint makes of a dictionary that is too long for a line
+PRINTED = re.compile(r"^\{'[^{}\n]*,\n(?: '[^{}\n]*,\n)* '[^{}\n]*\}[ \t\r]*$", re.MULTILINE)
 # litgpt's, on the iteration that makes the update: its loss is the mean of the step's micro-batches, those beside it are parts
 UPDATES = re.compile(r"\(step\)(?:\s|$)")
 # A loss with its unit behind it, "loss 6.0 BPC": the field ends there, or a quantity and its number follow, or it is other text,
@@ -99,6 +101,7 @@ def lines_of(text: str) -> Lines:
     if first := OF_SPLIT.search(text):
         notes.append(f"lines as {first[0].strip()!r} are a step, its split and the loss")
         text = OF_SPLIT.sub(r"step \1 \2 loss \3", text)
+    text = PRINTED.sub(lambda match: match[0].replace("\n", "") + "\n" * match[0].count("\n"), text)
     text, named = _with_losses(text)
     notes += named
     text = with_commas(unglued(ITER.sub(r"iter: \1/\2 ", text)))
