@@ -203,3 +203,12 @@ def test_the_settings_of_torchtitan_give_tokens_and_end(tmp_path):
     )
     curve, _ = read(tmp_path, [plan, *lines])
     assert curve.frame["tokens"].tolist() == (STEPS * 1280 * 128).tolist() and curve.log.end_step == 500
+
+
+def test_a_step_of_planned_ones_in_a_printed_dictionary_is_read(tmp_path):
+    """ms-swift's console, behind its bar."""
+    form = "Train:  1%|1 | {0}/1000 [00:42<00:06, 3.14s/it]{{'loss': {4}, 'lr': 1e-4, 'global_step/max_steps': '{0}/1000'}}"
+    for before in (form, form.partition("]")[2]):
+        curve, _ = read(tmp_path, lines_of(before))
+        assert curve.frame["step"].tolist() == STEPS.tolist() and curve.log.end_step == 1000
+        np.testing.assert_allclose(curve.frame["loss"], LOSSES)

@@ -58,7 +58,7 @@ STEPS_BEFORE = re.compile(
 )
 RATES = r"(?<!per )(?<!tokens/)(?<!tok/)(?<!samples/)(?<!time/)(?<!ms/)"  # "tokens per step: 524288"; "train/step: 100" is a step
 STEP = re.compile(
-    rf"(?:{RATES}\b(?:train_)?(global_step|num_updates|step|iteration|iter|update)s?['\"]?\s*[:=]?\s*['\"]?|\[(batch|token|sample)=){WHOLE}",
+    rf"(?:{RATES}\b(?:train_)?(global_step|num_updates|step|iteration|iter|update)s?(?:/max_steps)?['\"]?\s*[:=]?\s*['\"]?|\[(batch|token|sample)=){WHOLE}",
     re.IGNORECASE,
 )
 # Between bars, without a sign, as fairseq writes an epoch: "| loss 14.220 | nll_loss 13.935 |"
