@@ -82,6 +82,12 @@ def test_steps_are_the_mean_of_micro_batches(form, tmp_path):
     assert "their mean is the step's loss" in notes and "resumed" not in notes
 
 
+@pytest.mark.parametrize("form", ["train_steps: 9000, step: {0}, loss: {4}", "train_iters: 9000 iter: {0} loss: {4}"])
+def test_a_planned_number_is_no_step(form, tmp_path):
+    curve, _ = read(tmp_path, lines_of(form))
+    assert curve.frame["step"].tolist() == STEPS.tolist()
+
+
 def test_an_iteration_beside_a_time_is_the_step(tmp_path):
     curve, _ = read(tmp_path, [f"iter {k}: loss {5 - k / 100:.4f}, step {251 - k % 3} ms" for k in range(1, 30)])
     assert curve.frame["step"].tolist() == list(range(1, 30))
@@ -93,6 +99,30 @@ def test_a_resumed_step_is_no_micro_batch(tmp_path):
         tmp_path, [json.dumps({"iter": i, "step": k, "loss": loss}) for i, k, loss in rows], "run.jsonl"
     )
     assert curve.frame["loss"][9] == 4.0 and "logged again" in notes
+
+
+@pytest.mark.parametrize("column", ["iter", "batch"])
+def test_a_step_of_a_checkpoint_again_is_no_micro_batch(column, tmp_path):
+    """A run that goes on at the step of its last row, and whose counter of batches goes on too."""
+    rows = [(k, k, 5.0) for k in range(1, 11)] + [(k, k + 1, 4.0) for k in range(10, 20)]
+    lines = [json.dumps({column: i, "step": k, "loss": loss}) for i, k, loss in [(j, k, loss) for k, j, loss in rows]]
+    curve, notes = read(tmp_path, lines, "run.jsonl")
+    assert curve.frame["loss"][9] == 4.0 and "logged again" in notes and "micro" not in notes
+
+
+def test_batch_sizes_of_runs_are_no_micro_batches(tmp_path):
+    lines = [json.dumps({"step": int(k), "batch": size, "loss": 400 / size}) for k in STEPS for size in (32, 64)]
+    with pytest.raises(InputError, match="rows of equal steps differ by 'batch'"):
+        read(tmp_path, lines, "run.jsonl")
+
+
+def test_a_perplexity_of_a_mean_takes_no_loss(tmp_path):
+    """That of the last steps' loss, about which the step's own scatters."""
+    own = LOSSES * (1 + 0.05 * np.where(np.arange(20) % 2, 1, -1))
+    rows = [{"step": int(k), "loss": a, "loss_100": b, "ppl": math.exp(b)} for k, a, b in zip(STEPS, own, LOSSES)]
+    curve, notes = read(tmp_path, map(json.dumps, rows), "run.jsonl")
+    np.testing.assert_allclose(curve.frame["loss"], own)
+    assert "beside it" not in notes
 
 
 @pytest.mark.parametrize(
@@ -112,7 +142,13 @@ def test_a_constant_column_says_the_planned_end(step, end, tmp_path):
 
 @pytest.mark.parametrize(
     ("step", "end", "values"),
-    [("step", "total_steps", [150] * 20), ("step", "total_steps", range(300, 320)), ("step", "max_iters", [900] * 20)],
+    [
+        ("step", "total_steps", [150] * 20),
+        ("step", "total_steps", range(300, 320)),
+        ("step", "max_iters", [900] * 20),
+        ("step", "max_steps", [2**63 - 1] * 20),
+        ("step", "max_steps", [-1] * 20),
+    ],
 )
 def test_another_column_says_no_planned_end(step, end, values, tmp_path):
     rows = [{step: int(k), end: last, "loss": loss} for k, loss, last in zip(STEPS, LOSSES, values)]

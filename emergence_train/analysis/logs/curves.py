@@ -104,7 +104,7 @@ def _curve(log: Log, options: LogOptions) -> Curve:
 def _with_planned_end(log: Log, step: str | None, last: int, notes: list[str]) -> Log:
     """A log with the end that a column plans, where its file says none otherwise; one beyond the last row is noted."""
     end = planned_end(log, step, last) if log.end_step is None else None
-    if end is None:
+    if end is None or end[0] > MOST_STEPS:  # where none is set it is 2 ** 63 - 1 or the like
         return log
     if end[0] > last:
         notes.append(f"planned end: step {end[0]:,} from {end[1]!r}")

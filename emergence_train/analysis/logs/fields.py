@@ -57,8 +57,10 @@ STEPS_BEFORE = re.compile(
     rf"(?<![\w.,/=:]){SHORT}(?:\s*/\s*{SHORT})?\s+(?:steps?|iters|iterations)\b(?!\s*[/=:])", re.IGNORECASE
 )
 RATES = r"(?<!per )(?<!tokens/)(?<!tok/)(?<!samples/)(?<!time/)(?<!ms/)"  # "tokens per step: 524288"; "train/step: 100" is a step
+OF_TRAINING = r"(?:train_(?!(?:step|iteration|iter|update)s))?"  # but "train_steps: 20000" is the planned number
 STEP = re.compile(
-    rf"(?:{RATES}\b(?:train_)?(global_step|num_updates|step|iteration|iter|update)s?(?:/max_steps)?['\"]?\s*[:=]?\s*['\"]?|\[(batch|token|sample)=){WHOLE}",
+    rf"(?:{RATES}\b{OF_TRAINING}(global_step|num_updates|step|iteration|iter|update)s?(?:/max_steps)?['\"]?\s*[:=]?\s*['\"]?"
+    rf"|\[(batch|token|sample)=){WHOLE}",
     re.IGNORECASE,
 )
 # Between bars, without a sign, as fairseq writes an epoch: "| loss 14.220 | nll_loss 13.935 |"
