@@ -241,6 +241,19 @@ def test_the_settings_of_torchtitan_give_tokens_and_end(tmp_path):
     assert curve.frame["tokens"].tolist() == (STEPS * 1280 * 128).tolist() and curve.log.end_step == 500
 
 
+@pytest.mark.parametrize("rows", [2, 20])
+def test_the_command_of_torchtitan_is_no_step(rows, tmp_path):
+    """Its number of steps is that of the last row, at which a run would be at its end and the next begin."""
+    head = [
+        f"+ torchrun -m torchtitan.train --training.steps={STEPS[rows - 1]} --training.seq_len=128 --loss.num_chunks=6",
+        "[titan] - INFO - Trainer is initialized with local batch size 8, global batch size 64, gradient accumulation steps 1, "
+        f"sequence length 128, total steps {STEPS[rows - 1]} (warmup 600)",
+    ]
+    curve, _ = read(tmp_path, head + lines_of("[titan] - INFO - step: {0}  loss: {4:.5f}  tps: 1,398")[:rows])
+    assert curve.frame["step"].tolist() == STEPS[:rows].tolist()
+    assert curve.frame["tokens"].iloc[0] == 10 * 64 * 128
+
+
 def test_a_step_of_planned_ones_in_a_printed_dictionary_is_read(tmp_path):
     """ms-swift's console, behind its bar."""
     form = "Train:  1%|1 | {0}/1000 [00:42<00:06, 3.14s/it]{{'loss': {4}, 'lr': 1e-4, 'global_step/max_steps': '{0}/1000'}}"

@@ -23,6 +23,8 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
+import pandas as pd
+
 from emergence_train.analysis.logs.encoded import stem_of, suffix_of
 from emergence_train.analysis.logs.lines import (
     TOKENS_BEFORE,
@@ -182,11 +184,17 @@ def read_fields(path: Path) -> list[Log]:
     end = next((ends[k] for k in reversed(training or kept) if ends[k]), None)
     rows, places = [rows[k] for k in kept], [places[k] for k in kept]
     rows, places, notes = of_commoner_form(rows, places, lines)
-    frame = with_loss_units(frame_of(rows, places), lines)
+    frame = _without_settings(with_loss_units(frame_of(rows, places), lines))
     if len(frame) > ONCE:
         frame = frame.loc[:, frame.notna().sum() > 1]
     per_step, planned_end = _planned(lines)
     return finished_apart(Log(stem_of(path), path, frame, per_step, end or planned_end, notes=(*text.notes, *notes)))
+
+
+def _without_settings(frame: pd.DataFrame) -> pd.DataFrame:
+    """A frame without the rows whose losses no other has: a command's --training.steps=10 --loss.num_chunks=6 is no step."""
+    losses = [name for name in frame if LOSS.search(name) and frame[name].count() > 1]
+    return frame[frame[losses].notna().any(axis=1)] if losses else frame
 
 
 def _planned(lines: list[str]) -> tuple[int | None, int | None]:
