@@ -115,6 +115,21 @@ def test_json_without_scores_says_what_is_wrong(name, options, tmp_path):
         with_scores([tmp_path / name], ScoreOptions(**options))
 
 
+@pytest.mark.parametrize("options", [{}, {"format": "csv"}])
+def test_a_directory_of_unknown_json_has_its_first_message(options, tmp_path):
+    """Three levels down, beside what is no result; a run directory below, or a table, is left to their own reader."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "notes.md").write_text("DCLM's evaluations\n")
+    for name in ("x.json", "y.json"):
+        (tmp_path / "a" / "b" / name).write_text(REFUSED["icl.json"][0])
+    with pytest.raises(InputError, match=r"b/x\.json: its JSON is not as a harness writes it \(it has name, eval_m"):
+        with_scores([tmp_path], ScoreOptions(**options))
+    (tmp_path / "a" / "run").mkdir()
+    (tmp_path / "a" / "run" / "metrics.jsonl").write_text("{}\n")
+    if not options:
+        assert with_scores([tmp_path], ScoreOptions()) == ([tmp_path], [])
+
+
 def test_the_layout_that_is_asked_for_is_read(tmp_path):
     """As the message writes it."""
     (tmp_path / "x.json").write_text('{"step": 1000, "task": "piqa", "metric": "acc", "value": 0.6}')

@@ -192,7 +192,16 @@ def test_names_of_harnesses_give_chance_by_their_choices():
     known |= dict.fromkeys(
         ("wsc273", "wsc", "blimp_adjunct", "xcopa_id", "xstory_cloze_en", "xwinograd_en", "qqp"), 0.5
     )
-    unknown = ["hendrycks_ethics", "mathqa2", "swagger", "wsc27", "blimpish", "lambada_openai"]
+    known |= {
+        "openbook_qa": 0.25,
+        "logi_qa": 0.25,
+        "math_qa": 0.2,
+        "winograd": 0.5,
+        "gpqa_diamond": 0.25,
+        "pubmedqa": 1 / 3,
+    }
+    known |= {"pubmed_qa_labeled": 1 / 3, "commonsenseqa": 0.2}  # as DCLM's evaluations call them
+    unknown = ["hendrycks_ethics", "mathqa2", "swagger", "wsc27", "blimpish", "lambada_openai", "math", "winograde"]
     frame = pd.DataFrame({"run": "m", "task": [*known, *unknown], "metric": "acc", "value": 0.4, "chance": np.nan})
     fill_chance(frame, [])
     assert frame["chance"].fillna(-1).tolist() == [*known.values(), *[-1] * len(unknown)]

@@ -19,6 +19,7 @@ from emergence_train.recorder.naming import data_digest
 
 DATA = "data"  # column: a name or digest of the prepared data, with the validation text that the losses are of
 COLUMNS = {tables.VOCABULARY: "vocabularies", DATA: "data", "family": "families"}
+POOLED = "a column vocabulary or family with one value pools them (of other programs' results by --column family=NAME)"
 NUMBER = r"\d+(\.\d+)?"
 SIZE = re.compile(rf"(size|params?|n)?{NUMBER}[kmbt]\d*")  # 70m, 1.4b, 1b4
 # Parts of a name that say nothing of tokenizer or data
@@ -107,8 +108,7 @@ def _by_names(frame: pd.DataFrame) -> Families:
         shown = sorted(name or "unnamed" for name in set(names.values()))
         note = (
             f"no column says which runs share tokenizer and data; by their names these are {count} families "
-            f"({', '.join(shown[:8])}{', ...' if count > 8 else ''}), analysed apart; a column vocabulary or family with one "
-            "value pools them"
+            f"({', '.join(shown[:8])}{', ...' if count > 8 else ''}), analysed apart; {POOLED}"
         )
         return Families(frame["run"].astype(str).map(names).replace("", "unnamed"), "names", (note,))
     note = "no column says whether the runs share tokenizer and validation text; they are taken to (give vocabulary or family)"

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from emergence_train.analysis.drawing import DEFAULT, save
+from emergence_train.analysis.emergence.families import POOLED
 from emergence_train.analysis.emergence.figures import main_metrics, performance, size_effects, timeline
 from emergence_train.analysis.emergence.finding import EmergenceAnalysis
 from emergence_train.analysis.emergence.result import (
@@ -153,7 +154,10 @@ def format_table(result: EmergenceResult) -> str:
         f"{'size effect [95%]':<26} {'p':>6} rows"
     ]
     families = sorted({task.family for task in result.tasks})
+    judged = {task.family for task in result.tasks if task.probabilities} if len(families) > 1 else set(families)
     for family in families:
+        if family not in judged:
+            continue
         if len(families) > 1:
             lines.append(f"{family}:")
         group = [task for task in result.tasks if task.family == family]
@@ -164,6 +168,7 @@ def format_table(result: EmergenceResult) -> str:
                 lines.append(f"  {task.reason}")
         if len(group) > SHOWN:
             lines.append(f"... and {len(group) - SHOWN} more in tasks.csv")
+    lines += _unjudged([family for family in families if family not in judged], result.tasks)
     lines += _mirage_lines(result)
     lines += [_kept_line(task) for task in result.survival if task.metric.startswith("acc")]
     for ability in result.abilities:
@@ -180,6 +185,15 @@ def _mirage_lines(result: EmergenceResult) -> list[str]:
     for check in result.mirage:
         tasks.setdefault(check.says, []).append(f"{check.task} ({check.metric})")
     return [f"mirage check, {listed(names, NAMED)}: {says}" for says, names in tasks.items()]
+
+
+def _unjudged(families: list[str], tasks: Iterable[TaskResult]) -> list[str]:
+    """One line for all families none of whose tasks has enough rows, as where runs of one checkpoint are a family each."""
+    if not families:
+        return []
+    rows = max(task.rows for task in tasks if task.family in families)
+    are = f"{len(families)} families are" if families[1:] else "1 family is"
+    return [f"{are} not-identified, with at most {rows} rows a task ({listed(families, 3)}); {POOLED}"]
 
 
 def _task_line(task: TaskResult, width: int) -> str:

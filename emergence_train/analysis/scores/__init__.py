@@ -17,7 +17,7 @@ from emergence_train.analysis.scores.options import QUANTITIES, ScoreOptions, Sc
 from emergence_train.analysis.scores.score_tables import TABLE, is_ours
 from emergence_train.errors import InputError
 from emergence_train.input_files import regular
-from emergence_train.recorder.naming import is_run
+from emergence_train.recorder.naming import is_run, runs_below
 from emergence_train.recorder.tables import Frame
 
 __all__ = ["FORMATS", "QUANTITIES", "ScoreOptions", "holds_scores", "options_of", "read", "with_scores"]
@@ -35,7 +35,7 @@ ITEMS = re.compile(
 def with_scores(paths: list[str | Path], options: ScoreOptions) -> tuple[list[str | Path | Frame], list[str]]:
     """The paths with results of other programs read as evaluations, all of them in one table; and how they were read."""
     theirs = [Path(path) for path in paths if _is_foreign(Path(path), options)]
-    unread = (json_tables.refusal(Path(path)) for path in paths if Path(path) not in theirs)
+    unread = (_refusal(Path(path)) for path in paths if Path(path) not in theirs)
     if (reason := next(filter(None, unread), None)) is not None:
         raise InputError(reason)
     if not theirs:
@@ -88,6 +88,18 @@ def read(file: Path, options: ScoreOptions) -> list[Scores]:
         raise InputError(f"{file}: cannot be read as {name} ({reason}); name another file, or give --format") from error
     except (AttributeError, KeyError, TypeError) as error:  # lists where that program has objects, and the like
         raise InputError(f"{file}: its JSON is not as {name} writes it; name another file, or give --format") from error
+
+
+def _refusal(path: Path) -> str | None:
+    """Why the JSON of a path is no results, and what to do: of a directory without runs and tables, that of its first file."""
+    if not path.is_dir():
+        return json_tables.refusal(path)
+    if is_run(path) or (path / "evaluations").is_dir() or runs_below(path):
+        return None
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and not ITEMS.search(file.name)]
+    if any(suffix_of(file) in TABLES for file in files):
+        return None
+    return next((json_tables.refusal(file) for file in files if suffix_of(file) in json_tables.SUFFIXES), None)
 
 
 def _refuse(path: Path, options: ScoreOptions) -> None:

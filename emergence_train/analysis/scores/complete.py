@@ -20,10 +20,10 @@ from emergence_train.recorder.naming import is_run
 # Chance of the accuracy of public tasks, by the number of their choices
 CHANCE = {
     r"mmlu_pro": 0.1,
-    r"csqa|commonsense_qa|mathqa": 0.2,
-    r"hellaswag|swag|arc|mmlu|hendryckstest|openbookqa|obqa|sciq|race|medmcqa|logiqa": 0.25,
-    r"social_?iqa|siqa|cb|mnli|anli|xnli": 1 / 3,
-    r"piqa|winogrande|boolq|x?copa|wsc(273)?|wic|rte|qnli|qqp|mrpc|sst2?|cola|x?story_?cloze|xwinograd|blimp": 0.5,
+    r"csqa|commonsense_?qa|math_?qa": 0.2,
+    r"hellaswag|swag|arc|mmlu|hendryckstest|openbook_?qa|obqa|sciq|race|medmcqa|logi_?qa|gpqa": 0.25,
+    r"social_?iqa|siqa|cb|mnli|anli|xnli|pubmed_?qa": 1 / 3,
+    r"piqa|winogrande|x?winograd|boolq|x?copa|wsc(273)?|wic|rte|qnli|qqp|mrpc|sst2?|cola|x?story_?cloze|blimp": 0.5,
 }
 MOST_FILES = 3  # of which each has a note
 MOST_LOSSES = 8  # named in a message

@@ -5,7 +5,9 @@ import json
 import pandas as pd
 import pytest
 
+from emergence_train.analysis.emergence import analyze_emergence
 from emergence_train.analysis.emergence.families import families, with_data
+from emergence_train.analysis.emergence.output import format_table
 
 M = 10**6
 OLMO = [f"{size}M-{times}xC" for size in (190, 370, 760) for times in ("0.5", "1", "2", "5", "10")]
@@ -77,3 +79,18 @@ def test_run_directories_of_other_data_are_not_pooled(tmp_path):
     same = with_data(frame({"a": 10 * M, "c": 10 * M}, vocabulary="v"), list(shown), shown)
     assert grouped(same) == {frozenset("ac")}  # an older run has no digest: nothing says that it is of other data
     assert set(families(same).names) == {"v"}
+
+
+def test_families_of_one_row_are_one_line_with_the_remedy(tmp_path):
+    """A run of one checkpoint each, called by its data: 20 families without a ladder among them were 20 sections."""
+    runs = {f"{word}-recipe-{size}m": size * M for word in ("web", "code") for size in (70, 160, 410)}
+    runs |= {f"mix{letter}-{letter * 3}-70m": 70 * M for letter in "abcdefghijklmnopqr"}
+    table = frame(runs, step=1, tokens=10**9, task="t", metric="acc", value=0.3, items=500, chance=0.25)
+    table = table.assign(loss=[3 - 0.01 * k for k in range(len(table))])
+    table.to_csv(tmp_path / "t.csv", index=False)
+    result = analyze_emergence(tmp_path / "t.csv")
+    text = format_table(result)
+    assert len(result.families) == 20 and "20 families are not-identified, with at most 3 rows a task" in text
+    assert "a column vocabulary or family with one value pools them" in text and "mixa-aaa:" not in text
+    table.assign(family="one").to_csv(tmp_path / "t.csv", index=False)
+    assert len(analyze_emergence(tmp_path / "t.csv").families) == 1
