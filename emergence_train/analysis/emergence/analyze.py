@@ -15,6 +15,7 @@ import pandas as pd
 from scipy.stats import pearsonr, spearmanr
 
 from emergence_train.analysis.emergence import table as emergence_table
+from emergence_train.analysis.emergence.confounding import shares_by_name, without_confounding
 from emergence_train.analysis.emergence.explanations import explanations
 from emergence_train.analysis.emergence.finding import EmergenceAnalysis, Finding
 from emergence_train.analysis.emergence.forecast import crossing, draw_all, loss_forecast
@@ -111,17 +112,18 @@ def find(task: TaskMetric) -> Finding:
             rng=rng,
             majority=task.majority,
         )
-        verdict = _with_shares(task, _or_unknown(task, verdict))
+        verdict = _with_shares(task, _or_unknown(task, without_confounding(task, verdict)))
     return Finding(task, verdict, size_effect(task, rng))
 
 
 def _with_shares(task: TaskMetric, verdict: Verdict) -> Verdict:
     """The verdict; where the loss does not explain what runs can do, its reason says what one curve of it and of others does."""
-    if not verdict.able:
+    if not verdict.unexplained:
         return verdict
-    shares = collapse(task)
-    named = {"tokens": shares.r2_tokens, "compute": shares.r2_compute, "loss": shares.r2_loss}
-    known = ", ".join(f"{name} {share:.2f}" for name, share in named.items() if share is not None)
+    shares = shares_by_name(task)
+    if not verdict.confounded:
+        shares.pop("size", None)
+    known = ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
     return replace(
         verdict, reason=f"{verdict.reason}; shares of the variance that one curve explains: {known or 'unknown'}"
     )
@@ -143,15 +145,7 @@ def _or_unknown(task: TaskMetric, verdict: Verdict) -> Verdict:
         f"emergent (probability {verdict.probability:.2f}) if a unigram model's loss on this text is at least "
         f"{needed:.3g} nats per token, which is not known: give unigram_loss"
     )
-    return replace(
-        verdict,
-        name="not-identified",
-        probability=1 - verdict.probability,
-        onset=None,
-        onset_draws=np.empty(0),
-        plateau=None,
-        reason=reason,
-    )
+    return verdict.not_identified(reason, 1 - verdict.probability)
 
 
 def generator(*names: str) -> np.random.Generator:

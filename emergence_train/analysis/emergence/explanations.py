@@ -34,7 +34,7 @@ def explanations(
     alone, at losses at which others have none."""
     entries: list[Explanation] = []
     for task, finding in pairs:
-        jumps = task.verdict == "emergent" or finding.verdict.able_runs > 0
+        jumps = task.verdict == "emergent" or finding.verdict.unexplained
         if not jumps or task.continuous or is_step(task.metric):
             continue
         steps = [other for _, other in pairs if _is_step_of(other, task)]

@@ -21,7 +21,7 @@ by the same rules, and the shares of the draws are the verdict's probabilities:
 """
 
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.stats import norm
@@ -73,10 +73,30 @@ class Verdict:
     rose: bool = False  # whether those are able by what they gain themselves, not by being above the lowest run
     # (S,) of which `onset` is the median and interval
     onset_draws: np.ndarray = field(default_factory=lambda: np.empty(0))
+    confounded: bool = False  # emergent, but between runs in which the loss may not be what decides
 
     @property
     def able_runs(self) -> int:
         return len(self.able)
+
+    @property
+    def unexplained(self) -> bool:
+        """Whether runs have an ability of which the loss is not known to decide."""
+        return bool(self.able) or self.confounded
+
+    def not_identified(self, reason: str, probability: float, *, confounded: bool = False) -> "Verdict":
+        """The same without its name and threshold."""
+        return replace(
+            self,
+            name="not-identified",
+            probability=probability,
+            onset=None,
+            onset_draws=np.empty(0),
+            plateau=None,
+            begins_by=None if confounded else self.begins_by,
+            reason=reason,
+            confounded=confounded,
+        )
 
 
 def judge(

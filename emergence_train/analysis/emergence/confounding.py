@@ -1,0 +1,86 @@
+"""A threshold between runs of few checkpoints each, which may be one of the loss, or of what goes with it from run to run.
+
+Where each run has one checkpoint, the loss is lower in larger runs and in those of more tokens, so that what size alone decides
+has a threshold in the loss as well. No run shows it by itself; what is left is how well each explains the scores of all. An
+emergent verdict is not identified where one curve of size, tokens or compute explains them clearly better than the loss, or where
+runs of equal loss differ by more than it explains. Where another explains them as well, neither can be told from the other: the
+curve of the loss has its threshold, and a note says so.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from emergence_train.analysis.emergence.explanations import MOST
+from emergence_train.analysis.emergence.size import explained, orders
+from emergence_train.analysis.emergence.table import TaskMetric
+from emergence_train.analysis.emergence.verdict import SIDE, Verdict
+
+CLEAR = 4.0  # log of the likelihood ratio from which one curve explains clearly better (Kass and Raftery 1995: 3 strong, 5 more)
+NOTE = "one curve of {} explains these runs of few checkpoints as well as one of the loss: which of them decides is not known"
+
+
+@dataclass(frozen=True)
+class Rival:
+    """What explains the scores best beside the loss, and by how much better: the log of the likelihood ratio."""
+
+    name: str
+    better: float
+
+
+def without_confounding(task: TaskMetric, verdict: Verdict) -> Verdict:
+    """The verdict; not-identified where it is emergent between runs in which the loss is not what decides."""
+    if verdict.name != "emergent" or _own_checkpoints(task) >= 0.5:
+        return verdict
+    rows, sampling = task.rows, _sampling(task)
+    loss = _explained_by_loss(task, verdict)
+    said = f"emergent (probability {verdict.probability:.2f}) between runs of few checkpoints each, but "
+    remedy = ": give several checkpoints of each run"
+    rival = _rival(task, loss, sampling)
+    if rival is not None and rival.better > CLEAR:
+        reason = f"{said}{rival.name} explains more than the loss{remedy}"
+        return verdict.not_identified(reason, 1.0, confounded=True)
+    if 1 - loss - sampling > 1 - MOST:
+        reason = f"{said}at equal loss they differ by more than it explains{remedy}"
+        return verdict.not_identified(reason, 1.0, confounded=True)
+    if rival is not None and rival.better > -CLEAR and len(np.unique(rows.run)) > 1:
+        task.notes.append(NOTE.format(rival.name))
+    return verdict
+
+
+def shares_by_name(task: TaskMetric) -> dict[str, float]:
+    """The share of the variance that one curve explains of size, tokens, compute and the loss; without those that hardly vary."""
+    along = {"size": np.log(np.maximum(task.frame["params"].to_numpy(float), 1.0))} | orders(task)
+    shares = {name: explained(along[name], task.rows.y) for name in ("size", "tokens", "compute", "loss")}
+    return {name: share for name, share in shares.items() if share is not None}
+
+
+def _own_checkpoints(task: TaskMetric) -> float:
+    """The share of rows that are of runs with enough checkpoints to rise by themselves: first ones and last ones."""
+    count = np.bincount(task.rows.run)
+    return float(np.mean(count[task.rows.run] >= 2 * SIDE))
+
+
+def _sampling(task: TaskMetric) -> float:
+    """The share of the variance that sampling of the items alone makes."""
+    return float(task.rows.variance.mean() / max(task.rows.y.var(), 1e-12))
+
+
+def _explained_by_loss(task: TaskMetric, verdict: Verdict) -> float:
+    """By the verdict's own curve or by the spline that the others have, whichever explains more."""
+    rows, drawn = task.rows, verdict.posterior
+    share = explained(rows.x, rows.y) or 0.0
+    if drawn is None:
+        return share
+    rest = rows.y - np.interp(rows.x, drawn.grid, drawn.curves.mean(0))
+    return max(share, 1 - float(np.mean(rest**2)) / float(rows.y.var()))
+
+
+def _rival(task: TaskMetric, loss: float, sampling: float) -> Rival | None:
+    """Of independent runs, with normal residuals: none is taken to be smaller than sampling makes them."""
+    shares = {name: share for name, share in shares_by_name(task).items() if name != "loss"}
+    if not shares:
+        return None
+    name = max(shares, key=shares.__getitem__)
+    left, best = (max(1 - share, sampling, 1e-9) for share in (loss, shares[name]))
+    return Rival(name, len(np.unique(task.rows.run)) / 2 * float(np.log(left / best)))
