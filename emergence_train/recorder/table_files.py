@@ -108,7 +108,7 @@ def _of_parquet(table: Table, path: Path) -> Iterator[pd.DataFrame]:
             yield file.schema_arrow.empty_table().to_pandas()
         for batch in file.iter_batches(CHUNK):
             batch.validate(full=True)  # text that is not UTF-8 would fail later, in the middle of pandas
-            frame = batch.to_pandas()
+            frame = batch.to_pandas(ignore_metadata=True)  # an index of pandas holds columns too
             if vocabulary and VOCABULARY not in frame:
                 frame[VOCABULARY] = vocabulary
             yield frame

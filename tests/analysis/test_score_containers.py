@@ -244,3 +244,30 @@ def test_remedies_of_a_wrong_format_pass(wrong, capsys):
     assert "cannot be read as csv (" in refused(capsys, "analyze", "emergence", "cut.jsonl", "--format", "csv")
     for format in ("evaluations", "csv", "auto"):
         assert cli.main(["analyze", "emergence", "ours.parquet", "--format", format]) == 0
+
+
+INDEXES = {
+    "run": lambda frame: frame.set_index("run"),
+    "several": lambda frame: frame.set_index(["run", "step", "task"]),
+    "filtered": lambda frame: pd.concat([frame.head(1).assign(run="z"), frame])[lambda kept: kept["run"] != "z"],
+    "unnamed": lambda frame: frame.set_index(frame["run"].rename(None)).drop(columns="run"),
+    "category": lambda frame: frame.set_index(frame["run"].astype("category").rename(None)).drop(columns="run"),
+}
+
+
+@pytest.mark.parametrize("form", [None, "csv"])
+@pytest.mark.parametrize("name", INDEXES)
+def test_an_index_of_pandas_holds_columns(name, form, tmp_path):
+    """Runs and steps that are an index of any kind; an unnamed one of text is of models."""
+    frame = scores().replace({"run": {"m-step1000": "m"}})
+    frame.to_parquet(tmp_path / "plain.parquet", index=False)
+    INDEXES[name](frame).to_parquet(tmp_path / "x.parquet")
+    options = ScoreOptions() if form is None else ScoreOptions(format=form)
+    plain, indexed = (
+        as_json(investigate([tmp_path / file], options=options).result) for file in ("plain.parquet", "x.parquet")
+    )
+    read = [
+        [{key: task[key] for key in ("verdict", "rows", "runs", "loss_range")} for task in of["tasks"]]
+        for of in (plain, indexed)
+    ]
+    assert read[0] == read[1] and indexed["families"] == plain["families"]

@@ -38,6 +38,7 @@ NUMBER = re.compile(r"[-+]?[\d.,]*\d[\d.,]*" + BEHIND, re.IGNORECASE)
 POINT = r"[-+]?(?:\d+\.(?:\d\d?|\d{4,})|0*\.\d+)(?:e[-+]?\d+)?\s*%?"  # before decimals: it parts no thousands
 PARTED = r"\d{1,3}(?:\.\d{3})*|"  # a whole number whose thousands are parted by points; or nothing
 GAPS = r"(?<=\d)[ \u00a0\u202f\u2009'’_](?=\d{3}(?!\d))"  # what else parts thousands: 1 000, 1'000, 1_000
+INDEX = re.compile(r"__index_level_\d+__")
 UNPLAIN = re.compile("[, \u00a0\u202f\u2009'’_]")  # in a column that may need rewriting
 
 
@@ -56,8 +57,9 @@ def _read(path: Path, whole: Callable[[str], tuple[str, tuple[str, ...]]]) -> tu
     notes: tuple[str, ...] = ()
     try:
         if suffix_of(path) == ".parquet":
-            frame = pq.read_table(regular(path)).to_pandas()
-            frame = (frame.reset_index() if frame.index.name else frame).astype(object)
+            table = pq.read_table(regular(path))
+            # with an index of pandas as the columns that it is in the file
+            frame = table.rename_columns(_names_of(table.schema)).to_pandas(ignore_metadata=True).astype(object)
             frame = frame.where(frame.notna(), None)
         else:
             text, notes = whole(text_of(path))
@@ -74,6 +76,14 @@ def _read(path: Path, whole: Callable[[str], tuple[str, tuple[str, ...]]]) -> tu
     return frame, notes
 
 
+def _names_of(schema: pa.Schema) -> list[str]:
+    """The names of a Parquet file's columns; an index of text without a name, as pandas writes it, is of models."""
+    kinds = {field.name: getattr(field.type, "value_type", field.type) for field in schema}
+    texts = (name for name in schema.names if INDEX.fullmatch(name) and str(kinds[name]) in ("string", "large_string"))
+    model = None if {"run", "model"} & {*schema.names} else next(texts, None)
+    return ["model" if name == model else name for name in schema.names]
+
+
 def header_of(path: Path) -> list[str]:
     """The names of a table's columns; none where it is no table."""
     try:
@@ -85,7 +95,7 @@ def header_of(path: Path) -> list[str]:
 def columns_of(path: Path) -> list[str]:
     """As header_of; raises InputError and others for a table that cannot be read."""
     if suffix_of(path) == ".parquet":
-        return list(pq.read_schema(regular(path)).names)
+        return _names_of(pq.read_schema(regular(path)))
     text, suffix = _plain_table(text_of(path, HEAD, errors="replace"), suffix_of(path))
     if suffix not in SUFFIXES:
         return []
