@@ -121,6 +121,16 @@ ANALYSES = [
         lambda at: at.emergence(at.evaluations(value=[0.3] * 11 + [0.017])),
     ),
     Row(
+        "{}: every loss ({} to {}) is at or above unigram_loss {}; {}",
+        lambda at: at.emergence(at.evaluations(unigram_loss=2.0)),
+        lambda at: at.emergence(at.evaluations(unigram_loss=7.0)),
+    ),
+    Row(
+        "more nats than guessing leaves; {}, or give unigram_loss if they are nats",
+        lambda at: at.emergence(at.evaluations(loss=[100 - 5 * k for k in range(12)])),
+        lambda at: at.emergence(at.evaluations(loss=[100 - 5 * k for k in range(12)], unigram_loss=200)),
+    ),
+    Row(
         "is given twice (split {}); name each table once",
         lambda at: at.temporal(at.curve(), at.curve()),
         lambda at: at.temporal(at.curve()),

@@ -38,6 +38,7 @@ from emergence_train.analysis.emergence.result import (
 )
 from emergence_train.analysis.emergence.size import collapse, size_effect
 from emergence_train.analysis.emergence.table import TaskMetric
+from emergence_train.analysis.emergence.untrained import CALL, HIGHEST_UNIGRAM
 from emergence_train.analysis.emergence.verdict import PLATEAU, Verdict, judge
 from emergence_train.analysis.results import Interval
 from emergence_train.analysis.scores import ScoreOptions
@@ -99,8 +100,8 @@ def investigate(
 def find(task: TaskMetric) -> Finding:
     """Verdict, threshold and size effect of one task. The random numbers are seeded by the task's names alone."""
     rng = generator(task.family, task.task, task.metric)
-    if np.ptp(task.rows.y) == 0 and task.rows.items is None:
-        reason = "every value is the same" if len(task.rows.y) > 1 else "one row"
+    reason = _cannot_tell(task)
+    if reason:
         verdict = Verdict("not-identified", 1.0, {}, None, None, (0.0, 0.0, 0.0), None, reason)
     else:
         verdict = judge(
@@ -114,6 +115,15 @@ def find(task: TaskMetric) -> Finding:
         )
         verdict = _with_shares(task, _or_unknown(task, without_confounding(task, verdict)))
     return Finding(task, verdict, size_effect(task, rng))
+
+
+def _cannot_tell(task: TaskMetric) -> str:
+    unigram = task.frame.attrs.get("unigram")
+    if unigram is not None and task.loss_to >= unigram:
+        return f"no loss is below the unigram model's, {unigram:.4g} nats: no plateau of a trained model"
+    if np.ptp(task.rows.y) == 0 and task.rows.items is None:
+        return "every value is the same" if len(task.rows.y) > 1 else "one row"
+    return ""
 
 
 def _with_shares(task: TaskMetric, verdict: Verdict) -> Verdict:
@@ -143,8 +153,12 @@ def _or_unknown(task: TaskMetric, verdict: Verdict) -> Verdict:
         return verdict
     reason = (
         f"emergent (probability {verdict.probability:.2f}) if a unigram model's loss on this text is at least "
-        f"{needed:.3g} nats per token, which is not known: give unigram_loss"
+        f"{needed:.3g} nats per token, "
     )
+    if needed > HIGHEST_UNIGRAM:
+        reason += f"more than any of subwords has ({HIGHEST_UNIGRAM:g}): {CALL}, or give unigram_loss"
+    else:
+        reason += "which is not known: give unigram_loss"
     return verdict.not_identified(reason, 1 - verdict.probability)
 
 

@@ -7,11 +7,12 @@ runs of equal loss differ by more than it explains. Where another explains them 
 curve of the loss has its threshold, and a note says so.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from emergence_train.analysis.emergence.explanations import MOST
+from emergence_train.analysis.emergence.shapes import posterior
 from emergence_train.analysis.emergence.size import explained, orders
 from emergence_train.analysis.emergence.table import TaskMetric
 from emergence_train.analysis.emergence.verdict import SIDE, Verdict
@@ -32,27 +33,31 @@ def without_confounding(task: TaskMetric, verdict: Verdict) -> Verdict:
     """The verdict; not-identified where it is emergent between runs in which the loss is not what decides."""
     if verdict.name != "emergent" or _own_checkpoints(task) >= 0.5:
         return verdict
-    rows, sampling = task.rows, _sampling(task)
-    loss = _explained_by_loss(task, verdict)
-    said = f"emergent (probability {verdict.probability:.2f}) between runs of few checkpoints each, but "
-    remedy = ": give several checkpoints of each run"
-    rival = _rival(task, loss, sampling)
-    if rival is not None and rival.better > CLEAR:
-        reason = f"{said}{rival.name} explains more than the loss{remedy}"
-        return verdict.not_identified(reason, 1.0, confounded=True)
-    if 1 - loss - sampling > 1 - MOST:
-        reason = f"{said}at equal loss they differ by more than it explains{remedy}"
-        return verdict.not_identified(reason, 1.0, confounded=True)
-    if rival is not None and rival.better > -CLEAR and len(np.unique(rows.run)) > 1:
-        task.notes.append(NOTE.format(rival.name))
-    return verdict
+    loss, sampling = _explained(task, task.rows.x), _sampling(task)
+    rival = _best_rival(task, loss, sampling)
+    if rival.better > CLEAR:
+        why = f"{rival.name} explains more than the loss"
+    elif 1 - loss - sampling > 1 - MOST:
+        why = "at equal loss they differ by more than it explains"
+    else:
+        if rival.better > -CLEAR:
+            task.notes.append(NOTE.format(rival.name))
+        return verdict
+    reason = f"emergent (probability {verdict.probability:.2f}) between runs of few checkpoints each, but {why}"
+    return verdict.not_identified(f"{reason}: give several checkpoints of each run", 1.0, confounded=True)
 
 
 def shares_by_name(task: TaskMetric) -> dict[str, float]:
     """The share of the variance that one curve explains of size, tokens, compute and the loss; without those that hardly vary."""
-    along = {"size": np.log(np.maximum(task.frame["params"].to_numpy(float), 1.0))} | orders(task)
-    shares = {name: explained(along[name], task.rows.y) for name in ("size", "tokens", "compute", "loss")}
+    shares = {name: explained(along, task.rows.y) for name, along in _orders(task).items()}
     return {name: share for name, share in shares.items() if share is not None}
+
+
+def _orders(task: TaskMetric) -> dict[str, np.ndarray]:
+    params = task.frame["params"].to_numpy(float)
+    return {"size": np.log(np.maximum(params, 1.0))} | {
+        name: orders(task)[name] for name in ("tokens", "compute", "loss")
+    }
 
 
 def _own_checkpoints(task: TaskMetric) -> float:
@@ -66,21 +71,21 @@ def _sampling(task: TaskMetric) -> float:
     return float(task.rows.variance.mean() / max(task.rows.y.var(), 1e-12))
 
 
-def _explained_by_loss(task: TaskMetric, verdict: Verdict) -> float:
-    """By the verdict's own curve or by the spline that the others have, whichever explains more."""
-    rows, drawn = task.rows, verdict.posterior
-    share = explained(rows.x, rows.y) or 0.0
-    if drawn is None:
-        return share
+def _explained(task: TaskMetric, along: np.ndarray) -> float:
+    """By the shapes that the verdict is of or by the spline of the shares, whichever explains more; `along` (n,) is the order."""
+    rows = task.rows
+    share = explained(along, rows.y)
+    if share is None:
+        return 0.0
+    rows = replace(rows, x=(along - along.min()) / np.ptp(along))
+    drawn = posterior(rows, task.scale, np.random.default_rng(0))
     rest = rows.y - np.interp(rows.x, drawn.grid, drawn.curves.mean(0))
     return max(share, 1 - float(np.mean(rest**2)) / float(rows.y.var()))
 
 
-def _rival(task: TaskMetric, loss: float, sampling: float) -> Rival | None:
+def _best_rival(task: TaskMetric, loss: float, sampling: float) -> Rival:
     """Of independent runs, with normal residuals: none is taken to be smaller than sampling makes them."""
-    shares = {name: share for name, share in shares_by_name(task).items() if name != "loss"}
-    if not shares:
-        return None
+    shares = {name: _explained(task, along) for name, along in _orders(task).items() if name != "loss"}
     name = max(shares, key=shares.__getitem__)
     left, best = (max(1 - share, sampling, 1e-9) for share in (loss, shares[name]))
     return Rival(name, len(np.unique(task.rows.run)) / 2 * float(np.log(left / best)))

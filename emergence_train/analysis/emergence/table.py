@@ -15,13 +15,13 @@ from emergence_train.analysis.emergence import metric_names
 from emergence_train.analysis.emergence.families import families, with_data
 from emergence_train.analysis.emergence.result import FamilyResult
 from emergence_train.analysis.emergence.shapes import Rows
-from emergence_train.analysis.emergence.untrained import trained
+from emergence_train.analysis.emergence.untrained import check_losses, trained
 from emergence_train.analysis.scores import ScoreOptions, with_scores
 from emergence_train.analysis.scores.complete import fill_chance
 from emergence_train.analysis.scores.percents import ROUNDING
 from emergence_train.errors import InputError, listed
 from emergence_train.recorder import tables
-from emergence_train.recorder.naming import names_of
+from emergence_train.recorder.naming import is_run, names_of
 from emergence_train.recorder.schemas import TASK_DIGEST
 
 SMALLEST = 0.02  # smallest relevant change of a share
@@ -86,6 +86,7 @@ def load(
     notes += decided.notes
     members = decided.results(frame)
     frame["family"] = decided.names
+    check_losses(frame, listed([str(path) for path in paths], 1), own_runs=any(is_run(Path(path)) for path in paths))
     part_by_items(frame, notes)
     tasks = []
     for (family, task, metric), rows in frame.groupby(["family", "task", "metric"], sort=True):

@@ -2,7 +2,8 @@
 
 At or above the loss of a unigram model there is no plateau: the model has not learnt to read. Where that loss is unknown, a
 single such row would still stretch the loss range, move the threshold and turn verdicts, so rows that are plainly of this kind
-are left out: those before the first token, those above any unigram model of subwords, and young ones far above all others.
+are left out: those before the first token, early ones above any unigram model of subwords, and young ones far above all others.
+Late in a run losses so high are of another unit: refused where no nats can be so many, else kept, with a note.
 """
 
 from collections.abc import Callable
@@ -10,13 +11,50 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from emergence_train.errors import InputError
+
 # The highest loss of a unigram model that we measured, rounded up: 7.4 nats with GPT-2's vocabulary on an encyclopaedia.
 HIGHEST_UNIGRAM = 7.5
 FAR = 0.1  # a gap below a row, as a share of the range of the rows below it, that sets it apart
 OTHERS = 2.0  # and as a multiple of the next two gaps: the losses of checkpoints at even ratios are spaced like that
 TIMES = 1.5  # and its loss as a multiple of the lowest
+CALL = "call the column loss (ppl) or loss (bits) where it is of these"
+EARLY = 0.2  # share of a run's tokens up to which a trained model may be above HIGHEST_UNIGRAM
+RISEN = 1.1  # as a multiple of the run's lowest loss so far, from which a loss is of a run that diverged
+MOST_NATS = 12.5  # of guesses that are uniform over 250,000 subwords
+FEWEST = 3  # checkpoints above MOST_NATS, of models that are trained, that are no slip
 YOUNG = 0.02  # share of the tokens of a typical run up to which a row counts as barely trained
 LEAST = 6  # rows that must remain where the unigram model's loss is unknown
+
+
+def check_losses(frame: pd.DataFrame, where: str, *, own_runs: bool) -> None:
+    """Raises InputError for losses that cannot be nats per token on the unigram model's text, family by family.
+
+    `own_runs`: whether run directories are among the tables, whose units are known: their models may have learnt nothing.
+    """
+    remedy = f"give both in nats per token of one text, or {CALL}"
+    for _, rows in frame.drop_duplicates(["family", "run", "step"]).groupby("family", sort=True):
+        known = rows["unigram_loss"].dropna() if "unigram_loss" in rows else rows["loss"].iloc[:0]
+        low, high = rows["loss"].min(), rows["loss"].max()
+        if len(known) and not own_runs and low >= known.median():
+            raise InputError(
+                f"{where}: every loss ({low:.4g} to {high:.4g}) is at or above unigram_loss {known.median():.4g}; {remedy}"
+            )
+        above = rows[(rows["loss"] > MOST_NATS).to_numpy() & behind(rows, YOUNG)]
+        if not len(known) and len(above) >= FEWEST:
+            raise InputError(
+                f"{where}: run {above['run'].iloc[-1]!r} has a loss of {above['loss'].iloc[-1]:.4g} while it trains, more nats "
+                f"than guessing leaves; {CALL}, or give unigram_loss if they are nats"
+            )
+
+
+def behind(frame: pd.DataFrame, share: float) -> np.ndarray:
+    """(n,) True of checkpoints behind that share of their run's tokens, that have not diverged."""
+    frame = frame.reset_index(drop=True)
+    ordered = frame.sort_values(["run", "tokens"], kind="stable")
+    lowest = ordered.groupby("run")["loss"].cummin().reindex(frame.index)
+    tokens = frame["tokens"] / frame.groupby("run")["tokens"].transform("max").clip(lower=1)
+    return ((tokens > share) & (frame["step"] > 0) & (frame["loss"] <= RISEN * lowest)).to_numpy()
 
 
 def trained(frame: pd.DataFrame, unigram: float | None, notes: list[str]) -> pd.DataFrame:
@@ -26,8 +64,14 @@ def trained(frame: pd.DataFrame, unigram: float | None, notes: list[str]) -> pd.
         return _without(frame, lambda rows: (rows["loss"] >= unigram).to_numpy(), text, 1, notes)
     notes.append("the unigram model's loss is unknown: the whole observed range counts (give unigram_loss)")
     frame = _without(frame, _before_training, "of models before their first token left out", LEAST, notes)
-    text = f"above {HIGHEST_UNIGRAM:g} nats, the loss of any unigram model of subwords, left out"
-    frame = _without(frame, lambda rows: (rows["loss"] > HIGHEST_UNIGRAM).to_numpy(), text, LEAST, notes)
+    if late := int(((frame["loss"] > HIGHEST_UNIGRAM) & behind(frame, EARLY)).sum()):
+        notes.append(
+            f"{late} rows late in their runs are above {HIGHEST_UNIGRAM:g} nats, the loss of any unigram model of subwords: "
+            f"if they are no nats, {CALL}"
+        )
+    else:
+        text = f"above {HIGHEST_UNIGRAM:g} nats, the loss of any unigram model of subwords, left out"
+        frame = _without(frame, lambda rows: (rows["loss"] > HIGHEST_UNIGRAM).to_numpy(), text, LEAST, notes)
     return _without(frame, _far_above, "of barely trained models, far above all others, left out", LEAST, notes)
 
 

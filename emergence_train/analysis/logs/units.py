@@ -50,6 +50,7 @@ BASE_2 = re.compile(_based(2, _QUANTITY["loss"]))
 SCALED = {name: _scaled(words) for name, words in _QUANTITY.items()}
 # "loss (exp)", "exp(loss)", "loss_exp"; but "exp/loss" and "exp_loss" are of an experiment
 EXPONENTIAL = re.compile(r"(?<![a-z])exp\(|loss[\s_]exp$|" + _in_brackets("exp", _QUANTITY["loss"]))
+FEW_NATS = 1.2  # a perplexity of 3.3: below those of the best models on most texts
 PER = re.compile(r"(bpb|per_byte)$|(bpc|per_char(?:acter)?)$|(bpw|per_word)$")
 BRACKETS = re.compile(r"\(.*?\)|\[.*?\]")
 # Words in the brackets of a column's name that say no unit, or one that is read elsewhere
@@ -133,3 +134,14 @@ def notes(column: str, unit: str, remedy: str = "; --loss-unit nats says otherwi
         return [f"{column!r} counts {what}s: the loss is in nats a {what} (bits x ln 2), not a token"]
     how = "bits x ln 2" if unit == "bits" else "ln of the perplexity"
     return [f"{column!r} is taken as {unit}, and its losses in nats ({how}){remedy}"]
+
+
+def few_nats(column: str, unit: str, nats: pd.Series) -> list[str]:
+    """A hint at losses that are called perplexity, as open_lm's are, and would be fewer nats than text has."""
+    known = nats[np.isfinite(nats)]
+    if unit != "perplexity" or known.empty or known.median() >= FEW_NATS:
+        return []
+    return [
+        f"{column!r} gives {known.min():.3g} to {known.max():.3g} nats, few for a token of text that is no code: if its "
+        "values are nats themselves, a name with nats says so"
+    ]

@@ -150,7 +150,7 @@ def _with_loss(frame: pd.DataFrame, options: ScoreOptions, notes: list[str]) -> 
         own, metric = _rows_of_metric(frame, text), text.rpartition("/")[2]
         unit = units.unit_of(metric, remedy="")
         losses = units.to_nats(own.groupby(["run", "step"])["value"].last(), unit)
-        notes += [f"loss from {text}", *units.notes(metric, unit, remedy="")]
+        notes += [f"loss from {text}", *units.notes(metric, unit, remedy=""), *units.few_nats(metric, unit, losses)]
         keys = pd.MultiIndex.from_frame(frame[["run", "step"]])
         return frame.drop(own.index).assign(
             loss=pd.Series(losses.reindex(keys).to_numpy(), frame.index).drop(own.index)

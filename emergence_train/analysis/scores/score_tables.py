@@ -239,7 +239,9 @@ def _typed(frame: pd.DataFrame, known: Mapping[str, str], scored: Iterable[str] 
         if unit == "perplexity":
             columns[ours] = numbers(frame[name], "perplexity")
         columns[ours] = units.to_nats(columns[ours], unit)
-        extra += units.notes(name, unit, remedy="; a name with nats says otherwise") if ours == "loss" else []
+        if ours == "loss":
+            extra += units.notes(name, unit, remedy="; a name with nats says otherwise")
+            extra += units.few_nats(name, unit, columns[ours])
     return pd.DataFrame(columns, index=frame.index), "".join(f"; {note}" for note in extra)
 
 

@@ -9,7 +9,8 @@ import pytest
 from emergence_train.analysis.emergence import simulate
 from emergence_train.analysis.emergence import table as emergence_table
 from emergence_train.analysis.emergence.analyze import find
-from emergence_train.analysis.emergence.untrained import trained
+from emergence_train.analysis.emergence.untrained import check_losses, trained
+from emergence_train.errors import InputError
 from support import study
 
 
@@ -86,3 +87,118 @@ def test_untrained_checkpoints_of_every_run_turn_no_verdict(tmp_path):
         chance = frame["chance"].iloc[0]
         untrained = first.assign(step=0, tokens=0, loss=rng.uniform(9, 11, len(first)), value=chance)
         assert judged(frame, tmp_path)[0] == judged(pd.concat([frame, untrained]), tmp_path)[0]
+
+
+def ladder(decay: np.ndarray, lows: tuple[float, ...], unigram: float | None = None) -> pd.DataFrame:
+    """Runs of 12 checkpoints whose losses fall to `lows` as `decay` (12,) falls to 0; the task rises with the lowest half."""
+    tokens = np.geomspace(1e7, 1e9, 12).round()
+    runs = []
+    for k, low in enumerate(lows):
+        own = {
+            "run": f"r{k}",
+            "params": 10 ** (6 + k),
+            "step": np.rint(tokens / 1e5),
+            "tokens": tokens,
+            "loss": low + decay,
+        }
+        runs.append(pd.DataFrame(own))
+    frame = pd.concat(runs, ignore_index=True)
+    x = (frame["loss"].max() - frame["loss"]) / np.ptp(frame["loss"])
+    frame = frame.assign(task="t", metric="acc", value=0.25 + 0.6 * np.clip(x - 0.5, 0, 1), items=2000, stderr=0.01)
+    frame = frame.assign(chance=0.25, higher_is_better=True)
+    return frame if unigram is None else frame.assign(unigram_loss=unigram)
+
+
+DECAY = np.geomspace(3, 0.3, 12)
+LOWS = (2.4, 2.0, 1.7)
+
+
+def load(frame: pd.DataFrame, tmp_path: Path):
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    tasks, _, notes = emergence_table.load(tmp_path / "t.csv")
+    return [note for task in tasks for note in task.notes] + notes
+
+
+@pytest.mark.parametrize("unit", [np.exp, lambda nats: 8 + nats])
+def test_no_loss_below_the_unigram_models_is_refused(unit, tmp_path):
+    frame = ladder(DECAY, LOWS)
+    wrong = frame.assign(loss=unit(frame["loss"]), unigram_loss=7.2 if unit is not np.exp else 5.0)
+    with pytest.raises(
+        InputError, match=r"t.csv: every loss \(.* to .*\) is at or above unigram_loss [57].* loss \(ppl\)"
+    ):
+        load(wrong, tmp_path)
+    load(frame.assign(unigram_loss=7.2), tmp_path)
+
+
+def test_runs_that_learnt_nothing_have_no_threshold():
+    """As of run directories, whose units are known, or of one of many tasks."""
+    frame = ladder(DECAY, (8.0, 7.8, 7.6), unigram=7.2)
+    check_losses(frame.assign(family=""), "runs", own_runs=True)
+    verdict = find(emergence_table.task_metric("", "t", "acc", frame)).verdict
+    assert verdict.name == "not-identified" and verdict.reason.startswith(
+        "no loss is below the unigram model's, 7.2 nats"
+    )
+
+
+@pytest.mark.parametrize("times", [1.0, 1.6])
+def test_perplexities_called_loss_are_refused(times, tmp_path):
+    """From 6 to 200 and from 18 to 4,700; called by their name they are read."""
+    frame = ladder(DECAY, LOWS)
+    wrong = frame.assign(loss=np.exp(times * frame["loss"]))
+    with pytest.raises(InputError, match=r"run 'r\d' has a loss of .*guessing leaves; call the column loss \(ppl\)"):
+        load(wrong, tmp_path)
+    wrong.rename(columns={"loss": "loss (ppl)"}).to_csv(tmp_path / "named.csv", index=False)
+    (task,), _, _ = emergence_table.load(tmp_path / "named.csv")
+    assert task.loss_to == pytest.approx(times * frame["loss"].min())
+
+
+def test_low_perplexities_called_loss_are_kept_with_a_hint(tmp_path):
+    """From 6 to 12: the late ones above 7.5 are of trained models, and a third of the rows was left out with them."""
+    frame = ladder(DECAY, LOWS)
+    notes = load(frame.assign(loss=3 + 1.7 * frame["loss"]), tmp_path)
+    assert any("late in their runs are above 7.5 nats" in note and "loss (ppl)" in note for note in notes)
+    assert not any("above 7.5 nats" in note and "left out" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        ladder(DECAY, LOWS)["loss"] / np.log(2),  # bits of a token
+        ladder(DECAY / 3, (0.9, 0.75, 0.6))["loss"],  # bytes, or code
+        ladder(DECAY / 2, (0.3, 0.2, 0.1))["loss"],  # a vocabulary of a few words
+        np.tile([10.9, 10.4, 9.8, 8.4, 7.6, 6.2, 5.1, 4.4, 3.9, 3.5, 3.2, 3.0], 3) - np.repeat([0, 0.1, 0.2], 12),
+    ],
+    ids=["bits", "bytes", "tiny", "early"],
+)
+def test_true_losses_are_neither_refused_nor_hinted_at(losses, tmp_path):
+    notes = load(ladder(DECAY, LOWS).assign(loss=losses), tmp_path)
+    assert not any("late in their runs" in note for note in notes)
+
+
+def test_a_run_that_diverged_is_no_perplexity(tmp_path):
+    frame = ladder(DECAY, LOWS)
+    frame.loc[frame.index[18:24], "loss"] = [9.0, 60.0, 14.0, 13.0, 12.9, 12.8]
+    notes = load(frame, tmp_path)
+    assert any("6 rows above 7.5 nats" in note for note in notes) and not any("late in" in note for note in notes)
+
+
+def test_a_threshold_no_subword_model_allows_says_so(tmp_path):
+    """In bits, where a plateau ends at 9: no unigram model of subwords leaves 8 nats."""
+    frame = ladder(2 * DECAY, (7.0, 6.5, 6.0))
+    reason = find(emergence_table.load(_written(frame, tmp_path))[0][0]).verdict.reason
+    assert "more than any of subwords has (7.5): call the column loss (ppl) or loss (bits)" in reason
+
+
+def _written(frame: pd.DataFrame, folder: Path) -> Path:
+    frame.to_csv(folder / "w.csv", index=False)
+    return folder / "w.csv"
+
+
+@pytest.mark.parametrize("hinted", [True, False])
+def test_losses_called_perplexity_are_hinted_at(hinted, tmp_path):
+    """As of open_lm, whose `perplexity` is the loss: 2.0 to 5.4 would be 0.7 to 1.7 nats."""
+    frame = ladder(DECAY, LOWS)
+    own = frame["loss"] if hinted else np.exp(frame["loss"])
+    frame.assign(loss=own).rename(columns={"loss": "loss (ppl)"}).to_csv(tmp_path / "t.csv", index=False)
+    notes = emergence_table.load(tmp_path / "t.csv")[2]
+    assert any("few for a token of text that is no code" in note for note in notes) == hinted
