@@ -17,16 +17,19 @@ from emergence_train.analysis.emergence.size import explained, orders
 from emergence_train.analysis.emergence.table import TaskMetric
 from emergence_train.analysis.emergence.verdict import SIDE, Verdict
 
-CLEAR = 4.0  # log of the likelihood ratio from which one curve explains clearly better (Kass and Raftery 1995: 3 strong, 5 more)
+# From where one curve explains clearly better: the log of the likelihood ratio (Kass and Raftery 1995: 3 is strong, 5 very
+# strong), and, as many runs of a few recipes are not independent, how many times as much the loss leaves unexplained
+CLEAR, TIMES = 4.0, 1.5
 NOTE = "one curve of {} explains these runs of few checkpoints as well as one of the loss: which of them decides is not known"
 
 
 @dataclass(frozen=True)
 class Rival:
-    """What explains the scores best beside the loss, and by how much better: the log of the likelihood ratio."""
+    """What explains the scores best beside the loss: log of the likelihood ratio, and what the loss leaves over what it leaves."""
 
     name: str
     better: float
+    times: float
 
 
 def without_confounding(task: TaskMetric, verdict: Verdict) -> Verdict:
@@ -35,7 +38,7 @@ def without_confounding(task: TaskMetric, verdict: Verdict) -> Verdict:
         return verdict
     loss, sampling = _explained(task, task.rows.x), _sampling(task)
     rival = _best_rival(task, loss, sampling)
-    if rival.better > CLEAR:
+    if rival.better > CLEAR and rival.times > TIMES:
         why = f"{rival.name} explains more than the loss"
     elif 1 - loss - sampling > 1 - MOST:
         why = "at equal loss they differ by more than it explains"
@@ -88,4 +91,4 @@ def _best_rival(task: TaskMetric, loss: float, sampling: float) -> Rival:
     shares = {name: _explained(task, along) for name, along in _orders(task).items() if name != "loss"}
     name = max(shares, key=shares.__getitem__)
     left, best = (max(1 - share, sampling, 1e-9) for share in (loss, shares[name]))
-    return Rival(name, len(np.unique(task.rows.run)) / 2 * float(np.log(left / best)))
+    return Rival(name, len(np.unique(task.rows.run)) / 2 * float(np.log(left / best)), left / best)
