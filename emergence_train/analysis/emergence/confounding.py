@@ -25,7 +25,7 @@ NOTE = "one curve of {} explains these runs of few checkpoints as well as one of
 
 @dataclass(frozen=True)
 class Rival:
-    """What explains the scores best beside the loss: log of the likelihood ratio, and what the loss leaves over what it leaves."""
+    """What explains the scores best beside the loss: log of the likelihood ratio, and ratio of what both leave."""
 
     name: str
     better: float
