@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.stats import pearsonr, spearmanr
 
 from emergence_train.analysis.emergence import table as emergence_table
-from emergence_train.analysis.emergence.confounding import shares_by_name, without_confounding
+from emergence_train.analysis.emergence.confounding import without_confounding
 from emergence_train.analysis.emergence.explanations import explanations
 from emergence_train.analysis.emergence.finding import EmergenceAnalysis, Finding
 from emergence_train.analysis.emergence.forecast import crossing, draw_all, loss_forecast
@@ -120,7 +120,7 @@ def find(task: TaskMetric) -> Finding:
 def _cannot_tell(task: TaskMetric) -> str:
     unigram = task.frame.attrs.get("unigram")
     if unigram is not None and task.loss_to >= unigram:
-        return f"no loss is below the unigram model's, {unigram:.4g} nats: no plateau of a trained model"
+        return f"no loss is below the unigram model's, {unigram:.4g} nats: models that have not learnt, or losses of another unit"
     if np.ptp(task.rows.y) == 0 and task.rows.items is None:
         return "every value is the same" if len(task.rows.y) > 1 else "one row"
     return ""
@@ -128,12 +128,11 @@ def _cannot_tell(task: TaskMetric) -> str:
 
 def _with_shares(task: TaskMetric, verdict: Verdict) -> Verdict:
     """The verdict; where the loss does not explain what runs can do, its reason says what one curve of it and of others does."""
-    if not verdict.unexplained:
+    if not verdict.able:
         return verdict
-    shares = shares_by_name(task)
-    if not verdict.confounded:
-        shares.pop("size", None)
-    known = ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
+    shares = collapse(task)
+    named = {"tokens": shares.r2_tokens, "compute": shares.r2_compute, "loss": shares.r2_loss}
+    known = ", ".join(f"{name} {share:.2f}" for name, share in named.items() if share is not None)
     return replace(
         verdict, reason=f"{verdict.reason}; shares of the variance that one curve explains: {known or 'unknown'}"
     )

@@ -22,6 +22,7 @@ from emergence_train.analysis.emergence.result import (
     TaskKept,
     TaskResult,
 )
+from emergence_train.analysis.emergence.verdict import ROWS
 from emergence_train.analysis.results import as_json
 from emergence_train.errors import listed
 from emergence_train.files import write_csv, write_json
@@ -154,9 +155,9 @@ def format_table(result: EmergenceResult) -> str:
         f"{'size effect [95%]':<26} {'p':>6} rows"
     ]
     families = sorted({task.family for task in result.tasks})
-    judged = {task.family for task in result.tasks if task.probabilities} if len(families) > 1 else set(families)
+    few = _of_few_rows(families, result.tasks)
     for family in families:
-        if family not in judged:
+        if family in few:
             continue
         if len(families) > 1:
             lines.append(f"{family}:")
@@ -164,11 +165,11 @@ def format_table(result: EmergenceResult) -> str:
         group.sort(key=lambda task: (task.verdict != "emergent", task.task, task.metric))
         for task in group[:SHOWN]:
             lines.append(_task_line(task, width))
-            if task.reason and task.probabilities:
+            if task.reason and task.rows >= ROWS:
                 lines.append(f"  {task.reason}")
         if len(group) > SHOWN:
             lines.append(f"... and {len(group) - SHOWN} more in tasks.csv")
-    lines += _unjudged([family for family in families if family not in judged], result.tasks)
+    lines += _few_line(few, result.tasks)
     lines += _mirage_lines(result)
     lines += [_kept_line(task) for task in result.survival if task.metric.startswith("acc")]
     for ability in result.abilities:
@@ -187,8 +188,13 @@ def _mirage_lines(result: EmergenceResult) -> list[str]:
     return [f"mirage check, {listed(names, NAMED)}: {says}" for says, names in tasks.items()]
 
 
-def _unjudged(families: list[str], tasks: Iterable[TaskResult]) -> list[str]:
-    """One line for all families none of whose tasks has enough rows, as where runs of one checkpoint are a family each."""
+def _of_few_rows(families: list[str], tasks: Iterable[TaskResult]) -> list[str]:
+    """Of several families, those none of whose tasks has enough rows, as where runs of one checkpoint are a family each."""
+    enough = {task.family for task in tasks if task.rows >= ROWS}
+    return [family for family in families if family not in enough] if len(families) > 1 else []
+
+
+def _few_line(families: list[str], tasks: Iterable[TaskResult]) -> list[str]:
     if not families:
         return []
     rows = max(task.rows for task in tasks if task.family in families)

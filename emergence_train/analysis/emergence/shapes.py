@@ -185,6 +185,19 @@ class _Basis:
 
 def posterior(rows: Rows, scale: float, rng: np.random.Generator) -> Posterior:
     """Draws from the posterior over curves. `scale` is the prior standard deviation of a change over the range."""
+    coarse, correlation = _fitted(rows, scale)
+    basis = _Basis(coarse.data.x, coarse.likely_onsets(), FINE)
+    fits = _Fits(coarse.data, scale, basis, share=coarse.family_weight())
+    return fits.draw(rng, dispersion=coarse.dispersion, correlation=correlation)
+
+
+def mean_curve(rows: Rows, scale: float) -> np.ndarray:
+    """The posterior's mean at the rows, (n,), on the coarser grid of onsets, without draws."""
+    return _fitted(rows, scale)[0].mean_curve(rows.x, least=1e-5)
+
+
+def _fitted(rows: Rows, scale: float) -> tuple["_Fits", float]:
+    """The fits on the coarser grid of onsets, and the correlation of neighbours."""
     smooth = _running_mean(rows)
     correlation = 0.0
     data = _Binned(rows, smooth, correlation)
@@ -194,9 +207,7 @@ def posterior(rows: Rows, scale: float, rng: np.random.Generator) -> Posterior:
         smooth = fits.mean_curve(rows.x)
         correlation = min(_correlation(rows, curve) for curve in (smooth, fits.best_curve(rows.x)))
         data = _Binned(rows, smooth, correlation)
-    coarse = _Fits(data, scale, basis)
-    fits = _Fits(data, scale, _Basis(data.x, coarse.likely_onsets(), FINE), share=coarse.family_weight())
-    return fits.draw(rng, dispersion=coarse.dispersion, correlation=correlation)
+    return _Fits(data, scale, basis), correlation
 
 
 def _running_mean(rows: Rows) -> np.ndarray:
@@ -372,13 +383,13 @@ class _Fits:
         left, right = self.basis.turn_at(j, x)
         return np.stack([left - self.left_centre[j], right - self.right_centre[j]], 1)
 
-    def mean_curve(self, x: np.ndarray) -> np.ndarray:
-        """Posterior mean of performance at `x`, (n,)."""
+    def mean_curve(self, x: np.ndarray, least: float = 1e-3) -> np.ndarray:
+        """Posterior mean of performance at `x`, (n,), of shapes whose weight is above `least`."""
         count = len(self.basis.g)
         mean = np.full(len(x), self.data.mean)
-        for k in map(int, np.flatnonzero(self.weight[1 : count + 1] > 1e-3)):
+        for k in map(int, np.flatnonzero(self.weight[1 : count + 1] > least)):
             mean += self.weight[1 + k] * self.slope[k] * (self.basis.at(k, x) - self.centre[k])
-        for j in map(int, np.flatnonzero(self.weight[count + 1 :] > 1e-3)):
+        for j in map(int, np.flatnonzero(self.weight[count + 1 :] > least)):
             mean += self.weight[count + 1 + j] * (self._turn(j, x) @ self.turn_coef[j])
         return mean
 

@@ -15,7 +15,7 @@ from emergence_train.analysis.emergence import metric_names
 from emergence_train.analysis.emergence.families import families, with_data
 from emergence_train.analysis.emergence.result import FamilyResult
 from emergence_train.analysis.emergence.shapes import Rows
-from emergence_train.analysis.emergence.untrained import check_losses, trained
+from emergence_train.analysis.emergence.untrained import check_losses, check_unigram, trained
 from emergence_train.analysis.scores import ScoreOptions, with_scores
 from emergence_train.analysis.scores.complete import fill_chance
 from emergence_train.analysis.scores.percents import ROUNDING
@@ -86,13 +86,22 @@ def load(
     notes += decided.notes
     members = decided.results(frame)
     frame["family"] = decided.names
-    check_losses(frame, listed([str(path) for path in paths], 1), own_runs=any(is_run(Path(path)) for path in paths))
+    where, own_runs = listed([str(path) for path in paths], 1), any(map(_of_run, paths))
+    if not own_runs:
+        check_losses(frame, where)
     part_by_items(frame, notes)
     tasks = []
     for (family, task, metric), rows in frame.groupby(["family", "task", "metric"], sort=True):
         tasks.append(task_metric(str(family), str(task), str(metric), rows))
+    if not own_runs:
+        check_unigram(((of.family, of.loss_from, of.loss_to, of.frame.attrs["unigram"]) for of in tasks), where)
     _brier_chance(tasks)
     return tasks, members, notes
+
+
+def _of_run(path: str | Path) -> bool:
+    """Whether a path is a run directory, or a table in one."""
+    return any(map(is_run, (Path(path), *Path(path).absolute().parents[:2])))
 
 
 def part_by_items(frame: pd.DataFrame, notes: list[str]) -> None:

@@ -3,10 +3,10 @@
 At or above the loss of a unigram model there is no plateau: the model has not learnt to read. Where that loss is unknown, a
 single such row would still stretch the loss range, move the threshold and turn verdicts, so rows that are plainly of this kind
 are left out: those before the first token, early ones above any unigram model of subwords, and young ones far above all others.
-Late in a run losses so high are of another unit: refused where no nats can be so many, else kept, with a note.
+Late in most runs losses so high are of another unit: refused where no nats can be so many, else kept, with a note.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from emergence_train.errors import InputError
 
 # The highest loss of a unigram model that we measured, rounded up: 7.4 nats with GPT-2's vocabulary on an encyclopaedia.
 HIGHEST_UNIGRAM = 7.5
+SUBWORDS = f"above {HIGHEST_UNIGRAM:g} nats, the loss of any unigram model of subwords"
 FAR = 0.1  # a gap below a row, as a share of the range of the rows below it, that sets it apart
 OTHERS = 2.0  # and as a multiple of the next two gaps: the losses of checkpoints at even ratios are spaced like that
 TIMES = 1.5  # and its loss as a multiple of the lowest
@@ -27,25 +28,38 @@ YOUNG = 0.02  # share of the tokens of a typical run up to which a row counts as
 LEAST = 6  # rows that must remain where the unigram model's loss is unknown
 
 
-def check_losses(frame: pd.DataFrame, where: str, *, own_runs: bool) -> None:
-    """Raises InputError for losses that cannot be nats per token on the unigram model's text, family by family.
+def check_losses(frame: pd.DataFrame, where: str) -> None:
+    """Raises InputError for losses that are no nats: of tables whose units are not known, as those of run directories are.
 
-    `own_runs`: whether run directories are among the tables, whose units are known: their models may have learnt nothing.
+    One bad family, or one diverged run, is no reason to refuse all others.
     """
-    remedy = f"give both in nats per token of one text, or {CALL}"
-    for _, rows in frame.drop_duplicates(["family", "run", "step"]).groupby("family", sort=True):
-        known = rows["unigram_loss"].dropna() if "unigram_loss" in rows else rows["loss"].iloc[:0]
-        low, high = rows["loss"].min(), rows["loss"].max()
-        if len(known) and not own_runs and low >= known.median():
-            raise InputError(
-                f"{where}: every loss ({low:.4g} to {high:.4g}) is at or above unigram_loss {known.median():.4g}; {remedy}"
-            )
-        above = rows[(rows["loss"] > MOST_NATS).to_numpy() & behind(rows, YOUNG)]
-        if not len(known) and len(above) >= FEWEST:
-            raise InputError(
-                f"{where}: run {above['run'].iloc[-1]!r} has a loss of {above['loss'].iloc[-1]:.4g} while it trains, more nats "
-                f"than guessing leaves; {CALL}, or give unigram_loss if they are nats"
-            )
+    known = (
+        frame.groupby("family")["unigram_loss"].transform("count")
+        if "unigram_loss" in frame
+        else pd.Series(0, frame.index)
+    )
+    rows = frame.drop_duplicates(["run", "step"])
+    high = ((rows["loss"] > MOST_NATS) & (known[rows.index] == 0)).to_numpy()
+    late = behind(rows, YOUNG)
+    if (high & late).sum() >= FEWEST and _of_most_runs(rows, high, late):
+        last = rows[high & late].iloc[-1]
+        raise InputError(
+            f"{where}: run {last['run']!r} has a loss of {last['loss']:.4g} while it trains, more nats than guessing leaves; "
+            f"{CALL}, or give unigram_loss if they are nats"
+        )
+
+
+def check_unigram(tasks: Iterable[tuple[str, float, float, float | None]], where: str) -> None:
+    """Raises InputError where no task has a loss below the unigram model's: (family, highest loss, lowest, that loss or None)."""
+    tasks = list(tasks)
+    if not tasks or any(unigram is None or low < unigram for _, _, low, unigram in tasks):
+        return
+    family, high, low, unigram = tasks[0]
+    where += f", family {family}" if len({task[0] for task in tasks}) > 1 else ""
+    raise InputError(
+        f"{where}: every loss ({low:.4g} to {high:.4g}) is at or above unigram_loss {unigram:.4g}; "
+        f"give both in nats per token of one text, or {CALL}"
+    )
 
 
 def behind(frame: pd.DataFrame, share: float) -> np.ndarray:
@@ -57,6 +71,11 @@ def behind(frame: pd.DataFrame, share: float) -> np.ndarray:
     return ((tokens > share) & (frame["step"] > 0) & (frame["loss"] <= RISEN * lowest)).to_numpy()
 
 
+def _of_most_runs(frame: pd.DataFrame, high: np.ndarray, late: np.ndarray) -> bool:
+    """Whether more than half of the runs have a late checkpoint that is high: of fewer it says that these have not learnt."""
+    return 2 * frame["run"][high & late].nunique() > frame["run"].nunique()
+
+
 def trained(frame: pd.DataFrame, unigram: float | None, notes: list[str]) -> pd.DataFrame:
     """The rows in which a plateau is meaningful; what is left out is noted. `unigram`: its loss, nats, None where unknown."""
     if unigram is not None:
@@ -64,13 +83,12 @@ def trained(frame: pd.DataFrame, unigram: float | None, notes: list[str]) -> pd.
         return _without(frame, lambda rows: (rows["loss"] >= unigram).to_numpy(), text, 1, notes)
     notes.append("the unigram model's loss is unknown: the whole observed range counts (give unigram_loss)")
     frame = _without(frame, _before_training, "of models before their first token left out", LEAST, notes)
-    if late := int(((frame["loss"] > HIGHEST_UNIGRAM) & behind(frame, EARLY)).sum()):
-        notes.append(
-            f"{late} rows late in their runs are above {HIGHEST_UNIGRAM:g} nats, the loss of any unigram model of subwords: "
-            f"if they are no nats, {CALL}"
-        )
+    high, late = (frame["loss"] > HIGHEST_UNIGRAM).to_numpy(), behind(frame, EARLY)
+    hint = f": if they are no nats, {CALL}"
+    if _of_most_runs(frame, high, late):
+        notes.append(f"{int((high & late).sum())} rows late in their runs are {SUBWORDS}{hint}")
     else:
-        text = f"above {HIGHEST_UNIGRAM:g} nats, the loss of any unigram model of subwords, left out"
+        text = f"{SUBWORDS}, left out{hint if (high & late).any() else ''}"
         frame = _without(frame, lambda rows: (rows["loss"] > HIGHEST_UNIGRAM).to_numpy(), text, LEAST, notes)
     return _without(frame, _far_above, "of barely trained models, far above all others, left out", LEAST, notes)
 

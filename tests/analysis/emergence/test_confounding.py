@@ -6,6 +6,7 @@ import pytest
 
 from emergence_train.analysis.emergence import analyze_emergence
 from emergence_train.analysis.emergence.analyze import find
+from emergence_train.analysis.emergence.confounding import shares_by_name
 from emergence_train.analysis.emergence.table import task_metric
 
 SIZES = (2e8, 1e9, 8e9)
@@ -89,8 +90,22 @@ def test_loss_and_compute_that_go_together_have_a_note():
     frame = pd.DataFrame({"run": [f"r{k}" for k in range(24)], "params": params, "tokens": 20 * params, "loss": loss})
     verdict, notes = judged(scored(frame.assign(step=100), by_loss(frame), rng))
     assert verdict.name == "emergent" and any(
-        "explains these runs of few checkpoints as well" in note for note in notes
+        note.startswith("these runs of few checkpoints do not tell whether the loss or ") for note in notes
     )
+
+
+def test_what_does_not_vary_or_is_unknown_is_no_rival():
+    """A size of 0 is one that is not known, in some runs or in all; of two runs the loss had a rival in a constant size."""
+    rng = np.random.default_rng(0)
+    frame = runs(rng)
+    frame = scored(frame, by_loss(frame), rng)
+    unknown = frame.assign(params=frame["params"].where(frame["value"] > 0.4, 0))
+    constant = frame.assign(params=10**9, tokens=10**10)
+    assert {*shares_by_name(task_metric("", "t", "acc", unknown))} == {"tokens", "loss"}
+    assert {*shares_by_name(task_metric("", "t", "acc", constant))} == {"loss"}
+    two = runs(rng, each=2, checkpoints=4)[:12].assign(params=10**9, tokens=10**9)
+    verdict, notes = judged(scored(two, by_loss(two), rng))
+    assert verdict.name == "emergent" and not any("few checkpoints" in note for note in notes)
 
 
 def test_checkpoints_of_each_run_need_no_such_comparison():

@@ -94,3 +94,15 @@ def test_families_of_one_row_are_one_line_with_the_remedy(tmp_path):
     assert "a column vocabulary or family with one value pools them" in text and "mixa-aaa:" not in text
     table.assign(family="one").to_csv(tmp_path / "t.csv", index=False)
     assert len(analyze_emergence(tmp_path / "t.csv").families) == 1
+
+
+def test_families_of_rows_enough_say_their_own_reason(tmp_path):
+    """One of rows enough without a loss below the unigram model's was said to have too few, with a remedy that pools it."""
+    step = [1, 2, 3, 4, 5, 6] * 2
+    own = {"run": ["a"] * 6 + ["b"] * 6, "family": ["a"] * 6 + ["b"] * 6, "step": step}
+    table = pd.DataFrame(own).assign(params=M, tokens=lambda t: t["step"] * M, loss=lambda t: 5 - t["step"] / 4)
+    table = table.assign(task="t", metric="acc", value=0.3, items=500, chance=0.25, unigram_loss=7.0)
+    table.loc[6:, "loss"] += 5
+    table.to_csv(tmp_path / "t.csv", index=False)
+    text = format_table(analyze_emergence(tmp_path / "t.csv"))
+    assert "b:\n" in text and "no loss is below the unigram model's" in text and "pools them" not in text

@@ -9,7 +9,7 @@ import pytest
 from emergence_train.analysis.emergence import simulate
 from emergence_train.analysis.emergence import table as emergence_table
 from emergence_train.analysis.emergence.analyze import find
-from emergence_train.analysis.emergence.untrained import check_losses, trained
+from emergence_train.analysis.emergence.untrained import trained
 from emergence_train.errors import InputError
 from support import study
 
@@ -131,13 +131,43 @@ def test_no_loss_below_the_unigram_models_is_refused(unit, tmp_path):
 
 
 def test_runs_that_learnt_nothing_have_no_threshold():
-    """As of run directories, whose units are known, or of one of many tasks."""
     frame = ladder(DECAY, (8.0, 7.8, 7.6), unigram=7.2)
-    check_losses(frame.assign(family=""), "runs", own_runs=True)
     verdict = find(emergence_table.task_metric("", "t", "acc", frame)).verdict
     assert verdict.name == "not-identified" and verdict.reason.startswith(
         "no loss is below the unigram model's, 7.2 nats"
     )
+
+
+@pytest.mark.parametrize("losses", [ladder(DECAY, (8.0, 7.8, 7.6), unigram=7.2), ladder(5 * DECAY, (20.0, 19.0))])
+def test_tables_of_run_directories_are_never_refused(losses, tmp_path):
+    """Their units are known: they have learnt nothing, or diverged; given as the directory or as a table in it."""
+    folder = tmp_path / "r" / "evaluations"
+    folder.mkdir(parents=True)
+    (tmp_path / "r" / "metrics.jsonl").touch()
+    losses.to_csv(tmp_path / "t.csv", index=False)
+    losses.to_csv(folder / "t.csv", index=False)
+    for path in (folder, folder / "t.csv"):
+        assert len(emergence_table.load(path)[0]) == 1
+    with pytest.raises(InputError, match="call the column loss"):
+        emergence_table.load(tmp_path / "t.csv")
+
+
+def test_one_bad_family_or_task_refuses_no_others(tmp_path):
+    """A family that has not learnt, and a task with another unigram_loss: theirs alone are not-identified."""
+    good, bad = ladder(DECAY, LOWS, 7.2), ladder(DECAY, (8.0, 7.8), 7.2)
+    bad["run"] = "bad-" + bad["run"]
+    load(pd.concat([good.assign(family="a"), bad.assign(family="b")]), tmp_path)
+    load(pd.concat([good.assign(task="z"), good.assign(unigram_loss=1.0)]), tmp_path)
+    with pytest.raises(InputError, match="t.csv, family b: every loss"):
+        load(pd.concat([bad.assign(family="b"), bad.assign(family="c", run="c-" + bad["run"])]), tmp_path)
+
+
+@pytest.mark.parametrize("loss", [40 - np.arange(12.0), 8.6 - np.arange(12) / 100], ids=["diverged", "unlearnt"])
+def test_one_bad_run_is_left_out_and_refuses_no_others(loss, tmp_path):
+    """Above all subwords' unigram models from its first row to its last: no unit, as the other runs are below."""
+    bad = ladder(DECAY, (2.4,)).assign(run="bad", loss=loss)
+    notes = load(pd.concat([ladder(DECAY, LOWS), bad]), tmp_path)
+    assert any("12 rows above 7.5 nats" in note for note in notes) and not any("late in" in note for note in notes)
 
 
 @pytest.mark.parametrize("times", [1.0, 1.6])
@@ -152,12 +182,14 @@ def test_perplexities_called_loss_are_refused(times, tmp_path):
     assert task.loss_to == pytest.approx(times * frame["loss"].min())
 
 
-def test_low_perplexities_called_loss_are_kept_with_a_hint(tmp_path):
-    """From 6 to 12: the late ones above 7.5 are of trained models, and a third of the rows was left out with them."""
+@pytest.mark.parametrize("lowest", [4.0, 3.0])
+def test_low_perplexities_called_loss_have_a_hint(lowest, tmp_path):
+    """From 7.4 or 6.4 on; kept where the late ones of most runs are above 7.5, as these are of trained models."""
     frame = ladder(DECAY, LOWS)
-    notes = load(frame.assign(loss=3 + 1.7 * frame["loss"]), tmp_path)
-    assert any("late in their runs are above 7.5 nats" in note and "loss (ppl)" in note for note in notes)
-    assert not any("above 7.5 nats" in note and "left out" in note for note in notes)
+    notes = load(frame.assign(loss=lowest + 1.7 * frame["loss"]), tmp_path)
+    (note,) = (note for note in notes if "above 7.5 nats" in note)
+    assert "if they are no nats, call the column loss (ppl)" in note
+    assert ("late in their runs" in note) == ("left out" not in note) == (lowest == 4.0)
 
 
 @pytest.mark.parametrize(
