@@ -121,7 +121,7 @@ ANALYSES = [
         lambda at: at.emergence(at.evaluations(value=[0.3] * 11 + [0.017])),
     ),
     Row(
-        "{}: every loss ({} to {}) is at or above unigram_loss {}; {}",
+        "{}: every loss ({} to {}) is at or above unigram_loss {}; give both in nats per token of one text, or {}",
         lambda at: at.emergence(at.evaluations(unigram_loss=2.0)),
         lambda at: at.emergence(at.evaluations(unigram_loss=7.0)),
     ),
