@@ -17,6 +17,7 @@ KEYS = {"lr": "lr", "warmup": "warmup_tokens", "final": "final_ratio", "decay": 
 EXAMPLE = "cosine,lr=3e-4,warmup=2e9,final=0.1"
 POINTS = 2000  # at which a plan is computed
 AT_PEAK = 0.999  # a rate of this share of the peak has not begun to fall
+FLAT = 1e-9  # of a cosine over its rows: its end is too far ahead to be told from a line
 FALL_ROWS = 5  # different rates of a fall, at least, that its course is read from
 SAME = 0.003  # of the fall seen: a course that leaves no row by more is the one that the rows follow
 ROUGH = 0.02  # likewise, where the rates are rounded
@@ -165,6 +166,8 @@ def _courses(
     """(name, largest miss of a row of the fall, rates at `ahead`) of each course; each is a line in one variable."""
     for start in np.linspace(0, x[falls - 1], 41):  # rows seldom show where a warm-up ended
         at, later = (np.cos(np.pi * (steps - start) / (end - start)) for steps in (x[falls:], ahead))
+        if np.ptp(at) < FLAT:
+            continue
         slope, level = np.polyfit(at, e[falls:], 1)
         yield "a cosine", float(np.abs(level + slope * at - e[falls:]).max()), level + slope * later
     turned = {

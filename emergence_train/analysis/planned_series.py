@@ -180,7 +180,7 @@ def _continued(series: Series, plan: PlannedSchedule) -> PlannedSchedule:
 
 def _logged_end(series: Series, recorded: Series | None) -> float:
     """The last step that is known to be planned: a log's own word, or the training curve beside fewer checkpoints."""
-    return float(max(series.logged_end or 0, recorded.step[-1] if recorded is not None else 0))
+    return float(max(series.logged_end or 0, recorded.step[-1] if recorded is not None and len(recorded.step) else 0))
 
 
 def _given_rates(series: Series, planned_lr: np.ndarray) -> np.ndarray:

@@ -23,9 +23,9 @@ from emergence_train.analysis.position_matrix import PositionMatrix, observed_ro
 from emergence_train.errors import InputError
 from emergence_train.input_files import regular
 from emergence_train.recorder import tables
-from emergence_train.recorder.metrics import iter_metrics
+from emergence_train.recorder.metrics import iter_metrics, read_header
 from emergence_train.recorder.naming import display_names, is_run
-from emergence_train.recorder.planned_end import planned_steps
+from emergence_train.recorder.planned_end import planned_steps, planned_tokens
 
 BEFORE_HEADER = 8  # lines of a run's metrics.jsonl among which its header must be
 
@@ -70,20 +70,25 @@ def run_series(
 
 def recorded_plan(directory: Path) -> Series | None:
     """The training curve of a run directory, with the learning rates and the end that its metrics.jsonl says; None where it plans
-    no end."""
-    curve = _from_curves(tables.read(tables.CURVES, directory)) if _has_training_rows(directory) else []
+    no end or has no curve."""
+    header = read_header(directory)
+    if not {"total_tokens", "total_steps"} & header.keys() or not _has_training_rows(directory):
+        return None
+    curve = [series for series in _from_curves(tables.read(tables.CURVES, directory)) if len(series.step)]
     _of_run(directory, curve)
-    known = [series for series in _planned([], curve, None, Ahead()) if series.logged_end]
+    known = [series for series in _planned([], curve, None, Ahead()) if series.logged_end and series.by_tokens]
     return known[0] if known else None
 
 
 def _of_run(directory: Path, all_series: list[Series]) -> None:
     """Set what a run directory's header says of its series."""
-    header = next((row for _, row in iter_metrics(directory) if row.get("kind") == "run"), {})
+    header = read_header(directory)
     for series in all_series:
         series.source, series.vocabulary = directory, str(header.get(tables.VOCABULARY) or "")
-        if len(series.step):
-            series.logged_end = planned_steps(header, series.step[-1], series.tokens[-1])
+        if not len(series.step):
+            continue
+        total = planned_tokens(header, 0, 0) if series.by_tokens else 0  # in steps by the last batch, where it grows
+        series.logged_end = float(series.steps_at(total)) if total else planned_steps(header, series.step[-1], 0)
 
 
 def _planned(by_split: list[Series], curves: list[Series], planned_lr: np.ndarray | None, ahead: Ahead) -> list[Series]:

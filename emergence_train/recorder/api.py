@@ -63,7 +63,7 @@ class Recorder:
         sequence: positions of a sequence; shorter ones may be added, longer ones are refused.
         vocabulary: names the tokenizer: losses of different ones are not compared.
         total_tokens: the planned end, over all ranks; forecasts and `watch` look that far.
-        total_steps: the planned last step, where tokens are not known ahead.
+        total_steps: the planned last step, where tokens are not known ahead; of both, total_tokens counts.
         step: where the directory holds a run already, the step that training resumes from: rows after it are removed;
             0 starts over and moves the old tables aside. Not given, such a directory is refused.
         group: the process group whose ranks share the run; the default group where torch.distributed is initialised.

@@ -46,6 +46,11 @@ def iter_metrics(path: str | Path) -> Iterator[tuple[bytes, dict]]:
             yield line, row
 
 
+def read_header(run: Path) -> dict:
+    """The first line of kind `run` of a run directory's metrics.jsonl; empty where there is none."""
+    return next((row for _, row in iter_metrics(run) if row.get("kind") == "run"), {})
+
+
 def iter_pieces(path: str | Path) -> Iterator[TrainLines | Line]:
     """iter_metrics with the many lines of training steps together: a dictionary of each takes five times as long."""
     path = Path(path)

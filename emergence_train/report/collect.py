@@ -17,7 +17,7 @@ from emergence_train.errors import InputError
 from emergence_train.recorder import tables
 from emergence_train.recorder.metrics import Metrics
 from emergence_train.recorder.naming import names_of
-from emergence_train.recorder.planned_end import planned_tokens
+from emergence_train.recorder.planned_end import has_ended, planned_steps, planned_tokens
 from emergence_train.recorder.sessions import read_sessions
 from emergence_train.report.reading import AS_THEY_ARE, Reading
 from emergence_train.run_differences import read_config
@@ -73,6 +73,12 @@ class Run:
         """Of its planned end, 0 where none is known."""
         rows = self.curve if len(self.curve) else self.means
         return planned_tokens(self.header, float(rows["step"].max()), float(rows["tokens"].max()))
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its last checkpoint is at its planned end, or none is known."""
+        rows = self.means if len(self.means) else self.curve
+        return not self.planned_tokens or has_ended(self.header, float(rows["step"].max()), float(rows["tokens"].max()))
 
     def splits(self) -> list[str]:
         """iid and ood first, then train, then the domains."""
@@ -229,23 +235,29 @@ def load_run(directory: Path, name: str) -> Run:
 def _is_over(directory: Path, metrics: Metrics) -> bool:
     """Whether a run has reached its planned end, or where none is known its process has ended without a failure."""
     step, tokens = _last_row(metrics)
-    if total := planned_tokens(metrics.header or {}, step, tokens):
-        return tokens >= total
+    header = metrics.header or {}
+    if planned_steps(header, step, tokens) is not None:
+        return has_ended(header, step, tokens)
     sessions = read_sessions(directory)
     return bool(sessions and sessions[-1].get("exit_code") == 0)
 
 
 def _is_to_be_forecast(directory: Path, metrics: Metrics) -> bool:
     """Whether a run of a Recorder goes on: it logs no forecasts of its end, as `train` does."""
-    header = metrics.header or {}
-    planned = planned_tokens(header, *_last_row(metrics))
-    return bool(planned) and "batch" not in header and not _is_over(directory, metrics)
+    header, counts = metrics.header or {}, np.asarray(metrics.train("tokens"), float)
+    counts = counts[np.isfinite(counts)]
+    grow = len(counts) < 2 or bool(np.ptp(counts))  # else their shares of the run are not known in tokens
+    step, tokens = _last_row(metrics)
+    planned = tokens > 0 and planned_tokens(header, step, tokens)
+    return grow and bool(planned) and "batch" not in header and not _is_over(directory, metrics)
 
 
 def _last_row(metrics: Metrics) -> tuple[float, float]:
-    """(step, tokens) of the last training step; zeros where there is none."""
-    steps, tokens = metrics.train("step"), metrics.train("tokens")
-    return (float(steps[-1]), float(tokens[-1])) if len(steps) else (0.0, 0.0)
+    """(step, tokens) of the last training step or checkpoint; zeros where there is none."""
+    rows = list(zip(metrics.train("step")[-1:], metrics.train("tokens")[-1:]))
+    rows += [(row.get("step", 0), row.get("tokens") or 0) for row in metrics.of_kind("validation")[-1:]]
+    known = [(float(step), float(tokens)) for step, tokens in rows if np.isfinite([step, tokens]).all()]
+    return max(known, default=(0.0, 0.0))
 
 
 def _ood(directory: Path) -> tuple[str, ...]:

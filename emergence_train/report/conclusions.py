@@ -195,14 +195,13 @@ def _apart_by(best: Run, following: Run) -> str:
 
 def _sentence(run: Run, able: str | None) -> str:
     """Where the run is or ended, what was forecast of it, and what it can do."""
-    planned = run.planned_tokens
-    done = not planned or run.tokens >= planned
+    done = run.has_ended
     rows = run.iid()
     loss = f"{rows['loss'].iloc[-1]:.3f} nats per token on iid" if len(rows) else "no loss on iid"
     if not len(run.means) and len(run.curve):  # a log
         loss = f"a training loss of {run.curve['loss'].iloc[-1]:.3f} nats per token"
     where = f"after {short(run.tokens)} tokens" if run.tokens else f"at step {_last_step(run)}"
-    where += "" if done else f" of {short(planned)}"
+    where += "" if done else f" of {short(run.planned_tokens)}"
     size = f" ({short(run.params)} parameters)" if run.params else ""
     parts = [f"<b>{html.escape(run.name)}</b>{size}: {loss} {where}."]
     if run.forecast is not None and (done or all(result.fit_fraction is None for result in _of_iid(run))):

@@ -92,13 +92,13 @@ def _observed(analyses: list[tuple[Run, RunAnalysis]], share: str) -> str:
 def _rates(analyses: list[tuple[Run, RunAnalysis]]) -> str:
     """What was known of the learning rate ahead."""
     states = {_rate_is(analysis.series) for _, analysis in analyses}
-    if len(states) > 1:
+    if len(states) > 1 and "known" in states:
         return "the learning rate ahead is known where the run or log says it, the later losses are not."
     return {
         "known": "the planned learning rate is known, the later losses are not.",
-        "assumed": "the learning rate is taken to go on as its rows do, and neither it nor the later losses are known.",
+        "assumed": "the learning rate is taken to go on or to stay, as the notes say; neither it nor the later losses are known.",
         "unknown": "neither the learning rate nor the later losses are known.",
-    }[states.pop() if states else "unknown"]
+    }["known" if states == {"known"} else "assumed" if "assumed" in states else "unknown"]
 
 
 def _rate_is(series: Series) -> str:

@@ -16,7 +16,7 @@ from emergence_train.recorder.layout import resumption, saved_step, step_name, s
 from emergence_train.recorder.log_file import LogFile
 from emergence_train.recorder.metrics import TRAIN
 from emergence_train.recorder.naming import is_run, run_name, runs_below
-from emergence_train.recorder.planned_end import planned_tokens
+from emergence_train.recorder.planned_end import has_ended, planned_steps, planned_tokens
 from emergence_train.recorder.sessions import alive, read_sessions
 
 END_BYTES = 1 << 17  # of the log's end: 700 steps
@@ -26,7 +26,7 @@ QUIET_ROWS, QUIET_CHECKPOINTS = (
     20,
     3,
 )  # and without a row for so many times as rows are apart, and a checkpoint's measurements
-FAILED = (1, 2)  # exit codes after which the same command alone would not help; others are resumed by a requeue
+ENDED = (0, 1, 2)  # exit codes after which no requeue resumes it: closed before its end, or failed
 TABLE = re.compile(r"step-\d{10}\.parquet")
 STATES = ("running", "finished", "stopped", "stale", "imported")
 
@@ -123,9 +123,7 @@ def progress_of(run: Path, end: LogEnd, name: str | None = None) -> Progress:
     step, tokens, speed = last.get("step", 0), last.get("tokens", 0), _median(end.train, "tokens_per_second")
     step_tokens = header.get("batch", 0) * header.get("sequence", 0) or (tokens / step if step else 0)
     total_tokens = planned_tokens(header, step, tokens) or None
-    total_steps = header.get("total_steps") or (
-        int(total_tokens / step_tokens) if total_tokens and step_tokens else None
-    )
+    total_steps = _total_steps(end, step, tokens, step_tokens)
     sessions, age = read_sessions(run), max(0.0, time.time() - end.log.modified)
     session = sessions[-1] if sessions else {}
     state, reason = _state(run, end, sessions, step, total_steps, age)
@@ -148,10 +146,23 @@ def progress_of(run: Path, end: LogEnd, name: str | None = None) -> Progress:
         mfu=speed * share if speed and share else None,
         eta_seconds=_eta(end, total_steps, step, step_tokens, speed) if state == "running" else None,
         age_seconds=age,
-        awaited=state == "stopped" and session.get("exit_code") not in FAILED,
+        awaited=state == "stopped" and session.get("exit_code") not in ENDED,
         saved_step=saved_step(run),
         problem=end.log.problem,
     )
+
+
+def _total_steps(end: LogEnd, step: int, tokens: int, step_tokens: float) -> int | None:
+    """The planned last step: of tokens at the pace of the last rows, which may be of a larger batch than the first ones."""
+    total = end.header.get("total_tokens")
+    if not total or not step_tokens:
+        return end.header.get("total_steps")
+    if "batch" in end.header:
+        return int(total / step_tokens)
+    first = end.train[0] if end.train else {}
+    steps, trained = step - first.get("step", step), tokens - first.get("tokens", tokens)
+    pace = trained / steps if steps > 0 and trained > 0 else step_tokens
+    return round(step + (total - tokens) / pace)
 
 
 def _state(run: Path, end: LogEnd, sessions: list[dict], step: int, total: int | None, age: float) -> tuple[str, str]:
@@ -161,7 +172,7 @@ def _state(run: Path, end: LogEnd, sessions: list[dict], step: int, total: int |
     if end.header.get("imported"):
         return "imported", ""
     session = sessions[-1] if sessions else {}
-    if session.get("exit_code") == 0 and total is None and not _before_end(end):  # of a Recorder, which was closed
+    if session.get("exit_code") == 0 and not _before_end(end):  # of a Recorder, which was closed
         return "finished", ""
     if "ended" in session:
         return "stopped", str(session.get("reason", ""))
@@ -190,7 +201,7 @@ def _before_end(end: LogEnd) -> bool:
         ((row.get("tokens", 0), row.get("step", 0)) for row in [*end.train[-1:], *end.checkpoint.values()]),
         default=(0, 0),
     )
-    return tokens < planned_tokens(end.header, step, tokens) * 0.999
+    return planned_steps(end.header, step, tokens) is not None and not has_ended(end.header, step, tokens)
 
 
 def _checkpoint_seconds(end: LogEnd) -> float:

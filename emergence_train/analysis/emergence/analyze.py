@@ -42,6 +42,8 @@ from emergence_train.analysis.emergence.untrained import CALL, HIGHEST_UNIGRAM
 from emergence_train.analysis.emergence.verdict import PLATEAU, Verdict, judge
 from emergence_train.analysis.results import Interval
 from emergence_train.analysis.scores import ScoreOptions
+from emergence_train.errors import listed
+from emergence_train.recorder.metrics import read_header
 from emergence_train.recorder.naming import is_run, names_of, run_name
 from emergence_train.waiting import along
 
@@ -264,9 +266,19 @@ def _ahead(
             abilities.append(Ability(**names, runs=crossings, smallest_size_that_has_it=_smallest(crossings)))
     if not directories and abilities:
         notes.append("planned ends and learning rates of the runs are not known from tables; give run directories")
-    elif any(not run.planned_end_known for ability in abilities for run in ability.runs):
-        notes.append("of some runs no end is planned, so what they will reach is not known")
+    elif unknown := sorted(
+        {run.run for ability in abilities for run in ability.runs if _has_open_end(run, directories)}
+    ):
+        notes.append(f"no end is planned of {listed(unknown, 3)}, so what they will reach is not known")
     return laws, abilities, forecasts, notes
+
+
+def _has_open_end(run: Crossing, directories: dict[str, Path]) -> bool:
+    """Whether nobody says how far a run is to go, that trains and has not reached the threshold."""
+    if run.planned_end_known or run.status == "reached":
+        return False
+    directory = directories.get(run.run)
+    return directory is None or not is_run(directory) or not read_header(directory).get("imported")
 
 
 def _smallest(crossings: tuple[Crossing, ...]) -> int | None:

@@ -18,7 +18,9 @@ from emergence_train.analysis.runs import recorded_plan
 from emergence_train.analysis.temporal.forecast import forecast
 from emergence_train.analysis.temporal.mean_law import below
 from emergence_train.errors import InputError
+from emergence_train.recorder.metrics import read_header
 from emergence_train.recorder.naming import is_run
+from emergence_train.recorder.planned_end import planned_tokens
 
 DRAWS = 1000
 POINTS = 60
@@ -61,7 +63,7 @@ def draw_losses(
     params = int(rows["params"].iloc[0]) if len(rows) else 0
     if not len(step):
         return LossDraws(run, params, tokens, loss, False, note="no row after token 0")
-    plan, end, planned = _plan(directory, tokens, step)
+    plan, end, planned, unread = _plan(directory, tokens, step)
     if until is not None:
         end, planned = tokens[-1], True
         seen = tokens <= until * tokens[-1]
@@ -77,22 +79,31 @@ def draw_losses(
     # An unknown future rate may stay as it is, as likely as not, or decay: then between the forecast and its lower bound.
     decay = np.maximum(rng.uniform(-1, 1, (DRAWS, 1)), 0) * ahead.shift_low
     curves = below(ahead.mean, decay - z * ahead.sd)
-    return LossDraws(run, params, tokens, loss, planned, future, curves, "; ".join(ahead.notes))
+    return LossDraws(run, params, tokens, loss, planned, future, curves, "; ".join([*unread, *ahead.notes]))
 
 
-def _plan(directory: Path | None, tokens: np.ndarray, step: np.ndarray) -> tuple[PlannedSchedule | None, float, bool]:
-    """(learning rates by step, last token to forecast to, whether that is the planned end)."""
-    if directory is not None:
-        config = directory / "config.yaml"
-        rates = planned_rates(config) if config.is_file() else None
-        if rates is not None:
-            step_tokens = tokens[-1] / step[-1]
-            plan = PlannedSchedule(rates[:, 0] / step_tokens, rates[:, 1], step_tokens)
-            return plan, float(rates[-1, 0]), True
-        recorded = recorded_plan(directory) if is_run(directory) else None
-        if recorded is not None and recorded.by_tokens:
-            return recorded.plan, float(recorded.end_tokens), True
-    return None, HORIZON * float(tokens[-1]), False
+def _plan(
+    directory: Path | None, tokens: np.ndarray, step: np.ndarray
+) -> tuple[PlannedSchedule | None, float, bool, list[str]]:
+    """(learning rates by step, last token to forecast to, whether that is the planned end, why rates are not known)."""
+    open_end = HORIZON * float(tokens[-1])
+    if directory is None:
+        return None, open_end, False, []
+    config = directory / "config.yaml"
+    rates = planned_rates(config) if config.is_file() else None
+    if rates is not None:
+        step_tokens = tokens[-1] / step[-1]
+        return PlannedSchedule(rates[:, 0] / step_tokens, rates[:, 1], step_tokens), float(rates[-1, 0]), True, []
+    if not is_run(directory):
+        return None, open_end, False, []
+    end = float(planned_tokens(read_header(directory), float(step[-1]), float(tokens[-1])))
+    try:
+        recorded = recorded_plan(directory)
+    except InputError as error:
+        return None, end or open_end, bool(end), [f"learning rates: {error}"]
+    if recorded is None:
+        return None, end or open_end, bool(end), []
+    return recorded.plan, float(recorded.end_tokens), True, []
 
 
 def loss_forecast(family: str, draws: LossDraws) -> LossForecast | None:

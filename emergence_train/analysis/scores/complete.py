@@ -128,7 +128,7 @@ def _fill_place(frame: pd.DataFrame, options: ScoreOptions, scores: list[Scores]
 def _fill_step(frame: pd.DataFrame, notes: list[str]) -> None:
     """Of finished runs, a checkpoint each, nobody says the step, and nothing needs it but to tell checkpoints apart."""
     known = frame["tokens"].notna().all() and frame["run"].notna().all() and frame["step"].isna().all()
-    if known and (frame.groupby("run")["tokens"].nunique() == 1).all():
+    if known and frame["tokens"].max() < 2.0**63 and (frame.groupby("run")["tokens"].nunique() == 1).all():
         frame["step"] = frame["tokens"]
         notes.append("no column says the step: every run has one checkpoint, whose tokens stand for it")
 
