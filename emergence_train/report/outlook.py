@@ -6,7 +6,6 @@ import re
 import numpy as np
 
 from emergence_train.analysis.figures import FORECAST, HELD_OUT, Figure, Trace, interval
-from emergence_train.analysis.planned_series import Series
 from emergence_train.analysis.temporal.figures import FEWEST, forecast, parameters, residuals
 from emergence_train.analysis.temporal.tables import RunAnalysis
 from emergence_train.errors import listed
@@ -91,7 +90,7 @@ def _observed(analyses: list[tuple[Run, RunAnalysis]], share: str) -> str:
 
 def _rates(analyses: list[tuple[Run, RunAnalysis]]) -> str:
     """What was known of the learning rate ahead."""
-    states = {_rate_is(analysis.series) for _, analysis in analyses}
+    states = {_rate_is(analysis) for _, analysis in analyses}
     if len(states) > 1 and "known" in states:
         return "the learning rate ahead is known where the run or log says it, the later losses are not."
     return {
@@ -101,10 +100,10 @@ def _rates(analyses: list[tuple[Run, RunAnalysis]]) -> str:
     }["known" if states == {"known"} else "assumed" if "assumed" in states else "unknown"]
 
 
-def _rate_is(series: Series) -> str:
-    if series.plan is None:
+def _rate_is(analysis: RunAnalysis) -> str:
+    if analysis.series.plan is None:
         return "unknown"
-    return "assumed" if series.rates_assumed else "known"
+    return "assumed" if analysis.series.rates_assumed else "known"
 
 
 def _notes(analyses: list[tuple[Run, RunAnalysis]]) -> str:
