@@ -71,8 +71,7 @@ def run_series(
 def recorded_plan(directory: Path) -> Series | None:
     """The training curve of a run directory, with the learning rates and the end that its metrics.jsonl says; None where it plans
     no end or has no curve."""
-    header = read_header(directory)
-    if not {"total_tokens", "total_steps"} & header.keys() or not _has_training_rows(directory):
+    if not _has_training_rows(directory):
         return None
     curve = [series for series in _from_curves(tables.read(tables.CURVES, directory)) if len(series.step)]
     _of_run(directory, curve)

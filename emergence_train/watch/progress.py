@@ -22,10 +22,8 @@ from emergence_train.recorder.sessions import alive, read_sessions
 END_BYTES = 1 << 17  # of the log's end: 700 steps
 RECENT = 64  # steps that loss and speed are means of
 QUIET_SECONDS = 120.0  # without a row, at least: then a run is stale
-QUIET_ROWS, QUIET_CHECKPOINTS = (
-    20,
-    3,
-)  # and without a row for so many times as rows are apart, and a checkpoint's measurements
+QUIET_ROWS = 20  # and without a row for so many times as rows are apart
+QUIET_CHECKPOINTS = 3  # and for so many times a checkpoint's measurements
 ENDED = (0, 1, 2)  # exit codes after which no requeue resumes it: closed before its end, or failed
 TABLE = re.compile(r"step-\d{10}\.parquet")
 STATES = ("running", "finished", "stopped", "stale", "imported")
@@ -121,7 +119,7 @@ def progress_of(run: Path, end: LogEnd, name: str | None = None) -> Progress:
     if header.get("imported"):  # checkpoints of existing models, and no steps
         last = end.checkpoint.get("validation", {})
     step, tokens, speed = last.get("step", 0), last.get("tokens", 0), _median(end.train, "tokens_per_second")
-    step_tokens = header.get("batch", 0) * header.get("sequence", 0) or (tokens / step if step else 0)
+    step_tokens = _step_tokens(header) or (tokens / step if step else 0)
     total_tokens = planned_tokens(header, step, tokens) or None
     total_steps = _total_steps(end, step, tokens, step_tokens)
     sessions, age = read_sessions(run), max(0.0, time.time() - end.log.modified)
@@ -150,6 +148,11 @@ def progress_of(run: Path, end: LogEnd, name: str | None = None) -> Progress:
         saved_step=saved_step(run),
         problem=end.log.problem,
     )
+
+
+def _step_tokens(header: dict) -> int:
+    """Tokens of a step of `train`; 0 of a Recorder's, whose batch nobody says."""
+    return header.get("batch", 0) * header.get("sequence", 0)
 
 
 def _total_steps(end: LogEnd, step: int, tokens: int, step_tokens: float) -> int | None:
@@ -190,13 +193,13 @@ def quiet_seconds(end: LogEnd) -> float:
     """How long a run that is trained may write no row: some write one every so many steps."""
     speed, tokens = _median(end.train, "tokens_per_second"), _numbers(end.train, "tokens")
     apart = [later - before for before, later in pairwise(tokens)]
-    row_tokens = median(apart) if apart else end.header.get("batch", 0) * end.header.get("sequence", 0)
+    row_tokens = median(apart) if apart else _step_tokens(end.header)
     row_seconds = row_tokens / speed if speed else 0.0
     return max(QUIET_SECONDS, QUIET_ROWS * row_seconds, QUIET_CHECKPOINTS * _checkpoint_seconds(end))
 
 
 def _before_end(end: LogEnd) -> bool:
-    """Whether an end in tokens is planned that the rows do not reach."""
+    """Whether an end is planned that the rows do not reach."""
     tokens, step = max(
         ((row.get("tokens", 0), row.get("step", 0)) for row in [*end.train[-1:], *end.checkpoint.values()]),
         default=(0, 0),

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.stats import pearsonr, spearmanr
 
 from emergence_train.analysis.emergence import table as emergence_table
-from emergence_train.analysis.emergence.confounding import without_confounding
+from emergence_train.analysis.emergence.confounding import in_words, without_confounding
 from emergence_train.analysis.emergence.explanations import explanations
 from emergence_train.analysis.emergence.finding import EmergenceAnalysis, Finding
 from emergence_train.analysis.emergence.forecast import crossing, draw_all, loss_forecast
@@ -134,10 +134,7 @@ def _with_shares(task: TaskMetric, verdict: Verdict) -> Verdict:
         return verdict
     shares = collapse(task)
     named = {"tokens": shares.r2_tokens, "compute": shares.r2_compute, "loss": shares.r2_loss}
-    known = ", ".join(f"{name} {share:.2f}" for name, share in named.items() if share is not None)
-    return replace(
-        verdict, reason=f"{verdict.reason}; shares of the variance that one curve explains: {known or 'unknown'}"
-    )
+    return replace(verdict, reason=f"{verdict.reason}; {in_words(named)}")
 
 
 def _or_unknown(task: TaskMetric, verdict: Verdict) -> Verdict:

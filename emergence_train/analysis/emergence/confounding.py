@@ -7,6 +7,7 @@ runs of equal loss differ by more than it explains. Where another explains them 
 curve of the loss has its threshold, and a note says so.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,12 +50,17 @@ def without_confounding(task: TaskMetric, verdict: Verdict) -> Verdict:
         if rival is not None and rival.better > -CLEAR:
             task.notes.append(NOTE.format(name=rival.name, share=shares[rival.name], loss=loss))
         return verdict
-    known = ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
     reason = (
         f"emergent (probability {verdict.probability:.2f}) between runs of few checkpoints each, but {why}: give {2 * SIDE} or "
-        f"more checkpoints of each run; shares of the variance that one curve explains: {known}"
+        f"more checkpoints of each run; {in_words(shares)}"
     )
     return verdict.not_identified(reason, 1.0, confounded=True)
+
+
+def in_words(shares: Mapping[str, float | None]) -> str:
+    """What one curve of each explains, of those that are known."""
+    known = ", ".join(f"{name} {share:.2f}" for name, share in shares.items() if share is not None)
+    return f"shares of the variance that one curve explains: {known or 'unknown'}"
 
 
 def shares_by_name(task: TaskMetric) -> dict[str, float]:

@@ -97,12 +97,14 @@ def _plan(
     if not is_run(directory):
         return None, open_end, False, []
     end = float(planned_tokens(read_header(directory), float(step[-1]), float(tokens[-1])))
+    if not end:
+        return None, open_end, False, []
     try:
         recorded = recorded_plan(directory)
     except InputError as error:
-        return None, end or open_end, bool(end), [f"learning rates: {error}"]
+        return None, end, True, [f"learning rates: {error}"]
     if recorded is None:
-        return None, end or open_end, bool(end), []
+        return None, end, True, []
     return recorded.plan, float(recorded.end_tokens), True, []
 
 

@@ -75,9 +75,8 @@ OF_EPOCHS = re.compile(r"\d(?:epochs?/s|s/epoch)\b", re.IGNORECASE)  # the unit 
 LOSS = re.compile(r"loss", re.IGNORECASE)
 TRAINER = re.compile(r"^\{'loss': ")  # what transformers' Trainer prints: no step in it
 BELOW = re.compile(r"\s+[A-Za-z_][^:=]*\s*[:=]\s*\S*[^\s,]\s*")  # an indented line that is one field
-ALONE = re.compile(
-    r"[A-Za-z_][\w /()]*[:=]\s*\S+\s*"
-)  # a line that is one field, as fms-fsdp writes its step and each other
+# A line that is one field, as fms-fsdp writes its step and each other
+ALONE = re.compile(r"[A-Za-z_][\w /()]*[:=]\s*\S+\s*")
 # torchtitan's, of its settings: the sequences of a step, their length, and the planned end
 PLAN = re.compile(r"global batch size (\d+), .*sequence length (\d+), total steps (\d+)")
 ONCE = 5  # rows that a loss has where a field of one row is none: a line of source, or of the configuration
