@@ -7,7 +7,7 @@ import pandas as pd
 
 from emergence_train import files
 from emergence_train.analysis.grokking import figures
-from emergence_train.analysis.grokking.result import APART, GrokkingResult
+from emergence_train.analysis.grokking.result import APART, GrokkingResult, shown
 from emergence_train.report.page import document
 from emergence_train.report.parts import grid, table
 
@@ -59,8 +59,8 @@ def _critical(result: GrokkingResult) -> str:
             f"{row.params:,}",
             f"{row.weight_decay:g}",
             f"{row.generalised} of {row.runs}",
-            _shown(row.value) if row.reason is None else html.escape(f"unknown: {row.reason}"),
-            f"{_shown(row.low95)} to {_shown(row.high95)}",
+            shown(row.value) if row.reason is None else html.escape(f"unknown: {row.reason}"),
+            f"{shown(row.low95)} to {shown(row.high95)}",
         ]
         for row in result.critical_fraction
     ]
@@ -77,11 +77,12 @@ def _trend(result: GrokkingResult) -> str:
     if trend.p > 0.05:
         words = "does not move beyond chance"
     line = (
-        f"For ten times the parameters the critical share {words}: {trend.value:+.3f}, 95% interval {_shown(trend.low95)} to "
-        f"{_shown(trend.high95)}, p = {trend.p:.2g}, over {trend.sizes} sizes{result.few_runs()}."
+        f"For ten times the parameters the critical share {words}: {shown(trend.value, '+')}, 95% interval "
+        f"{shown(trend.low95)} to {shown(trend.high95)}, p = {trend.p:.2g}, over {trend.sizes} sizes{result.few_runs()}."
     )
     if trend.straight_p is not None and trend.straight_p < 0.05:
-        line += f" It is no straight line in the logarithm of the parameters (p = {trend.straight_p:.2g})."
+        share = "The share's logarithm" if trend.log_share else "It"
+        line += f" {share} is no straight line in the logarithm of the parameters (p = {trend.straight_p:.2g})."
     return line
 
 
@@ -90,8 +91,8 @@ def _times(result: GrokkingResult) -> str:
     if time.value is None:
         return f"<p>How the time to generalise depends on the share is unknown: {time.reason}.</p>"
     return (
-        f"<p>Time of runs that generalise goes as share to the power {time.value:.1f} (95% interval {_shown(time.low95)} to "
-        f"{_shown(time.high95)}), of {time.generalised} runs that did and {time.runs - time.generalised} that did not.</p>"
+        f"<p>Time of runs that generalise goes as share to the power {time.value:.1f} (95% interval {shown(time.low95)} to "
+        f"{shown(time.high95)}), of {time.generalised} runs that did and {time.runs - time.generalised} that did not.</p>"
     )
 
 
@@ -106,7 +107,7 @@ def _efficiency(result: GrokkingResult) -> str:
             f"{cost.memorising_norm:.2f} ({cost.memorising_runs} runs)",
             f"{cost.generalising_norm:.2f} ({cost.generalising_runs} runs)",
             f"{cost.ratio:.3f}",
-            f"{_shown(cost.low95)} to {_shown(cost.high95)}",
+            f"{shown(cost.low95)} to {shown(cost.high95)}",
         ]
         for cost in result.efficiency
     ]
@@ -115,7 +116,3 @@ def _efficiency(result: GrokkingResult) -> str:
         "Norms at equal training loss in the last quarter of the budget. Below 1 the generalising solution is cheaper."
     )
     return f"<p>{words}</p>" + table(head, rows, "norms of the two solutions")
-
-
-def _shown(value: float | None) -> str:
-    return "open" if value is None else f"{value:.3f}"

@@ -63,6 +63,7 @@ def analyze(frame: pd.DataFrame, budget: int) -> GrokkingResult:
             least_p=moved.least_p,
             straight_p=moved.straight_p,
             sizes=moved.sizes,
+            log_share=moved.log,
         ),
         times=_times(known),
         time_trend=_time_trend([members for members in known if members]),

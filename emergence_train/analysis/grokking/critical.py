@@ -3,8 +3,10 @@
 A run says only whether its own critical share lies below the share it was trained on (current-status data).
 
 The estimate and the trend take the chance to generalise at share f to be 1 / (1 + exp(-(f - c) / s)): c is the critical share
-of a size and weight decay, s one scale for all. All is computed on a grid, since with few seeds the data often separate (every
-run above a share generalises, none below): then the likelihood has no maximum in s to converge to.
+of a size and weight decay, s one scale for all. Where the shares that were tried are spaced by factors, f and c are logarithms:
+one scale for shares of 0.001 and 0.9 would be that of neither. All is computed on a grid, finer than the smallest gap, since with
+few seeds the data often separate (every run above a share generalises, none below): then the likelihood has no maximum in s to
+converge to. A value never leaves the exact interval below.
 
 The trend's p is of a permutation: without a trend the sizes of the runs at one share are exchangeable, and the sum of
 log10(parameters) over those that generalised is compared with sizes dealt anew. The likelihood ratio's own p is too small where
@@ -17,7 +19,8 @@ coins are excluded at 2.5%. That takes six of six runs, at one share or at neigh
 the logistic curve is narrower, and held 78 to 99% of truths where the chance is not symmetric about c.
 benchmarks/studies/grokking_critical.py measures the coverage."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -25,7 +28,9 @@ from scipy.special import log_expit
 
 from emergence_train.analysis.results import Interval
 
-CENTRES, SCALES, SLOPES = 361, 21, 121  # grid points
+CENTRES, SCALES, SLOPES = 361, 21, 60  # grid points at least, steps of slopes; the slopes are searched twice
+MOST_CENTRES, MOST_SLOPES = 6000, 600
+FINE = 4  # centres to the smallest gap between two shares, at least
 REACH = 1.0  # the grid of c reaches so many ranges of the shares beyond them
 HALF_95 = 0.5 * stats.chi2.ppf(0.95, 1)
 SIDE = 0.025  # by which either end of an exact interval may be wrong
@@ -46,20 +51,24 @@ class Group:
 
 @dataclass(frozen=True)
 class Fit:
-    """Log-likelihood (groups, scales, centres) on a grid of c (centres,), of groups that all have the same scale."""
+    """Log-likelihood (groups, scales, centres) on a grid of c (centres,), of groups that all have the same scale.
+
+    `log`: centres, gap, lowest and highest are logarithms of shares."""
 
     groups: tuple[Group, ...]
     centres: np.ndarray
     likelihood: np.ndarray
     lowest: float
     highest: float
+    gap: float
+    log: bool
 
     def critical(self, number: int) -> Interval:
         """The critical share of a group, with the interval that needs no shape; ends that the shares do not bound are None."""
         value = self.logistic(number).value if _rises(self.groups[number]) else None
         low, high = any_shape(self.groups[number])
         if value is not None:
-            low, high = low and min(low, value), high and max(high, value)
+            value = max(value if high is None else min(value, high), -np.inf if low is None else low)
         return Interval(value, low, high)
 
     def logistic(self, number: int) -> Interval:
@@ -67,7 +76,8 @@ class Fit:
         best = self.likelihood.max(2)  # of each group by scale
         others = best.sum(0) - best[number]
         profile = (self.likelihood[number] + others[:, None]).max(0)
-        return self._interval(self.centres, profile, self.lowest, self.highest)
+        interval = self._interval(self.centres, profile, self.lowest, self.highest)
+        return _each(interval, np.exp) if self.log else interval
 
     @staticmethod
     def _interval(grid: np.ndarray, profile: np.ndarray, lowest: float, highest: float) -> Interval:
@@ -77,6 +87,12 @@ class Fit:
         known = best[0] > grid[0] and best[-1] < grid[-1] and lowest <= value <= highest
         above = profile - profile.max() + HALF_95
         return Interval(value if known else None, _crossing(grid, above), _crossing(grid[::-1], above[::-1]))
+
+
+def _each(interval: Interval, change: Callable[[float], float]) -> Interval:
+    """The value and the ends that are known, each changed."""
+    ends = (interval.value, interval.low95, interval.high95)
+    return Interval(*(None if end is None else float(change(end)) for end in ends))
 
 
 def _crossing(grid: np.ndarray, above: np.ndarray) -> float | None:
@@ -90,14 +106,26 @@ def _crossing(grid: np.ndarray, above: np.ndarray) -> float | None:
 
 def fit(groups: list[Group]) -> Fit:
     """The likelihood of all groups on one grid."""
-    shares = np.unique(np.concatenate([group.fractions for group in groups]))
-    shares = shares if len(shares) else np.array([0.5])  # no run at all: a flat likelihood
-    span = max(float(shares[-1] - shares[0]), 0.05)
-    gap = float(np.diff(shares).min()) if len(shares) > 1 else span
-    centres = np.linspace(shares[0] - REACH * span, shares[-1] + REACH * span, CENTRES)
+    tried = np.unique(np.concatenate([group.fractions for group in groups]))
+    tried = tried if len(tried) else np.array([0.5])  # no run at all: a flat likelihood
+    log = _by_factors(tried)
+    places = np.log(tried) if log else tried
+    span = max(float(places[-1] - places[0]), 0.05)
+    gap = float(np.diff(places).min()) if len(places) > 1 else span
+    count = np.clip(int(FINE * (1 + 2 * REACH) * span / gap) + 2, CENTRES, MOST_CENTRES)
+    centres = np.linspace(places[0] - REACH * span, places[-1] + REACH * span, count)
     scales = np.geomspace(gap / 20, 2 * span, SCALES)
-    likelihood = np.stack([_likelihood(group, centres, scales) for group in groups])
-    return Fit(tuple(groups), centres, likelihood, float(shares[0]), float(shares[-1]))
+    placed = [replace(group, fractions=np.log(group.fractions)) for group in groups] if log else groups
+    likelihood = np.stack([_likelihood(group, centres, scales) for group in placed])
+    return Fit(tuple(groups), centres, likelihood, float(places[0]), float(places[-1]), gap, log)
+
+
+def _by_factors(shares: np.ndarray) -> bool:
+    """Whether sorted `shares` (n,) are spaced more evenly in their logarithm."""
+    if len(shares) < 3 or shares[0] <= 0:
+        return False
+    steps, factors = np.diff(shares), np.diff(np.log(shares))
+    return bool(factors.max() / factors.min() < steps.max() / steps.min())
 
 
 def _likelihood(group: Group, centres: np.ndarray, scales: np.ndarray) -> np.ndarray:
@@ -162,17 +190,19 @@ def isotonic(able: np.ndarray, runs: np.ndarray) -> np.ndarray:
 @dataclass(frozen=True)
 class TrendFit:
     """Change of the critical share for ten times the parameters, with p of none; `straight_p` of a line against free
-    values."""
+    values. `log`: the line is one of the share's logarithm, and the change its slope at the middle of the sizes."""
 
     slope: Interval
     p: float | None
     straight_p: float | None
     sizes: int
     least_p: float | None = None  # the smallest p of any deal of these runs
+    log: bool = False
 
 
 def trend(fitted: Fit) -> TrendFit:
-    """The critical share as a straight line in log10(parameters), one slope for all weight decays, each with its own level.
+    """The critical share, or its logarithm, as a straight line in log10(parameters), one slope for all weight decays, each with
+    its own level.
 
     Only groups in which some runs generalised and some did not say where their critical share is; a weight decay needs
     two such sizes to take part. Sizes that share no fraction cannot be compared: no slope, and no p."""
@@ -187,26 +217,41 @@ def trend(fitted: Fit) -> TrendFit:
     p, least_p = _permutation([fitted.groups[k] for k in used]) if used else (None, None)
     if p is None or not any(_rises(fitted.groups[k]) for k in used):
         return TrendFit(Interval(None, None, None), None, None, sizes)
-    spread = max(np.ptp([np.log10(fitted.groups[k].params) for k in members]) for members in strata.values())
-    steepest = 1.5 * (fitted.highest - fitted.lowest) / spread
-    slopes = np.linspace(-steepest, steepest, SLOPES)
-    profile_by_scale = sum(_stratum(fitted, members, slopes) for members in strata.values())
-    profile = np.max(profile_by_scale, axis=1)
-    free = float(fitted.likelihood[used].max(2).sum(0).max())
+    slopes, profile, at_zero = _searched(fitted, list(strata.values()), p)
     best = float(profile.max())
-    ratio = 2 * max(best - float(profile[SLOPES // 2]), 0.0)
-    scale = min(1.0, float(stats.chi2.isf(p, 1)) / ratio) if ratio > FLAT else 1.0
-    spare = len(used) - len(strata) - 1
-    slope = Fit._interval(slopes, best + max(scale, LEAST_SCALE) * (profile - best), -np.inf, np.inf)
+    slope = Fit._interval(slopes, best + _scale(best - at_zero, p) * (profile - best), -np.inf, np.inf)
     if slope.low95 is None and slope.high95 is None:  # a value that nothing bounds is none
         slope = Interval(None, None, None)
-    return TrendFit(
-        slope,
-        p,
-        float(stats.chi2.sf(2 * max(free - best, 0.0), spare)) if spare > 0 else None,
-        sizes,
-        least_p,
-    )
+    if fitted.log and slope.value is not None:
+        middle = np.exp(np.mean([_level(fitted, members, slope.value) for members in strata.values()]))
+        slope = _each(slope, lambda end: middle * end)
+    free = float(fitted.likelihood[used].max(2).sum(0).max())
+    spare = len(used) - len(strata) - 1
+    straight_p = float(stats.chi2.sf(2 * max(free - best, 0.0), spare)) if spare > 0 else None
+    return TrendFit(slope, p, straight_p, sizes, least_p, fitted.log)
+
+
+def _searched(fitted: Fit, strata: list[list[int]], p: float) -> tuple[np.ndarray, np.ndarray, float]:
+    """Slopes (n,), denser near the best one, their log-likelihood (n,), and that of no slope."""
+
+    def profile_of(slopes: np.ndarray) -> np.ndarray:
+        return np.max(sum(_stratum(fitted, members, slopes) for members in strata), axis=1)
+
+    span = fitted.highest - fitted.lowest
+    spread = max(np.ptp([np.log10(fitted.groups[k].params) for k in members]) for members in strata)
+    half = int(np.clip(2 * span / fitted.gap, SLOPES, MOST_SLOPES)) // 2
+    slopes = np.linspace(-1.5 * span / spread, 1.5 * span / spread, 2 * half + 1)
+    profile = profile_of(slopes)
+    best, at_zero = float(profile.max()), float(profile[half])
+    (near,) = np.nonzero(best - profile <= HALF_95 / _scale(best - at_zero, p))
+    finer = np.linspace(slopes[max(near[0] - 1, 0)], slopes[min(near[-1] + 1, 2 * half)], SLOPES + 1)
+    slopes, first = np.unique(np.r_[slopes, finer], return_index=True)
+    return slopes, np.r_[profile, profile_of(finer)][first], at_zero
+
+
+def _scale(rise: float, p: float) -> float:
+    """Of the log-likelihood, so that its ratio of the best to no slope has the permutation's p."""
+    return max(min(1.0, float(stats.chi2.isf(p, 1)) / (2 * rise)), LEAST_SCALE) if 2 * rise > FLAT else 1.0
 
 
 def _rises(group: Group) -> bool:
@@ -249,15 +294,23 @@ def _permutation(groups: list[Group]) -> tuple[float | None, float | None]:
 
 def _stratum(fitted: Fit, members: list[int], slopes: np.ndarray) -> np.ndarray:
     """(slopes, scales): log-likelihood of one weight decay's sizes on a line, its level at its best."""
+    return np.stack([_on_line(fitted, members, slope).max(1) for slope in slopes])
+
+
+def _level(fitted: Fit, members: list[int], slope: float) -> float:
+    """The best place, at the middle of the sizes, of a line with this slope."""
+    total = _on_line(fitted, members, slope).max(0)
+    return float(fitted.centres[total >= total.max() - FLAT].mean())
+
+
+def _on_line(fitted: Fit, members: list[int], slope: float) -> np.ndarray:
+    """(scales, centres): log-likelihood of sizes on a line that is at each centre at the middle of the sizes."""
     sizes = np.log10([fitted.groups[k].params for k in members])
     step = fitted.centres[1] - fitted.centres[0]
-    result = np.empty((len(slopes), fitted.likelihood.shape[1]))
-    for row, slope in enumerate(slopes):
-        total = np.zeros(fitted.likelihood.shape[1:])
-        for k, size in zip(members, sizes - sizes.mean()):
-            total += _shifted(fitted.likelihood[k], slope * size / step)
-        result[row] = total.max(1)
-    return result
+    total = np.zeros(fitted.likelihood.shape[1:])
+    for k, size in zip(members, sizes - sizes.mean()):
+        total += _shifted(fitted.likelihood[k], slope * size / step)
+    return total
 
 
 def _shifted(likelihood: np.ndarray, places: float) -> np.ndarray:

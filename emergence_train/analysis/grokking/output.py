@@ -8,7 +8,7 @@ import pandas as pd
 from emergence_train import files
 from emergence_train.analysis.drawing import DEFAULT, save
 from emergence_train.analysis.grokking import figures
-from emergence_train.analysis.grokking.result import GrokkingResult
+from emergence_train.analysis.grokking.result import GrokkingResult, shown
 from emergence_train.analysis.results import as_json
 
 
@@ -53,8 +53,8 @@ def format_table(result: GrokkingResult) -> str:
         f"{'model':<{width}} {'params':>9}  decay  generalised  critical share [95%]",
     ]
     for row in result.critical_fraction:
-        share = "unknown" if row.value is None else f"{row.value:.3f}"
-        ends = f"[{_number(row.low95)}, {_number(row.high95)}]"
+        share = "unknown" if row.value is None else shown(row.value)
+        ends = f"[{shown(row.low95)}, {shown(row.high95)}]"
         counted = f"{row.generalised} of {row.runs}"
         why = f"; {row.reason}" if row.reason else ""
         lines.append(
@@ -62,29 +62,24 @@ def format_table(result: GrokkingResult) -> str:
         )
     trend, time = result.trend, result.time_trend
     if trend.value is not None:
-        interval = f"[{_number(trend.low95, '+')}, {_number(trend.high95, '+')}]"
-        lines.append(
-            f"critical share for ten times the parameters: {trend.value:+.3f} {interval}, p {_p(trend.p)}{result.few_runs()}"
-        )
+        interval = f"[{shown(trend.low95, '+')}, {shown(trend.high95, '+')}]"
+        change = f"{shown(trend.value, '+')} {interval}, p {_p(trend.p)}{result.few_runs()}"
+        lines.append(f"critical share for ten times the parameters: {change}")
     else:
         lines.append(
             f"critical share for ten times the parameters: unknown, {result.trend_unknown()}{result.few_runs()}"
         )
     if time.value is not None:
-        interval = f"[{_number(time.low95)}, {_number(time.high95)}]"
+        interval = f"[{shown(time.low95)}, {shown(time.high95)}]"
         lines.append(f"time of runs that generalise as share to the power {time.value:.2f} {interval}, p {_p(time.p)}")
     else:
         lines.append(f"time of runs that generalise: power of the share unknown, {time.reason}")
     for cost in result.efficiency:
-        interval = f"[{_number(cost.low95)}, {_number(cost.high95)}]"
+        interval = f"[{shown(cost.low95)}, {shown(cost.high95)}]"
         lines.append(
             f"norm of generalising / memorising {cost.model}, decay {cost.weight_decay:g}: {cost.ratio:.3f} {interval}"
         )
     return "\n".join(lines)
-
-
-def _number(value: float | None, sign: str = "") -> str:
-    return "open" if value is None else f"{value:{sign}.3f}"
 
 
 def _p(value: float | None) -> str:

@@ -59,7 +59,7 @@ class CriticalFraction:
 @dataclass(frozen=True, kw_only=True)
 class Trend:
     """How the critical share moves with size: its change for ten times the parameters, a straight line in
-    log10(parameters)."""
+    log10(parameters); with `log_share` one of the share's logarithm, and its slope at the middle of the sizes."""
 
     value: Annotated[float | None, Unit("share for ten times the parameters"), "negative: larger models need less data"]
     low95: float | None
@@ -75,6 +75,9 @@ class Trend:
     straight_p: Annotated[Probability | None, "of a straight line against a critical share of its own for each size"]
     sizes: Annotated[int, "that both generalised and did not"]
     reason: Annotated[str | None, "why value is null"] = None
+    log_share: Annotated[bool, "the shares tried are spaced by factors, and the line is of the share's logarithm"] = (
+        False
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +124,13 @@ class Efficiency:
     high95: float | None
     memorising_runs: int
     generalising_runs: int
+
+
+def shown(value: float | None, sign: str = "") -> str:
+    """A share or an end of an interval: three decimals, or two digits of what they would hide."""
+    if value is None:
+        return "open"
+    return f"{value:{sign}.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:{sign}.2g}"
 
 
 @dataclass(frozen=True, kw_only=True)

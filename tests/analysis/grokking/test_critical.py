@@ -254,6 +254,55 @@ def test_the_least_p_is_that_of_all_that_differ(apart):
     assert trend.p == trend.least_p == pytest.approx(2 / 2**apart, abs=0.03)
 
 
+SPACED = {
+    "1-2-5": [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.9],
+    "by a factor": list(np.geomspace(0.001, 0.5, 10)),
+    "one small gap": [0.001, 0.002, 0.004, 0.006, 0.1, 0.3, 0.5, 0.7, 0.9],
+    "from nothing": [0.0, 0.001, 0.003, 0.01, 0.03, 0.1],
+}
+
+
+@pytest.mark.parametrize("spacing", SPACED)
+def test_a_sharp_threshold_is_told_by_any_spacing(spacing):
+    """All six runs from a size's threshold on generalise, none below: its value lies between the two shares, and the trend
+    falls with its whole interval, as its p says."""
+    shares = np.array(SPACED[spacing])
+    fractions, firsts = np.repeat(shares, 6), (4, 3, 2)
+    groups = [critical.Group(fractions, fractions >= shares[k], n) for k, n in zip(firsts, (10**3, 10**4, 10**5))]
+    fitted = critical.fit(groups)
+    for number, first in enumerate(firsts):
+        share = fitted.critical(number)
+        assert (share.low95, share.high95) == pytest.approx((shares[first - 1], shares[first]))
+        assert shares[first - 1] < share.value < shares[first]
+    moved = critical.trend(fitted)
+    assert moved.p < 0.001 and moved.slope.low95 < moved.slope.value < moved.slope.high95 < 0
+
+
+def test_a_power_law_is_told_of_shares_by_factors():
+    """Half points 0.1, 0.03, 0.009: a straight line in the logarithm; the slope is that at the middle, 0.03 log(0.3)."""
+    shares, groups = np.geomspace(0.001, 0.8, 12), []
+    for params, centre in ((100, 0.1), (1000, 0.03), (10_000, 0.009)):
+        chance = 1 / (1 + (centre / shares) ** 3)
+        able = np.concatenate([np.arange(60) < count for count in np.round(60 * chance)])
+        groups.append(critical.Group(np.repeat(shares, 60), able, params))
+    moved = critical.trend(critical.fit(groups))
+    assert moved.log and moved.straight_p > 0.05
+    assert moved.slope.value == pytest.approx(0.03 * np.log(0.3), rel=0.03)
+
+
+def test_a_value_is_within_its_exact_interval():
+    """Lapses at either end pull the curve, and never out of what the runs leave open."""
+    shares = np.array(SPACED["1-2-5"])
+    for number in range(12):
+        rng = np.random.default_rng([number, 11])
+        chance = np.where(shares >= 0.02, 0.9, 0.1)
+        able = rng.random(60) < np.repeat(chance, 6)
+        share = critical.fit([critical.Group(np.repeat(shares, 6), able, 1000)]).critical(0)
+        low, high = critical.any_shape(critical.Group(np.repeat(shares, 6), able, 1000))
+        assert (share.low95, share.high95) == (low, high)
+        assert share.value is None or (low or 0) <= share.value <= (high or 1)
+
+
 def test_a_trend_open_on_both_sides_is_none():
     """One run of each size at each share, one of which differs: p is 1, and no slope is bounded."""
     groups = [critical.Group(SHARES, np.arange(6) >= place, params) for place, params in ((3, 1000), (2, 2000))]
