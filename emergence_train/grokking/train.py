@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 import yaml
@@ -65,4 +66,6 @@ def _rows(store: Store, run: Run, table: tasks.QuestionTable) -> pd.DataFrame:
     params = shapes.count(run.section.shapes(table.questions.shape[1], table.symbols, table.classes))
     frame = pd.DataFrame(curve, columns=["update", *MEASURES]).astype({"update": int})
     keys = {"run": run.name, "model": run.model, "params": params, "fraction": run.fraction}
-    return frame.assign(**keys, weight_decay=run.weight_decay, seed=run.seed)
+    chance = float(np.bincount(table.answers).max() / len(table.answers))
+    luck = {"heldout_questions": len(table.answers) - run.trained_on, "chance": chance}
+    return frame.assign(**keys, weight_decay=run.weight_decay, seed=run.seed, **luck)

@@ -46,9 +46,10 @@ def _outcomes(result: GrokkingResult) -> str:
     counts = ", ".join(f"{number} {outcome}" for outcome, number in result.outcomes.items())
     censored = sum(run.censored for run in result.runs)
     warning = f"<p><strong>Warning: {html.escape(text)}.</strong></p>" if (text := result.warning()) else ""
+    note = f"<p>Note: {html.escape(text)}.</p>" if (text := result.note()) else ""
     return (
-        f"{warning}<p>{len(result.runs)} runs of at most {result.budget:,} updates: {counts}. {censored} ended with the budget "
-        f"before they generalised: they might have later.</p><p>{MEANINGS}</p>"
+        f"{warning}{note}<p>{len(result.runs)} runs of at most {result.budget:,} updates: {counts}. {censored} ended before they "
+        f"generalised: they might have later.</p><p>{MEANINGS}</p>"
     )
 
 

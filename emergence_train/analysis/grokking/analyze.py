@@ -1,5 +1,6 @@
 """From curves to the result of a sweep."""
 
+import numbers
 from collections import Counter
 from dataclasses import replace
 
@@ -13,11 +14,14 @@ from emergence_train.analysis.grokking.result import (
     CriticalFraction,
     GrokkingResult,
     MedianTime,
+    Outcome,
     RunResult,
     TimeTrend,
     Trend,
+    nothing_counts,
 )
 from emergence_train.analysis.grokking.times import median_time, time_trend
+from emergence_train.errors import InputError
 
 NO_TREND = "no size generalised at two shares, too few runs did, or their times do not bound it"
 
@@ -27,17 +31,21 @@ def analyze(frame: pd.DataFrame, budget: int) -> GrokkingResult:
 
     Args:
         frame: a row a measurement, with the columns of curves.COLUMNS.
-        budget: updates that a run could have had.
+        budget: updates that a run could have had; later rows are not read.
 
     Raises:
-        InputError: the frame lacks a column or rows, or lists a measurement twice.
+        InputError: the frame lacks a column or rows, or lists a measurement twice; the budget is no number of updates.
     """
+    if isinstance(budget, bool) or not isinstance(budget, numbers.Real) or budget != budget // 1 or budget < 1:
+        raise InputError(f"budget: {budget!r} is no number of updates; give a whole number above 0")
+    budget = int(budget)
     rows = curves.checked(frame)
     runs = tuple(run_result(curve, budget) for _, curve in rows.groupby("run", sort=False))
     runs = tuple(sorted(runs, key=lambda run: (run.params, run.weight_decay, run.fraction, run.seed)))
     groups = _groups(runs)
-    # A run that diverged says nothing of how much data is needed.
-    known = [[run for run in members if run.outcome != "diverged"] for members in groups]
+    # A run that diverged says nothing of how much data is needed; one that stopped says it of times alone.
+    counted = [[run for run in members if run.counts()] for members in groups]
+    known = [[run for run in members if not run.stopped] for members in counted]
     fitted = critical.fit(
         [
             critical.Group(
@@ -65,8 +73,8 @@ def analyze(frame: pd.DataFrame, budget: int) -> GrokkingResult:
             sizes=moved.sizes,
             log_share=moved.log,
         ),
-        times=_times(known),
-        time_trend=_time_trend([members for members in known if members]),
+        times=_times(counted),
+        time_trend=_time_trend([members for members in counted if members], [run.outcome for run in runs]),
         efficiency=tuple(row for members in groups if (row := efficiency(members, rows, budget)) is not None),
     )
     if moved.slope.value is not None:
@@ -83,7 +91,7 @@ def _groups(runs: tuple[RunResult, ...]) -> list[list[RunResult]]:
 
 
 def _critical(of: list[RunResult], members: list[RunResult], fitted: critical.Fit, number: int) -> CriticalFraction:
-    """Of all runs `of` one size and weight decay by its `members` that did not diverge."""
+    """Of all runs `of` one size and weight decay by its `members` that count."""
     share = fitted.critical(number)
     return CriticalFraction(
         model=of[0].model,
@@ -94,14 +102,14 @@ def _critical(of: list[RunResult], members: list[RunResult], fitted: critical.Fi
         high95=share.high95,
         runs=len(members),
         generalised=(generalised := sum(run.heldout_90 is not None for run in members)),
-        reason=None if share.value is not None else _unknown(members, generalised),
+        reason=None if share.value is not None else _unknown(of, members, generalised),
     )
 
 
-def _unknown(members: list[RunResult], generalised: int) -> str:
+def _unknown(of: list[RunResult], members: list[RunResult], generalised: int) -> str:
     """Why these runs have no critical share."""
     if not members:
-        return "every run diverged"
+        return "every run stopped" if any(run.counts() for run in of) else nothing_counts([run.outcome for run in of])
     if generalised == 0:
         return "no run generalised within the budget"
     if generalised == len(members):
@@ -148,12 +156,11 @@ def _survival(runs: list[RunResult]) -> tuple[np.ndarray, np.ndarray]:
     return np.maximum(times, 1.0), happened
 
 
-def _time_trend(groups: list[list[RunResult]]) -> TimeTrend:
+def _time_trend(groups: list[list[RunResult]], outcomes: list[Outcome]) -> TimeTrend:
     runs = [run for members in groups for run in members]
     if not runs:
-        return TimeTrend(
-            value=None, low95=None, high95=None, p=None, runs=0, generalised=0, reason="every run diverged"
-        )
+        why = nothing_counts(outcomes)
+        return TimeTrend(value=None, low95=None, high95=None, p=None, runs=0, generalised=0, reason=why)
     after = np.array(
         [max(run.updates, 1) if run.heldout_90 is None else run.before_heldout_90 for run in runs], dtype=float
     )

@@ -20,15 +20,20 @@ SETTINGS = {
 KEYS = tuple(SETTINGS)
 MEASURES = ("update", "train_loss", "train_accuracy", "heldout_loss", "heldout_accuracy", "norm")
 COLUMNS = (*KEYS, *MEASURES)
+LUCK = {
+    "heldout_questions": INTEGER,
+    "chance": REAL,
+}  # how many are held out; share of all that have the commonest answer
 UNBOUNDED = ["train_loss", "heldout_loss", "norm"]  # infinite where a run diverged
 ACCURACIES = ("train_accuracy", "heldout_accuracy")
 CURVES = Table(
     "curves",
-    SETTINGS | {name: INTEGER if name == "update" else REAL for name in MEASURES},
+    SETTINGS | {name: INTEGER if name == "update" else REAL for name in MEASURES} | LUCK,
     key=("run", "update"),
-    non_negative=("params", "fraction", "weight_decay", "update", *ACCURACIES),
-    sparse=MEASURES[1:],  # NaN where a run diverged
-    shares=("fraction", *ACCURACIES),
+    non_negative=("params", "fraction", "weight_decay", "update", *ACCURACIES, *LUCK),
+    optional=tuple(LUCK),
+    sparse=(*MEASURES[1:], *LUCK),  # NaN where a run diverged, or where it is not known
+    shares=("fraction", *ACCURACIES, "chance"),
 )
 
 
@@ -49,8 +54,10 @@ def checked(frame: pd.DataFrame) -> pd.DataFrame:
     if frame.duplicated(["run", "update"]).any():
         row = frame[frame.duplicated(["run", "update"])].iloc[0]
         raise InputError(f"curves: run {row['run']} has update {row['update']} twice; keep each once")
-    if (frame.groupby("run")[list(KEYS[1:])].nunique() > 1).any(axis=None):
+    if (frame["params"] == 0).any():
+        raise InputError("curves: column 'params': 0 is no size of a model; give its parameters")
+    if (frame.groupby("run")[[*KEYS[1:], *LUCK]].nunique() > 1).any(axis=None):
         raise InputError(
-            "curves: a run has two models, sizes, shares, weight decays or seeds; give each run a name of its own"
+            "curves: a run has two models, sizes, shares, weight decays, seeds or chances; give each run a name of its own"
         )
     return frame.sort_values(["run", "update"], kind="stable")

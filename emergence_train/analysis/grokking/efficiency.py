@@ -18,7 +18,7 @@ def efficiency(runs: list[RunResult], curves: pd.DataFrame, budget: int) -> Effi
     At the middle, in the logarithm, of the losses that both had in the last quarter of the budget: each run counts with
     the median of its norms at losses within a factor of 1.25; the interval of the ratio is Welch's, over runs, of the
     logarithms."""
-    late = curves[curves["run"].isin([run.run for run in runs]) & (curves["update"] >= LATE * budget)]
+    late = curves[curves["run"].isin([run.run for run in runs]) & curves["update"].between(LATE * budget, budget)]
     late = late[(late["train_accuracy"] >= KNOWN) & (late["train_loss"] > 0)]
     solutions = [late[late["heldout_accuracy"] < UNKNOWN], late[late["heldout_accuracy"] >= KNOWN]]
     if any(rows.empty for rows in solutions):

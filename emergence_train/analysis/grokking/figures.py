@@ -12,6 +12,7 @@ OUTCOMES: dict[Outcome, tuple[int, Marker]] = {  # place in the palette, marker
     "memorisation": (1, "square"),
     "confusion": (7, "cross"),
     "diverged": (5, "cross"),
+    "unclear": (6, "down"),
 }
 UP: Marker = "triangle"
 DOWN: Marker = "down"

@@ -49,6 +49,7 @@ def format_table(result: GrokkingResult) -> str:
     width = max(5, *(len(row.model) for row in result.critical_fraction))
     lines = [
         *([f"warning: {warning}"] if warning else []),
+        *([f"note: {note}"] if (note := result.note()) else []),
         f"{len(result.runs)} runs of at most {result.budget:,} updates: {counts}",
         f"{'model':<{width}} {'params':>9}  decay  generalised  critical share [95%]",
     ]

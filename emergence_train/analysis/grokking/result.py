@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from emergence_train.analysis.results import Probability, Share, Unit, absent
 
 APART = 1000  # updates between comprehension and grokking
-Outcome = Literal["comprehension", "grokking", "memorisation", "confusion", "diverged"]
+Outcome = Literal["comprehension", "grokking", "memorisation", "confusion", "diverged", "unclear"]
 Updates = Annotated[int, Unit("updates")]
 Params = Annotated[int, Unit("parameters"), "all that are trained, embeddings among them"]
 Norm = Annotated[float, Unit("Euclidean norm of all parameters")]
@@ -25,20 +25,28 @@ class RunResult:
     outcome: Annotated[
         Outcome,
         "comprehension: train and held-out accuracy both reached 90%, less than 1,000 updates apart; grokking: both, further "
-        "apart; memorisation: train alone; confusion: not train; diverged: it ended with a loss that is not "
-        "finite before it generalised",
+        "apart; memorisation: train alone; confusion: not train; diverged: it ended with a training loss that is not "
+        "finite before it generalised; unclear: so few questions are held out that luck or one constant answer may get all",
     ]
-    censored: Annotated[bool, "the budget ended before the held-out accuracy reached 90%: it might have later"]
+    censored: Annotated[bool, "it ended before the held-out accuracy reached 90%: it might have later"]
+    stopped: Annotated[bool, "so it did, before the budget was over: critical shares leave it out"]
     train_90: Annotated[Updates | None, "train accuracy at 90%"]
     train_99: Annotated[Updates | None, "at 99%"]
-    heldout_90: Annotated[Updates | None, "held-out accuracy at 90%"]
-    heldout_99: Annotated[Updates | None, "at 99%"]
+    heldout_90: Annotated[
+        Updates | None, "held-out accuracy at 90%, or what luck gets in one of a thousand measurements if that is more"
+    ]
+    heldout_99: Annotated[Updates | None, "at 99%, likewise"]
     before_heldout_90: Annotated[Updates | None, "the measurement before: it was reached between the two"]
     delay: Annotated[Updates | None, "heldout_90 - train_90"]
     updates: Annotated[Updates, "trained in all"]
     train_accuracy: Annotated[Share, "at the end"]
     heldout_accuracy: Annotated[Share, "at the end"]
     norm: Annotated[Norm, "at the end"]
+    chance: Annotated[Share | None, "of a constant answer to be right, the commonest; null where the curves do not say"]
+
+    def counts(self) -> bool:
+        """Whether it says anything of how much data is needed."""
+        return self.outcome not in ("diverged", "unclear")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +59,7 @@ class CriticalFraction:
     value: Annotated[Share | None, "null where it is not between two shares of the sweep, or more data did not help"]
     low95: Annotated[Share | None, "null where the sweep has no lower bound"]
     high95: Annotated[Share | None, "null where the sweep has no upper bound"]
-    runs: Annotated[int, "without those that diverged: they say nothing of how much data is needed"]
+    runs: Annotated[int, "without those that diverged, stopped or are unclear: they do not say how much data is needed"]
     generalised: Annotated[int, "of the runs"]
     reason: Annotated[str | None, "why value is null"]
 
@@ -126,6 +134,12 @@ class Efficiency:
     generalising_runs: int
 
 
+def nothing_counts(outcomes: list[Outcome]) -> str:
+    """Why no run counts, of these outcomes."""
+    kinds = [name for name in ("diverged", "unclear") if name in outcomes]
+    return f"every run {' or '.join('is unclear' if name == 'unclear' else name for name in kinds)}"
+
+
 def shown(value: float | None, sign: str = "") -> str:
     """A share or an end of an interval: three decimals, or two digits of what they would hide."""
     if value is None:
@@ -148,13 +162,36 @@ class GrokkingResult:
     figures: Annotated[tuple[str, ...] | None, "file names, once written"] = absent()
 
     def warning(self) -> str | None:
-        """What must be known before any number is read: runs whose loss did not stay finite."""
+        """What must be known before any number is read: runs that are left out, as those whose loss did not stay finite."""
         lost = [run for run in self.runs if run.outcome == "diverged"]
-        if not lost:
+        unclear = sum(run.outcome == "unclear" for run in self.runs)
+        stopped = sum(run.counts() and run.stopped for run in self.runs)
+        of, says = len(self.runs), []
+        if lost:
+            says.append(
+                f"{len(lost)} of {of} runs diverged, the first after {min(run.updates for run in lost):,} updates: their "
+                "loss is not finite, and critical shares and times leave them out; lower training.lr"
+            )
+        if unclear:
+            says.append(
+                f"{unclear} of {of} runs have so few held-out questions that luck or one constant answer may get all right, and "
+                "critical shares and times leave them out; lower fractions"
+            )
+        if stopped:
+            says.append(
+                f"{stopped} of {of} runs end before update {self.budget:,} without having generalised, and critical shares leave "
+                "them out; train them on, or give a smaller budget"
+            )
+        return ". ".join(says) or None
+
+    def note(self) -> str | None:
+        """What the curves do not say: whether luck explains what counts as known."""
+        unknown = sum(run.chance is None for run in self.runs)
+        if not unknown:
             return None
         return (
-            f"{len(lost)} of {len(self.runs)} runs diverged, the first after {min(run.updates for run in lost):,} updates: their "
-            "loss is not finite, and critical shares and times leave them out; lower training.lr"
+            f"whether luck or a constant answer reaches 90% is not known of {unknown} of {len(self.runs)} runs; give columns "
+            "heldout_questions and chance, the commonest answer's share"
         )
 
     def few_runs(self) -> str:
@@ -168,8 +205,8 @@ class GrokkingResult:
             return "models of one size alone"
         if len({run.fraction for run in self.runs}) < 2:
             return "one share alone"
-        if all(run.outcome == "diverged" for run in self.runs):
-            return "every run diverged"
+        if not any(run.counts() for run in self.runs):
+            return nothing_counts([run.outcome for run in self.runs])
         if self.trend.sizes < 2:
             return "fewer than two sizes have both runs that generalised and runs that did not"
         telling = {row.model for row in self.critical_fraction if 0 < row.generalised < row.runs}

@@ -1,13 +1,14 @@
 """Outcomes and times of curves written by hand."""
 
 import itertools
+import math
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from emergence_train.analysis.grokking import analyze, curves, figures
-from emergence_train.analysis.grokking.outcomes import outcome, run_result
+from emergence_train.analysis.grokking.outcomes import outcome, run_result, told_from_luck
 from emergence_train.analysis.grokking.output import format_table
 from emergence_train.errors import InputError
 
@@ -114,10 +115,103 @@ def test_a_power_of_time_that_is_not_known_says_why():
     assert time.reason.startswith("no size generalised at two shares") and time.reason in format_table(result)
 
 
-@pytest.mark.parametrize(("budget", "censored"), [(1000, True), (5000, False)])
-def test_a_run_is_censored_by_the_end_of_its_budget(budget, censored):
+@pytest.mark.parametrize(
+    ("budget", "stopped"), [(500, False), (999, False), (1000, False), (1499, False), (1500, True)]
+)
+def test_a_run_stopped_where_another_measurement_fits(budget, stopped):
+    """Measured every 500 updates until 1,000: the next one was due at 1,500. Either way it might have generalised later."""
     run = run_result(curve([0, 1, 1], [0, 0, 0.5]), budget)
-    assert run.outcome == "memorisation" and run.censored is censored and run.delay is None
+    assert run.outcome == "memorisation" and run.stopped is stopped and run.censored and run.delay is None
+
+
+def test_rows_beyond_the_budget_are_not_read():
+    """Runs of 2,000 updates and a budget of 1,000 are those that were cut off there, whatever came later."""
+    parts = [
+        curve([0, 1, 1, 1, 1], [0, 0, able, 1, 1], run=f"r{seed}", seed=seed) for seed, able in enumerate((0, 1, 0.5))
+    ]
+    whole = pd.concat(parts)
+    result = analyze(whole, budget=1000)
+    assert repr(result) == repr(analyze(whole[whole["update"] <= 1000], budget=1000))
+    assert [run.heldout_90 for run in result.runs] == [None, 1000, None] and result.runs[0].updates == 1000
+    with pytest.raises(InputError, match="run r0 begins at update 500; give a larger budget than 300"):
+        analyze(whole[whole["update"] > 0], budget=300)
+
+
+def test_runs_that_stopped_are_left_out_of_critical_shares():
+    """Of three that did not generalise at 0.6 two were killed at 500 of 2,000 updates: nobody knows what they would have done."""
+    parts = sweep({0.4: 0, 0.6: 1, 0.8: 3})
+    killed = [
+        part[part["update"] <= 500] if part["fraction"].iloc[0] == 0.6 and part["seed"].iloc[0] else part
+        for part in parts
+    ]
+    result = analyze(pd.concat(killed), budget=1000)
+    (row,) = result.critical_fraction
+    assert (row.runs, row.generalised) == (7, 4) and sum(run.censored for run in result.runs) == 5
+    assert result.warning().startswith("2 of 9 runs end before update 1,000 without having generalised")
+    assert (row.value, row.low95) == (
+        analyze(pd.concat(parts[:4] + parts[6:]), budget=1000).critical_fraction[0].value,
+        row.low95,
+    )
+    assert [part.runs for part in result.times] == [3, 3, 3]  # times take them as censored
+    (none,) = analyze(pd.concat(parts[:3]), budget=9000).critical_fraction
+    assert (none.value, none.runs, none.reason) == (None, 0, "every run stopped")
+
+
+@pytest.mark.parametrize("lost", [["norm"], ["heldout_loss"], ["norm", "heldout_loss"]])
+def test_what_is_not_recorded_makes_no_run_diverge(lost):
+    parts = sweep({0.4: 0, 0.6: 1, 0.8: 3})
+    whole, empty = pd.concat(parts), pd.concat([part.assign(**dict.fromkeys(lost, np.nan)) for part in parts])
+    last = whole.assign(**{name: whole[name].mask(whole["update"] == 1000) for name in lost})
+    for frame in (empty, last):
+        result = analyze(frame, budget=1000)
+        assert result.outcomes == analyze(whole, budget=1000).outcomes and result.warning() is None
+        assert result.critical_fraction == analyze(whole, budget=1000).critical_fraction
+
+
+@pytest.mark.parametrize(
+    ("questions", "chance"), [(4, 0.5), (9, 0.5), (10, 0.5), (100, 0.95), (160, 0.95), (500, 0.04), (60, 0.9)]
+)
+def test_what_luck_gets_is_counted_out(questions, chance):
+    """By all numbers of right answers: the least of which, or of more, luck has a chance of at most 0.001."""
+    chances = [math.comb(questions, k) * chance**k * (1 - chance) ** (questions - k) for k in range(questions + 1)]
+    able = [k / questions for k in range(questions + 1) if sum(chances[k:]) <= 1e-3]
+    assert (
+        told_from_luck(questions, chance) == pytest.approx(able[0]) if able else told_from_luck(questions, chance) > 1
+    )
+
+
+def test_a_constant_answer_is_no_comprehension():
+    """95% of the answers are one: that answer gets 0.95 of 200 held-out questions, and 0.99 of them are more than luck."""
+    luck = {"heldout_questions": 200, "chance": 0.95}
+    assert run_result(curve([0, 1, 1], [0.9, 0.95, 0.96], **luck), 1000).outcome == "memorisation"
+    run = run_result(curve([0, 1, 1], [0.9, 0.95, 1.0], **luck), 1000)
+    assert (run.outcome, run.heldout_90, run.chance) == ("comprehension", 1000, 0.95)
+
+
+def test_four_held_out_questions_of_two_answers_tell_nothing():
+    luck = {"heldout_questions": 4, "chance": 0.5}
+    parts = sweep({0.4: 0, 0.6: 3})
+    frame = pd.concat([*parts, *[part.assign(run=f"few-{k}", fraction=0.9, **luck) for k, part in enumerate(parts)]])
+    result = analyze(frame, budget=1000)
+    assert result.outcomes == {"memorisation": 3, "comprehension": 3, "unclear": 6}
+    assert result.warning().startswith("6 of 12 runs have so few held-out questions")
+    assert result.critical_fraction == analyze(pd.concat(parts), budget=1000).critical_fraction
+    assert result.note().startswith("whether luck or a constant answer reaches 90% is not known of 6 of 12 runs")
+    alone = analyze(frame[frame["fraction"] == 0.9], budget=1000)
+    assert (
+        alone.critical_fraction[0].reason == alone.time_trend.reason == "every run is unclear" and alone.note() is None
+    )
+
+
+def test_nothing_is_known_before_the_first_update():
+    run = run_result(curve([1, 1, 1], [1, 0.5, 0.95]), budget=1000)
+    assert (run.train_90, run.heldout_90) == (500, 1000)
+
+
+@pytest.mark.parametrize("budget", ["5000", None, 0, -1, 1000.5, float("nan"), float("inf"), True])
+def test_a_budget_that_is_no_number_of_updates_is_refused(budget):
+    with pytest.raises(InputError, match="budget: .* is no number of updates; give a whole number above 0"):
+        analyze(curve([0, 1, 1], [0, 0, 1]), budget)
 
 
 def test_efficiency_compares_norms_at_equal_loss():
@@ -145,6 +239,8 @@ def test_efficiency_compares_norms_at_equal_loss():
         (lambda frame: frame.iloc[:0], "no rows"),
         (lambda frame: pd.concat([frame, frame.iloc[-1:]]), "has update 1000 twice"),
         (lambda frame: frame.assign(seed=[1, 1, 2]), "a name of its own"),
+        (lambda frame: frame.assign(chance=[0.1, 0.1, 0.2]), "a name of its own"),
+        (lambda frame: frame.assign(params=0), "column 'params': 0 is no size of a model"),
         (lambda frame: frame.assign(params=[1, np.nan, 1]), "curves: row 2, column 'params': nan is empty or NaN"),
         (
             lambda frame: frame.assign(heldout_accuracy=[1.03, 1.03, 100.0]),
