@@ -10,6 +10,8 @@ pass is complete, those that stand in the data and may not have been drawn yet a
 """
 
 import hashlib
+import lzma
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from emergence_train.checkpoint import format as checkpoints
 from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
 from emergence_train.data.lineage import Stretch, trained_samples
+from emergence_train.data.readers import OPENERS
 from emergence_train.data.shards import TokenStream
 from emergence_train.data.tokenizer import load_file
 from emergence_train.data_config import Data
@@ -255,14 +258,19 @@ def enough_texts(seen: np.ndarray, least: int, place: str) -> None:
 
 
 def read_texts(path: Path) -> list[str]:
-    """The texts of a JSONL file, an object with `text` a line; distinct, in their order.
+    """The texts of a JSONL file, compressed as `prepare` reads it or not, an object with `text` a line; distinct, in their order.
 
     Raises:
         InputError: it cannot be read, or a line has no text.
     """
     try:
-        rows = files.json_lines(read_text(path, encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+        if opener := OPENERS.get(path.suffix):
+            with opener(path) as file:
+                content = file.read().decode("utf-8-sig").replace("\r\n", "\n")
+        else:
+            content = read_text(path, encoding="utf-8-sig")
+        rows = files.json_lines(content)
+    except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: cannot be read ({reason}); give JSONL, an object with text a line") from None
     for number, row in enumerate(rows, 1):

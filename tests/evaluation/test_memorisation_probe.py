@@ -1,6 +1,9 @@
 """Repeats that were planted are found, and none among controls; counts by a plain search."""
 
+import bz2
+import gzip
 import json
+import lzma
 from types import SimpleNamespace
 
 import numpy as np
@@ -172,6 +175,22 @@ def test_unreadable_texts_are_one_line(tmp_path, content, says):
     (tmp_path / "texts.jsonl").write_text(content)
     with pytest.raises(InputError, match=says):
         read_texts(tmp_path / "texts.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "compress"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)]
+)
+def test_compressed_texts_are_read(tmp_path, suffix, compress):
+    path, content = (
+        tmp_path / f"texts.jsonl{suffix}",
+        compress(b'\xef\xbb\xbf{"text": "one"}\r\n{"text": "zw\xc3\xb6"}\n'),
+    )
+    path.write_bytes(content)
+    assert read_texts(path) == ["one", "zwö"]
+    for damaged in (content[:-9], b"not compressed", content[:20] + b"\0\0\0\0" + content[24:]):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="cannot be read .*; give JSONL"):
+            read_texts(path)
 
 
 def test_separators_inside_a_text_end_no_line(tmp_path):
