@@ -30,6 +30,7 @@ from emergence_train.analysis.results import Interval
 
 CENTRES, SCALES, SLOPES = 361, 21, 60  # grid points at least, steps of slopes; the slopes are searched twice
 MOST_CENTRES, MOST_SLOPES = 6000, 600
+EVENLY = 2.0  # so many times as evenly as the shares must their logarithms be spaced to be taken
 FINE = 4  # centres to the smallest gap between two shares, at least
 REACH = 1.0  # the grid of c reaches so many ranges of the shares beyond them
 HALF_95 = 0.5 * stats.chi2.ppf(0.95, 1)
@@ -121,11 +122,11 @@ def fit(groups: list[Group]) -> Fit:
 
 
 def _by_factors(shares: np.ndarray) -> bool:
-    """Whether sorted `shares` (n,) are spaced more evenly in their logarithm."""
+    """Whether sorted `shares` (n,) are spaced clearly more evenly in their logarithm: a share more beside even ones is none."""
     if len(shares) < 3 or shares[0] <= 0:
         return False
     steps, factors = np.diff(shares), np.diff(np.log(shares))
-    return bool(factors.max() / factors.min() < steps.max() / steps.min())
+    return bool(EVENLY * factors.max() / factors.min() <= steps.max() / steps.min() * (1 + 1e-9))
 
 
 def _likelihood(group: Group, centres: np.ndarray, scales: np.ndarray) -> np.ndarray:
@@ -316,7 +317,6 @@ def _on_line(fitted: Fit, members: list[int], slope: float) -> np.ndarray:
 def _shifted(likelihood: np.ndarray, places: float) -> np.ndarray:
     """(scales, centres) read `places` grid points further on, linear between them, the end's value beyond the ends."""
     count = likelihood.shape[1]
-    at = np.clip(np.arange(count) + places, 0, count - 1)
-    below = np.minimum(at.astype(int), count - 2)
-    weight = at - below
-    return likelihood[:, below] * (1 - weight) + likelihood[:, below + 1] * weight
+    whole = int(np.floor(places))
+    read = np.take(likelihood, np.clip(np.arange(count + 1) + whole, 0, count - 1), axis=1)
+    return read[:, :-1] + (places - whole) * np.diff(read, axis=1)

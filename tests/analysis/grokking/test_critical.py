@@ -278,6 +278,29 @@ def test_a_sharp_threshold_is_told_by_any_spacing(spacing):
     assert moved.p < 0.001 and moved.slope.low95 < moved.slope.value < moved.slope.high95 < 0
 
 
+@pytest.mark.parametrize(
+    ("shares", "log"),
+    [
+        ([0.45, 0.5, 0.55, 0.65, 0.75, 0.85], False),  # even ones, and two between that were added
+        ([0.1, 0.3, 0.5, 1.0], False),
+        ([0.5, 0.6, 0.75], False),
+        ([0.1, 0.1001, 0.3, 0.5, 0.7, 0.9], False),
+        ([0.2, 0.4, 0.8], True),
+        ([0.1, 0.2, 0.5], True),
+    ],
+)
+def test_shares_are_by_factors_where_that_is_clear(shares, log):
+    fractions = np.repeat(shares, 4)
+    assert critical.fit([critical.Group(fractions, fractions >= shares[1], 1000)]).log is log
+
+
+def test_a_shift_reads_between_the_places_and_the_end_beyond_them():
+    rows = np.random.default_rng(0).normal(size=(2, 9))
+    for places in (-20.0, -3.7, -0.2, 0.0, 0.4, 5.0, 7.9, 30.0):
+        wanted = [np.interp(np.arange(9) + places, np.arange(9), row) for row in rows]
+        np.testing.assert_allclose(critical._shifted(rows, places), wanted, atol=1e-12)
+
+
 def test_a_power_law_is_told_of_shares_by_factors():
     """Half points 0.1, 0.03, 0.009: a straight line in the logarithm; the slope is that at the middle, 0.03 log(0.3)."""
     shares, groups = np.geomspace(0.001, 0.8, 12), []
