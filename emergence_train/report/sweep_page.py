@@ -14,7 +14,8 @@ from emergence_train.report.parts import grid, table
 MEANINGS = (
     "A model is trained on a share of a task's questions and asked the others too. <b>Comprehension</b>: it answers the others "
     f"less than {APART:,} updates after those trained on; <b>grokking</b>: later than that; <b>memorisation</b>: not at all; "
-    "<b>confusion</b>: it does not answer those trained on. Answered: nine of ten are right."
+    "<b>confusion</b>: it does not answer those trained on. Answered: nine of ten are right, or more "
+    "where luck gets so many; <b>unclear</b>: too few were left to ask."
 )
 
 
@@ -78,7 +79,7 @@ def _trend(result: GrokkingResult) -> str:
     if trend.p > 0.05:
         words = "does not move beyond chance"
     line = (
-        f"For ten times the parameters the critical share {words}: {shown(trend.value, '+')}, 95% interval "
+        f"For ten times the parameters{result.at_middle()} the critical share {words}: {shown(trend.value, '+')}, 95% interval "
         f"{shown(trend.low95)} to {shown(trend.high95)}, p = {trend.p:.2g}, over {trend.sizes} sizes{result.few_runs()}."
     )
     if trend.straight_p is not None and trend.straight_p < 0.05:

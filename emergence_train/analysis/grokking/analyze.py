@@ -75,7 +75,9 @@ def analyze(frame: pd.DataFrame, budget: int) -> GrokkingResult:
         ),
         times=_times(counted),
         time_trend=_time_trend([members for members in counted if members], [run.outcome for run in runs]),
-        efficiency=tuple(row for members in groups if (row := efficiency(members, rows, budget)) is not None),
+        efficiency=tuple(
+            row for members in counted if members and (row := efficiency(members, rows, budget)) is not None
+        ),
     )
     if moved.slope.value is not None:
         return result
@@ -109,7 +111,7 @@ def _critical(of: list[RunResult], members: list[RunResult], fitted: critical.Fi
 def _unknown(of: list[RunResult], members: list[RunResult], generalised: int) -> str:
     """Why these runs have no critical share."""
     if not members:
-        return "every run stopped" if any(run.counts() for run in of) else nothing_counts([run.outcome for run in of])
+        return nothing_counts(["stopped" if run.counts() else run.outcome for run in of])
     if generalised == 0:
         return "no run generalised within the budget"
     if generalised == len(members):

@@ -4,18 +4,19 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from emergence_train.analysis.grokking.result import APART, Outcome, RunResult
+from emergence_train.analysis.grokking.result import APART, LUCK, Outcome, RunResult
 from emergence_train.errors import InputError
 
 ROUNDING = 1e-6  # of accuracies in float32
-LUCK = 1e-3  # chance at most that constant or random answers reach what counts as known, at one measurement
 
 
 def told_from_luck(questions: int, chance: float) -> float:
     """The least accuracy that so many questions are answered with by luck, each right with `chance`, in one of a thousand
     measurements at most; above 1 where there is none."""
+    if questions < 1:
+        return np.inf
     right = np.arange(questions + 2)
-    return float(right[np.argmax(stats.binom.sf(right - 1, questions, chance) <= LUCK)] / max(questions, 1))
+    return float(right[np.argmax(stats.binom.sf(right - 1, questions, chance) <= LUCK)] / questions)
 
 
 def first_at(updates: np.ndarray, accuracy: np.ndarray, level: float) -> int | None:
@@ -53,11 +54,20 @@ def within(curve: pd.DataFrame, budget: int) -> tuple[pd.DataFrame, bool]:
     return curve[updates <= budget], bool(updates[-1] >= budget or updates[-1] + gap > budget)
 
 
+def _finite(curve: pd.DataFrame, ended: bool) -> bool:
+    """Whether the training loss stayed finite; and, of a run that `grok` ended for it, the held-out loss and the norm. Those
+    are NaN too where they were not recorded, and then nothing ended for it."""
+    last = curve.iloc[-1]
+    recorded = {"heldout_loss": np.isfinite(last["heldout_accuracy"]), "norm": True}
+    lost = [name for name, here in recorded.items() if here and np.isnan(last[name]) and curve[name].notna().any()]
+    return bool(np.isfinite(last["train_loss"])) and (ended or not lost)
+
+
 def run_result(curve: pd.DataFrame, budget: int) -> RunResult:
     """The result of one run. `curve`: its rows by update; `budget`: updates that it could have had."""
     curve, ended = within(curve, budget)
     updates, last = curve["update"].to_numpy(), curve.iloc[-1]
-    finite = bool(np.isfinite(last["train_loss"]))
+    finite = _finite(curve, ended)
     questions, chance = last.get("heldout_questions", np.nan), last.get("chance", np.nan)
     given = np.isfinite(questions) and np.isfinite(chance)
     least = {"train": 0.0, "heldout": told_from_luck(int(questions), chance) if given else 0.0}
@@ -67,6 +77,8 @@ def run_result(curve: pd.DataFrame, budget: int) -> RunResult:
         for percent in (90, 99)
     }
     before = None if times["heldout_90"] is None else max((*updates[updates < times["heldout_90"]], 0))
+    telling = least["heldout"] <= 1
+    censored = finite and telling and times["heldout_90"] is None
     known = times["train_90"] is not None and times["heldout_90"] is not None
     return RunResult(
         run=str(last["run"]),
@@ -75,9 +87,9 @@ def run_result(curve: pd.DataFrame, budget: int) -> RunResult:
         fraction=float(last["fraction"]),
         weight_decay=float(last["weight_decay"]),
         seed=int(last["seed"]),
-        outcome=outcome(times["train_90"], times["heldout_90"], finite, least["heldout"] <= 1),
-        censored=finite and times["heldout_90"] is None,
-        stopped=finite and times["heldout_90"] is None and not ended,
+        outcome=outcome(times["train_90"], times["heldout_90"], finite, telling),
+        censored=censored,
+        stopped=censored and not ended,
         chance=float(chance) if given else None,
         before_heldout_90=None if before is None else int(before),
         delay=times["heldout_90"] - times["train_90"] if known else None,  # type: ignore[operator]

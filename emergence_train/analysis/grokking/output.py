@@ -65,7 +65,7 @@ def format_table(result: GrokkingResult) -> str:
     if trend.value is not None:
         interval = f"[{shown(trend.low95, '+')}, {shown(trend.high95, '+')}]"
         change = f"{shown(trend.value, '+')} {interval}, p {_p(trend.p)}{result.few_runs()}"
-        lines.append(f"critical share for ten times the parameters: {change}")
+        lines.append(f"critical share for ten times the parameters{result.at_middle()}: {change}")
     else:
         lines.append(
             f"critical share for ten times the parameters: unknown, {result.trend_unknown()}{result.few_runs()}"

@@ -1,11 +1,14 @@
 """The result of `grok` as frozen dataclasses; result.json is `as_json` of GrokkingResult, a key per field."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from emergence_train.analysis.results import Probability, Share, Unit, absent
 
 APART = 1000  # updates between comprehension and grokking
+LUCK = 1e-3  # chance at most that constant or random answers reach what counts as known, at one measurement
 Outcome = Literal["comprehension", "grokking", "memorisation", "confusion", "diverged", "unclear"]
 Updates = Annotated[int, Unit("updates")]
 Params = Annotated[int, Unit("parameters"), "all that are trained, embeddings among them"]
@@ -26,9 +29,12 @@ class RunResult:
         Outcome,
         "comprehension: train and held-out accuracy both reached 90%, less than 1,000 updates apart; grokking: both, further "
         "apart; memorisation: train alone; confusion: not train; diverged: it ended with a training loss that is not "
-        "finite before it generalised; unclear: so few questions are held out that luck or one constant answer may get all",
+        "finite before it generalised, or before the budget with such a held-out loss or norm; "
+        "unclear: so few questions are held out that luck or one constant answer may get all",
     ]
-    censored: Annotated[bool, "it ended before the held-out accuracy reached 90%: it might have later"]
+    censored: Annotated[
+        bool, "it ended before the held-out accuracy reached 90%: it might have later; false of unclear ones"
+    ]
     stopped: Annotated[bool, "so it did, before the budget was over: critical shares leave it out"]
     train_90: Annotated[Updates | None, "train accuracy at 90%"]
     train_99: Annotated[Updates | None, "at 99%"]
@@ -134,10 +140,17 @@ class Efficiency:
     generalising_runs: int
 
 
-def nothing_counts(outcomes: list[Outcome]) -> str:
-    """Why no run counts, of these outcomes."""
-    kinds = [name for name in ("diverged", "unclear") if name in outcomes]
+def nothing_counts(outcomes: Sequence[str]) -> str:
+    """Why no run counts, of these outcomes and "stopped"."""
+    kinds = [name for name in ("diverged", "stopped", "unclear") if name in outcomes]
     return f"every run {' or '.join('is unclear' if name == 'unclear' else name for name in kinds)}"
+
+
+def questions_enough(chance: float) -> int | None:
+    """How many questions luck, right with `chance` at each, gets all right of in less than one of a thousand measurements."""
+    if not 0 < chance < 1:
+        return None if chance else 1
+    return int(math.log(LUCK) / math.log(chance) * (1 + 1e-9)) + 1
 
 
 def shown(value: float | None, sign: str = "") -> str:
@@ -164,7 +177,7 @@ class GrokkingResult:
     def warning(self) -> str | None:
         """What must be known before any number is read: runs that are left out, as those whose loss did not stay finite."""
         lost = [run for run in self.runs if run.outcome == "diverged"]
-        unclear = sum(run.outcome == "unclear" for run in self.runs)
+        unclear = [run for run in self.runs if run.outcome == "unclear"]
         stopped = sum(run.counts() and run.stopped for run in self.runs)
         of, says = len(self.runs), []
         if lost:
@@ -173,9 +186,11 @@ class GrokkingResult:
                 "loss is not finite, and critical shares and times leave them out; lower training.lr"
             )
         if unclear:
+            least = questions_enough(max(run.chance or 0.0 for run in unclear))
+            hold = f"hold out at least {least:,}: " if least else ""
             says.append(
-                f"{unclear} of {of} runs have so few held-out questions that luck or one constant answer may get all right, and "
-                "critical shares and times leave them out; lower fractions"
+                f"{len(unclear)} of {of} runs have so few held-out questions that luck or one constant answer may get all right, "
+                f"and critical shares and times leave them out; {hold}lower fractions, or give the task more questions"
             )
         if stopped:
             says.append(
@@ -193,6 +208,10 @@ class GrokkingResult:
             f"whether luck or a constant answer reaches 90% is not known of {unknown} of {len(self.runs)} runs; give columns "
             "heldout_questions and chance, the commonest answer's share"
         )
+
+    def at_middle(self) -> str:
+        """Where the change of the critical share is meant, if its line is one of its logarithm; else nothing."""
+        return " (slope at the middle of the sizes)" if self.trend.log_share else ""
 
     def few_runs(self) -> str:
         """That no p below 0.05 was possible, where that is so; else nothing."""

@@ -188,6 +188,35 @@ def test_a_constant_answer_is_no_comprehension():
     assert (run.outcome, run.heldout_90, run.chance) == ("comprehension", 1000, 0.95)
 
 
+def test_no_held_out_question_tells_nothing():
+    assert told_from_luck(0, 0.1) > 1 and told_from_luck(0, 1.0) > 1
+    assert run_result(curve([0, 1, 1], [np.nan] * 3, heldout_questions=0, chance=0.1), 1000).outcome == "unclear"
+
+
+@pytest.mark.parametrize("chance", [0.043, 0.1, 0.5, 0.95])
+def test_so_many_held_out_questions_as_the_warning_says_are_enough(chance):
+    luck = {"heldout_questions": 1, "chance": chance}
+    warning = analyze(curve([0, 1, 1], [0, 0, 1], **luck), 1000).warning()
+    least = int(warning.split("hold out at least ")[1].split(":")[0])
+    assert told_from_luck(least, chance) <= 1 and told_from_luck(least - 2, chance) > 1
+    assert warning.endswith("lower fractions, or give the task more questions")
+
+
+def test_an_unclear_run_that_settled_is_not_said_to_have_stopped():
+    """`grok` ends it when it knows all, long before the budget; more updates would not make it clear."""
+    run = run_result(curve([0, 1, 1], [0, 1, 1], heldout_questions=4, chance=0.5), 9000)
+    assert (run.outcome, run.censored, run.stopped) == ("unclear", False, False)
+
+
+def test_unclear_runs_are_no_solution_whose_norm_is_compared():
+    parts = [part.assign(norm=3.0) for part in sweep({0.4: 0, 0.6: 3})]
+    few = [
+        part.assign(run=part["run"] + "f", fraction=0.9, norm=9.0, heldout_questions=4, chance=0.5) for part in parts
+    ]
+    alone = analyze(pd.concat(parts), budget=1000).efficiency
+    assert len(alone) == 1 and analyze(pd.concat(parts + few), budget=1000).efficiency == alone
+
+
 def test_four_held_out_questions_of_two_answers_tell_nothing():
     luck = {"heldout_questions": 4, "chance": 0.5}
     parts = sweep({0.4: 0, 0.6: 3})
@@ -201,6 +230,33 @@ def test_four_held_out_questions_of_two_answers_tell_nothing():
     assert (
         alone.critical_fraction[0].reason == alone.time_trend.reason == "every run is unclear" and alone.note() is None
     )
+
+
+@pytest.mark.parametrize("name", ["heldout_loss", "norm"])
+def test_a_run_that_grok_ended_for_its_held_out_loss_or_norm_diverged(name):
+    """It ends any run of which a measure is not finite: to train it on gives the same."""
+    part = curve([0, 1, 1], [0, 0, 0.5])
+    part.loc[2, name] = np.inf
+    (run,) = analyze(part, budget=9000).runs
+    assert (run.outcome, run.stopped) == ("diverged", False)
+    part.loc[2, ["heldout_loss", "heldout_accuracy"]] = np.nan  # not asked at this measurement
+    part.loc[2, "norm"] = 3.0
+    assert run_result(part, 9000).stopped
+
+
+def test_a_size_whose_runs_diverged_and_stopped_says_both():
+    lost, stopped = sweep({0.4: 0}, lost=0.4), sweep({0.6: 0})
+    (row,) = analyze(pd.concat(lost + stopped), budget=9000).critical_fraction
+    assert row.reason == "every run diverged or stopped"
+
+
+def test_the_slope_of_shares_by_factors_is_said_to_be_one_at_the_middle():
+    shares = {0.01: 0, 0.02: 0, 0.04: 3, 0.08: 3, 0.16: 3, 0.32: 3}
+    small = {share: 3 * (share > 0.1) for share in shares}
+    log = analyze(pd.concat(sweep(shares, params=9000) + sweep(small)), budget=1000)
+    assert log.trend.log_share and "parameters (slope at the middle of the sizes): -" in format_table(log)
+    even = sweep({0.4: 0, 0.6: 3, 0.8: 3}, params=900) + sweep({0.4: 0, 0.6: 0, 0.8: 3})
+    assert "parameters: -" in format_table(analyze(pd.concat(even), budget=1000))
 
 
 def test_nothing_is_known_before_the_first_update():
