@@ -224,8 +224,8 @@ def trend(fitted: Fit) -> TrendFit:
     if slope.low95 is None and slope.high95 is None:  # a value that nothing bounds is none
         slope = Interval(None, None, None)
     if fitted.log and slope.value is not None:
-        middle = np.exp(np.mean([_level(fitted, members, slope.value) for members in strata.values()]))
-        slope = _each(slope, lambda end: middle * end)
+        levels = np.mean([_level(fitted, members, slope.value) for members in strata.values()], axis=0)
+        slope = _of_share(slope, *np.exp(levels))
     free = float(fitted.likelihood[used].max(2).sum(0).max())
     spare = len(used) - len(strata) - 1
     straight_p = float(stats.chi2.sf(2 * max(free - best, 0.0), spare)) if spare > 0 else None
@@ -298,10 +298,22 @@ def _stratum(fitted: Fit, members: list[int], slopes: np.ndarray) -> np.ndarray:
     return np.stack([_on_line(fitted, members, slope).max(1) for slope in slopes])
 
 
-def _level(fitted: Fit, members: list[int], slope: float) -> float:
-    """The best place, at the middle of the sizes, of a line with this slope."""
+def _level(fitted: Fit, members: list[int], slope: float) -> tuple[float, float, float]:
+    """The best place, at the middle of the sizes, of a line with this slope, and the ends of its interval."""
     total = _on_line(fitted, members, slope).max(0)
-    return float(fitted.centres[total >= total.max() - FLAT].mean())
+    within = fitted.centres[total >= total.max() - HALF_95]
+    return float(fitted.centres[total >= total.max() - FLAT].mean()), float(within[0]), float(within[-1])
+
+
+def _of_share(slope: Interval, middle: float, least: float, most: float) -> Interval:
+    """A slope of the logarithm as one of the share, at the middle of the sizes, which lies itself between `least` and `most`:
+    each end takes the one that is farther from the value, so that no sign changes."""
+    value, low, high = slope.value, slope.low95, slope.high95
+    return Interval(
+        None if value is None else float(value * middle),
+        None if low is None else float(low * (most if low < 0 else least)),
+        None if high is None else float(high * (least if high < 0 else most)),
+    )
 
 
 def _on_line(fitted: Fit, members: list[int], slope: float) -> np.ndarray:

@@ -313,6 +313,19 @@ def test_a_power_law_is_told_of_shares_by_factors():
     assert moved.slope.value == pytest.approx(0.03 * np.log(0.3), rel=0.03)
 
 
+def test_the_slope_of_shares_by_factors_allows_for_their_middle():
+    """The middle is not known exactly either: with its estimate alone a steep slope was held in 89% of sweeps."""
+    held, shares, params = [], np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.5]), (1000, 3000, 9000)
+    for number in range(16):
+        rng = np.random.default_rng([number, 230, 3, 9])
+        middle, sizes = np.exp(rng.uniform(np.log(0.05), np.log(0.15))), np.log10(params)
+        truth = middle * 10 ** -(sizes - sizes.mean())
+        moved = critical.trend(critical.fit(simulate.groups("lognormal", rng, params, truth, shares, 3, 0.5)))
+        assert moved.log and moved.slope.high95 < 0 and moved.p < 0.05
+        held.append(moved.slope.low95 <= -middle * np.log(10) <= moved.slope.high95)
+    assert all(held)
+
+
 def test_a_value_is_within_its_exact_interval():
     """Lapses at either end pull the curve, and never out of what the runs leave open."""
     shares = np.array(SPACED["1-2-5"])
