@@ -1,5 +1,6 @@
 """Files that a user names or a run holds, opened for reading: what would be read for ever is refused."""
 
+import contextlib
 import errno
 import io
 import os
@@ -9,17 +10,32 @@ import time
 from pathlib import Path
 from typing import IO
 
+from emergence_train.errors import InputError
+
 DESCRIPTOR = re.compile(r"/dev/stdin|(?:/dev|/proc/self)/fd/(\d+)")
 WRITER_SECONDS = 2.0  # that whoever writes to a pipe has to open it
+POINTER, LONGEST_POINTER = b"version https://git-lfs", 1024  # what a clone without Git LFS holds, and its bytes
+POINTER_SAYS = "is a pointer to the file, of git-lfs; run git lfs pull in its directory"
 
 
 def regular(path: str | Path) -> str | Path:
-    """The path, of a regular file. Raises OSError for what reads for ever or once: a device, a pipe."""
+    """The path, of a regular file. Raises OSError for what reads for ever or once: a device, a pipe; InputError for a pointer."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         kind = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
         raise OSError(kind, "is a directory" if stat.S_ISDIR(mode) else "is no regular file", str(path))
+    if is_pointer(path):
+        raise InputError(f"{path}: {POINTER_SAYS}")
     return path
+
+
+def is_pointer(path: str | Path) -> bool:
+    """Whether a regular file that can be read is a pointer of git-lfs to itself, as a clone without git-lfs has it."""
+    with contextlib.suppress(OSError):
+        if os.stat(path).st_size <= LONGEST_POINTER:
+            with open(path, "rb") as file:
+                return file.read(len(POINTER)) == POINTER
+    return False
 
 
 def open_read(path: str | Path) -> IO[bytes]:

@@ -8,6 +8,8 @@ import time
 import pytest
 
 from emergence_train import input_files
+from emergence_train.analysis.scores import files_of
+from emergence_train.cli import main
 
 
 def test_a_pipe_is_read_whole(tmp_path):
@@ -54,3 +56,30 @@ def test_a_socket_is_read_where_it_is_a_descriptor(tmp_path):
     with socket.socket(socket.AF_UNIX) as named, pytest.raises(OSError, match="no regular file"):
         named.bind(str(tmp_path / "s"))
         input_files.read_text(tmp_path / "s")
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "json", "jsonl", "log"])
+@pytest.mark.parametrize("verb", ["temporal", "emergence"])
+def test_a_pointer_of_git_lfs_is_named(kind, verb, tmp_path, capsys):
+    """A clone without git-lfs holds a few lines where its logs and results are."""
+    file = tmp_path / f"history.{kind}"
+    file.write_text(POINTER)
+    assert main(["analyze", verb, str(file), "--out", str(tmp_path / "out")]) == 2
+    says = capsys.readouterr().err
+    if (verb, kind) == ("emergence", "log"):  # of whatever content
+        assert "use .parquet or .csv" in says
+    else:
+        assert "history." in says and "is a pointer to the file, of git-lfs; run git lfs pull in its directory" in says
+
+
+def test_results_beside_a_pointer_are_read(tmp_path, capsys):
+    """Samples are often of git-lfs, results seldom."""
+    (tmp_path / "samples.jsonl").write_text(POINTER)
+    (tmp_path / "results.csv").write_text("step,task,metric,value\n1,piqa,acc,0.5\n")
+    assert [file.name for file in files_of(tmp_path)] == ["results.csv"]
+    (tmp_path / "results.csv").unlink()
+    assert main(["analyze", "emergence", str(tmp_path)]) == 2
+    assert "samples.jsonl: is a pointer to the file, of git-lfs; run git lfs pull" in capsys.readouterr().err

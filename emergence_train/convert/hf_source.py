@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from emergence_train.convert.hf_export import not_finite
 from emergence_train.data import tokenizer as tokenizers
 from emergence_train.errors import InputError
-from emergence_train.input_files import read_text
+from emergence_train.input_files import POINTER, POINTER_SAYS, read_text
 from emergence_train.models import hf_probes
 from emergence_train.models.hf_config import encoded
 
@@ -44,7 +44,6 @@ TOKENIZER_FILES = (
     "merges.txt",
 )
 ADAPTER = "adapter_config.json"
-LFS = b"version https://git-lfs"
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 BROKEN = (EOFError, SafetensorError, UnpicklingError)  # a file of weights
 UNREADABLE = (*BROKEN, OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AssertionError)
@@ -260,13 +259,13 @@ def _damaged(folder: Path, reason: str) -> str | None:
     for path in sorted(path for path in folder.glob("*") if os.path.isfile(path)):
         try:
             with open(path, "rb") as file:
-                beginning = file.read(len(LFS))
+                beginning = file.read(len(POINTER))
         except OSError:
             if path.name in reason:
                 raise
             continue  # not what transformers could not read
-        if beginning == LFS:
-            return f"{path}: is a pointer to the file, of git-lfs; run git lfs pull in its directory"
+        if beginning == POINTER:
+            return f"{path}: {POINTER_SAYS}"
         if path.suffix == ".safetensors":
             try:
                 with safe_open(path, "pt"):

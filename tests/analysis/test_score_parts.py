@@ -3,9 +3,11 @@
 import itertools
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from emergence_train.analysis.emergence import metric_names
 from emergence_train.analysis.scores import options_of, with_scores
 from emergence_train.errors import InputError
 
@@ -283,3 +285,46 @@ def test_a_revision_of_digits_is_no_step(tmp_path):
     ]
     frame, _ = scores(written(tmp_path / "x.csv", rows), run=None)
     assert series(frame, "run") == {"m-70m": [value(s, 0) for s in STEPS]} and frame["step"].tolist() == STEPS
+
+
+LABELS = {
+    "accuracy": "acc",
+    "length-normalized accuracy": "len_norm",
+    "CE loss": "ce_loss",
+    "BPB": "bpb",
+    "PMI-DC accuracy": "pmi_dc",
+    "soft loss": "soft",
+    "log soft loss": "soft_log",
+    "F1 score": "f1",
+}
+
+
+@pytest.mark.parametrize("again", ["", " v2"])
+def test_olmo_cores_labels_are_metrics(again, tmp_path):
+    """eval/downstream/TASK (LABEL) as OLMo-core logs them, each with its own direction, noise and chance."""
+    columns = {
+        f"eval/downstream/arc_easy_test_mc_5shot_fast ({label}{again})": [value(step, label) for step in STEPS]
+        for label in LABELS
+    }
+    rows = {"_step": STEPS, "throughput/total tokens": [1e6 * step for step in STEPS], "val_loss": [4.0, 3.5, 3.2]}
+    frame, notes = scores(written(tmp_path / "history.csv", rows | columns), tokens_per_step=None)
+    suffix = "_v2" if again else ""
+    assert series(frame, "metric") == {
+        metric + suffix: [value(step, label) for step in STEPS] for label, metric in LABELS.items()
+    }
+    assert set(frame["task"]) == {"arc_easy_test_mc_5shot_fast"}
+    assert frame["tokens"].tolist() == [1e6 * step for step in STEPS] * len(LABELS)
+    chance = frame.groupby("metric")["chance"].first()
+    for metric in LABELS.values():
+        right = metric in ("acc", "len_norm", "pmi_dc")
+        assert metric_names.is_right(metric + suffix) == right
+        assert metric_names.lower_is_better(metric + suffix) == (metric in ("ce_loss", "bpb"))
+        assert metric_names.continuous(metric + suffix) == (metric in ("ce_loss", "bpb", "soft", "soft_log"))
+        assert chance[metric + suffix] == 0.25 if right else np.isnan(chance[metric + suffix])
+
+
+def test_other_words_in_brackets_are_no_metric(tmp_path):
+    rows = {"step": STEPS, "loss": [4.0, 3.5, 3.2], "piqa_acc": [0.5, 0.6, 0.7], "piqa (total time)": [1, 2, 3]}
+    frame, notes = scores(written(tmp_path / "x.csv", rows))
+    assert series(frame, "task", "metric") == {("piqa", "acc"): [0.5, 0.6, 0.7]}
+    assert any("left out: piqa (total time)" in note for note in notes)

@@ -8,7 +8,7 @@ What follows "per", "at" or "vs" is no noun of it, nor is a method: "acc_at_loss
 import re
 
 # Shares of right items, whose noise is binomial
-RIGHT = "acc accuracy accuracies exact match matches em pass passed"
+RIGHT = "acc accuracy accuracies exact match matches em pass passed len_norm pmi_dc"
 # Other scores between 0 and 1; digits part words, so that f1 is "f" and mc2 "mc"
 SCORES = (
     "f mc precision recall auc auroc auprc rouge bleu chrf meteor anls iou ndcg mrr reciprocal_rank win "

@@ -172,9 +172,11 @@ def format_table(result: EmergenceResult) -> str:
     lines += _few_line(few, result.tasks)
     lines += _mirage_lines(result)
     lines += [_kept_line(task) for task in result.survival if task.metric.startswith("acc")]
+    metrics = Counter((ability.family, ability.task) for ability in result.abilities)
     for ability in result.abilities:
         ahead = [run for run in ability.runs if run.status != "reached"]
-        lines += [f"ability {ability.task}: {run.run} {_when(run)}" for run in ahead[:6]]
+        of = f" ({ability.metric})" if metrics[ability.family, ability.task] > 1 else ""
+        lines += [f"ability {ability.task}{of}: {run.run} {_when(run)}" for run in ahead[:6]]
     lines.append(result.convention)
     lines += [f"note: {note}" for note in result.notes]
     return "\n".join([*lines, *_note_lines(result.tasks)])

@@ -16,7 +16,7 @@ from emergence_train.analysis.scores.helm_runs import HELM
 from emergence_train.analysis.scores.options import QUANTITIES, ScoreOptions, Scores, options_of
 from emergence_train.analysis.scores.score_tables import TABLE, is_ours
 from emergence_train.errors import InputError
-from emergence_train.input_files import regular
+from emergence_train.input_files import is_pointer, regular
 from emergence_train.recorder.naming import is_run, runs_below
 from emergence_train.recorder.tables import Frame
 
@@ -60,6 +60,7 @@ def files_of(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     files = [file for file in sorted(path.rglob("*")) if suffix_of(file) in SUFFIXES and file.is_file()]
+    files = [file for file in files if not is_pointer(file)] or files  # of which none can be read
     # OLMES writes the same again a task, and as metrics.json
     whole = {file.parent for file in files if file.name == ALL}
     files = [file for file in files if file.name == ALL or not (file.parent in whole and METRICS.search(file.name))]

@@ -12,6 +12,7 @@ from emergence_train.analysis.logs.numbers import are_sizes
 from emergence_train.analysis.scores.options import NUMERIC, ScoreOptions, Scores
 from emergence_train.analysis.scores.parts import parted
 from emergence_train.analysis.scores.percents import ROUNDING
+from emergence_train.analysis.scores.runs_of_files import check_one_run, named_by_files
 from emergence_train.errors import InputError, listed
 from emergence_train.formatting import short
 from emergence_train.recorder import tables
@@ -32,7 +33,8 @@ LOSS = re.compile(
     r"(?<![a-z])(loss|nll|cross_entropy|ppl|perplexity|bits|bp[bctw])(?![a-z])(?!.*stderr)", re.IGNORECASE
 )
 ACCURACY = re.compile(
-    r"^(acc|accuracy|acc_norm|acc_raw|acc_per_char|acc_per_token|acc_uncond|len_norm|exact_match|em)$"
+    r"^(acc|accuracy|acc_norm|acc_raw|acc_per_char|acc_per_token|acc_uncond|len_norm|pmi_dc|exact_match|em)"
+    r"(_v2)?$"
 )
 # Answers that models write, which may be right as rarely as one in a thousand
 GENERATED = re.compile(r"exact_match|em$")
@@ -47,7 +49,8 @@ FLAGS = {
 
 def completed(scores: list[Scores], options: ScoreOptions) -> tuple[pd.DataFrame, list[str]]:
     """One table of evaluations, and how it was read. Raises InputError naming all that is missing at once."""
-    notes = _reading(scores)
+    scores, named = named_by_files(scores, options)
+    notes = [*_reading(scores), *named]
     frame = pd.concat([part.rows for part in scores], ignore_index=True)
     where = listed([part.path for part in scores], 1)
     if frame.empty:
@@ -67,6 +70,8 @@ def completed(scores: list[Scores], options: ScoreOptions) -> tuple[pd.DataFrame
     if frame.empty:
         raise InputError(f"{where}: none of its scores is a number; name their column")
     fill_chance(frame, notes)
+    if options.run is not None:
+        check_one_run(frame, scores, options.run)
     twice = frame.duplicated(list(tables.EVALUATIONS.key), keep="last")
     if twice.any():
         notes.append(

@@ -35,13 +35,26 @@ METRIC = (
     r"bpb|bits_per_byte|ppl|(?:word_|byte_|token_)?perplexity|soft|soft_log|ce_loss|correct_prob|margin|mc1|mc2|"
     r"primary_score|score"
 )
+AGAIN = "_v2"  # behind a metric that a harness came to compute in another way, and logs both
+# OLMo-core's TASK (LABEL), with " v2" behind the label of AGAIN
+LABELS = {
+    "accuracy": "acc",
+    "length-normalized accuracy": "len_norm",
+    "PMI-DC accuracy": "pmi_dc",
+    "CE loss": "ce_loss",
+    "BPB": "bpb",
+    "soft loss": "soft",
+    "log soft loss": "soft_log",
+    "F1 score": "f1",
+}
+LABELLED = re.compile(rf"^(?P<task>.+) \((?P<label>{'|'.join(LABELS)})(?P<again> v2)?\)$")
 # TASK/METRIC, TASK - METRIC (HELM), TASK_METRIC; what comes before the task (eval/downstream/) is left out
 WIDE = [
-    re.compile(rf"^(?:.*/)?(?P<task>[^/]+?){apart}(?P<metric>{METRIC})$", re.IGNORECASE)
+    re.compile(rf"^(?:.*/)?(?P<task>[^/]+?){apart}(?P<metric>(?:{METRIC}|pmi_dc)(?:{AGAIN})?)$", re.IGNORECASE)
     for apart in ("/", r"(?:\s+-\s+|[_ ])")
 ]
 LOSSES = re.compile(
-    r"ppl|.*perplexity|bpb|bits_per_byte|ce_loss", re.IGNORECASE
+    rf"(?:ppl|.*perplexity|bpb|bits_per_byte|ce_loss)(?:{AGAIN})?", re.IGNORECASE
 )  # beside which a task's bare name is its accuracy
 # Tasks that tables have a column of without naming a metric: accuracies of choices, and scores of generated answers
 CHOICES = (
@@ -122,7 +135,7 @@ def _is_table(path: Path) -> bool:
 def _wide(columns: list[str], known: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """Columns that are a task's metric: column to (task, metric)."""
     taken = set(known.values())
-    texts = {column: str(column).strip() for column in columns if column not in taken}
+    texts = {column: _by_label(str(column).strip()) for column in columns if column not in taken}
     matches = {column: next(filter(None, (form.match(text) for form in WIDE)), None) for column, text in texts.items()}
     bare = {column: plain(column) for column in columns if column not in taken and BARE.match(plain(column))}
     named = {
@@ -133,6 +146,12 @@ def _wide(columns: list[str], known: Mapping[str, str]) -> dict[str, tuple[str, 
     metrics = {task: "accuracy" if re.fullmatch(CHOICES, task) else "score" for task in bare.values()}
     scored = any(not LOSSES.fullmatch(metric) for _, metric in named.values())
     return named if scored else named | {column: (task, metrics[task]) for column, task in bare.items()}
+
+
+def _by_label(column: str) -> str:
+    """TASK/METRIC of TASK (LABEL)."""
+    match = LABELLED.match(column)
+    return f"{match['task']}/{LABELS[match['label']]}{AGAIN if match['again'] else ''}" if match else column
 
 
 def _metrics(columns: list[str]) -> list[str]:

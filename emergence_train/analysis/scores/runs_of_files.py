@@ -1,0 +1,91 @@
+"""Which runs several files are of, where their rows name none: one run, or a run each, which a single `--run` must not merge."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from emergence_train.analysis.logs.encoded import stem_of
+from emergence_train.analysis.scores.options import ScoreOptions, Scores, place_of
+from emergence_train.errors import InputError, listed
+from emergence_train.recorder.naming import display_names
+
+AGAIN = 0.25  # share of the scores that other files hold with another value, beyond which the files are of several runs
+SCORE = ("task", "metric")
+SHOWN = 6
+
+
+def named_by_files(scores: Sequence[Scores], options: ScoreOptions) -> tuple[list[Scores], list[str]]:
+    """The scores with the name of its file as the run of each whose rows name none, and what to say of it.
+
+    Only where those files cannot be of one run: they have scores of the same tasks at the same or at alternating checkpoints.
+    """
+    nameless = [part for part in scores if "run" not in part.rows or part.rows["run"].isna().all()]
+    if options.run is not None or len({part.path for part in nameless}) < 2 or not _of_several_runs(nameless):
+        return list(scores), []
+    paths = list(dict.fromkeys(part.path for part in nameless))
+    names = dict(zip(paths, display_names([(stem_of(path), path.with_name(stem_of(path))) for path in paths])))
+    named = {id(part): _named(part, names[part.path]) for part in nameless}
+    return [named.get(id(part), part) for part in scores], [
+        f"a run a file, which have scores of the same tasks: {listed(list(names.values()), SHOWN)}"
+    ]
+
+
+def check_one_run(frame: pd.DataFrame, scores: Sequence[Scores], run: str) -> None:
+    """Raise InputError where `--run` makes one run of files that hold other values for the same scores.
+
+    frame: the rows of `scores` in their order, by its index some of them, with run, step, task and metric complete.
+    """
+    file = np.repeat(np.arange(len(scores)), [len(part.rows) for part in scores])
+    own = np.concatenate([_own_runs(part) for part in scores])
+    rows = frame[["run", "step", *SCORE, "value"]].assign(file=file[frame.index], own=own[frame.index])
+    if not _differ(rows, ["run", "step", *SCORE]):
+        return
+    paths = list(dict.fromkeys(str(scores[k].path) for k in rows["file"].unique()))
+    if len(paths) > 1:
+        raise InputError(
+            f"--run {run}: {listed(paths, 2)} have other values for the same checkpoints and tasks, so they are of several runs; "
+            "leave --run out, or analyse them one by one"
+        )
+
+
+def _named(part: Scores, name: str) -> Scores:
+    sizes = (place_of(word)["params"] for word in reversed(name.split("/")))
+    known = {"run": name, "params": next((size for size in sizes if size is not None), None)}
+    return replace(
+        part, rows=part.rows.assign(**{ours: known[ours] for ours in known if _lacks(part.rows, ours, known)})
+    )
+
+
+def _lacks(rows: pd.DataFrame, ours: str, known: dict) -> bool:
+    return known[ours] is not None and (ours not in rows or bool(rows[ours].isna().all()))
+
+
+def _of_several_runs(parts: Sequence[Scores]) -> bool:
+    """Whether files hold other values for the same scores, or their checkpoints alternate; those of one run follow."""
+    columns = ["step", "tokens", "params", *SCORE, "value"]
+    rows = pd.concat(
+        [part.rows.reindex(columns=columns).assign(file=str(part.path)) for part in parts], ignore_index=True
+    )
+    rows["own"] = np.nan
+    rows["step"] = rows["step"].fillna(rows["tokens"])
+    if _differ(rows, ["step", "params", *SCORE]):
+        return True
+    rows = rows.drop_duplicates(["step", "params", *SCORE, "value"])  # a copy is no other run
+    spans = rows.groupby([*SCORE, "file"])["step"].agg(["min", "max"]).reset_index().sort_values([*SCORE, "min", "max"])
+    before = spans.groupby(list(SCORE))["max"].transform(lambda last: last.cummax().shift())
+    return bool((spans["min"] < before).any())
+
+
+def _own_runs(part: Scores) -> np.ndarray:
+    named = part.rows["run"] if "run" in part.rows else pd.Series(np.nan, part.rows.index)
+    return named.astype(object).to_numpy()
+
+
+def _differ(rows: pd.DataFrame, key: list[str]) -> bool:
+    """Whether many scores are in several files with different values; not where the files themselves name one run."""
+    groups = rows.groupby(key, dropna=False)
+    other = (groups["file"].transform("nunique") > 1) & (groups["value"].transform("nunique") > 1)
+    same_run = (groups["own"].transform("nunique") == 1) & rows["own"].notna()
+    return bool((other & ~same_run).sum() > AGAIN * len(rows))
