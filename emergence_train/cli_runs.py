@@ -150,7 +150,10 @@ def verb_runs(arguments: argparse.Namespace) -> dict:
     from emergence_train.watch import listing
     from emergence_train.watch.live import console
 
-    rows = listing.list_runs([Path(arguments.directory)])
+    unread: list[str] = []
+    rows = listing.list_runs([Path(arguments.directory)], unread)
+    for problem in unread:
+        print(f"left out: {printable(problem)}", file=sys.stderr)
     if not arguments.json:
         out = console(piped=listing.PIPED)
         out.print(listing.table(rows, out))

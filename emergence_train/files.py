@@ -225,12 +225,25 @@ def named_errors(path: Path) -> Iterator[None]:
         raise disk_error(error, path) from error
 
 
-def disk_error(error: OSError, path: Path) -> Exception:
-    """The RunError for an OSError while writing `path`."""
+class DiskError(RunError):
+    """What the disk refused. `problem` is that without what to do for a command that ends by it."""
+
+    problem = ""
+
+
+def disk_error(error: OSError, path: Path) -> DiskError:
+    """The error for an OSError while writing `path`."""
+    problem, remedy = f"{path}: cannot write: {error.strerror or error}", ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RunError(f"{path}: no space left on the disk; free some or choose another directory, then run again")
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return RunError(
-            f"{path}: cannot write: {error.strerror}; make its directory writable, or copy that to where it is"
-        )
-    return RunError(f"{path}: cannot write: {error.strerror or error}")
+        problem = f"{path}: no space left on the disk"
+        remedy = "; free some or choose another directory, then run again"
+    elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        remedy = "; make its directory writable, or copy that to where it is"
+    refused = DiskError(problem + remedy)
+    refused.problem = problem
+    return refused
+
+
+def problem_of(error: Exception) -> str:
+    """An error's one line for a run that goes on: without the remedy of a command that ends."""
+    return error.problem if isinstance(error, DiskError) else str(error)

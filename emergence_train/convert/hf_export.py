@@ -285,7 +285,7 @@ def _tokenizer(
         return export_tokenizer(path, end, out, length, imported.begin_token)
     for kept in sorted(original.iterdir()):
         if kept.name != "config.json":
-            shutil.copyfile(kept, out / kept.name)
+            files.write_bytes(out / kept.name, kept.read_bytes())
     config = json.loads(read_text(original / "config.json"))
     return {name: config.get(name) for name in SPECIAL_IDS}
 
@@ -302,7 +302,7 @@ def export_tokenizer(path: Path, end: int, out: Path, length: int, begin: int | 
         raise InputError(
             f"{path}: has no token {end}, which ended the texts of the run; restore the run's tokenizer.json"
         )
-    shutil.copyfile(path, out / "tokenizer.json")
+    files.write_bytes(out / "tokenizer.json", path.read_bytes())
     bos = tokenizer.id_to_token(end if begin is None else begin)
     if begin is not None:
         tokenizer.post_processor = TemplateProcessing(

@@ -38,6 +38,11 @@ def is_run(path: Path) -> bool:
     return (path / "metrics.jsonl").is_file()
 
 
+def may_be_run(path: Path) -> bool:
+    """Whether a path is a run directory that has begun, or a directory that this user may not enter: whoever reads it says so."""
+    return os.path.isdir(path) and not os.access(path, os.X_OK) or is_run(path)
+
+
 def runs_below(place: Path, depth: int = 2) -> list[Path]:
     """The run directories in a directory, at most `depth` levels down, by name. Hidden ones are not looked into."""
     try:
@@ -46,7 +51,7 @@ def runs_below(place: Path, depth: int = 2) -> list[Path]:
         return []
     runs: list[Path] = []
     for path in (place / name for name in inside):
-        if is_run(path):
+        if may_be_run(path):
             runs.append(path)
         elif depth > 1:
             runs += runs_below(path, depth - 1)
@@ -73,5 +78,5 @@ def run_name(directory: Path) -> str:
 
 def names_of(paths: Iterable[str | Path]) -> dict[Path, str]:
     """The names that the run directories among `paths` are shown by; other paths are left out."""
-    directories = list(dict.fromkeys(path for path in map(Path, paths) if is_run(path)))
+    directories = list(dict.fromkeys(path for path in map(Path, paths) if may_be_run(path)))
     return dict(zip(directories, display_names([(run_name(path), path) for path in directories])))

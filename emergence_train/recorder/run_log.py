@@ -161,7 +161,7 @@ class RunLog:
             try:
                 self.tables[0]()
             except (RunError, OSError) as error:
-                return str(error)
+                return files.problem_of(error)
             del self.tables[0]
         problem: OSError | None = self._drain()
         try:
@@ -170,10 +170,10 @@ class RunLog:
             os.fsync(self.file)
             self.durable, self.recent = self.end, b""
         except RunError as error:
-            return str(error)
+            return files.problem_of(error)
         except OSError as error:
             problem, self.sync_failed = error, True
-        return None if problem is None else str(files.disk_error(problem, self.path))
+        return None if problem is None else files.disk_error(problem, self.path).problem
 
     def _in_place(self) -> bool:
         """Whether rows are written to the file of the log's name; what cannot be looked at now is not known to have lost it.
@@ -241,7 +241,7 @@ class RunLog:
             try:
                 os.close(self.file)
             except OSError as error:
-                unclosed = str(files.disk_error(error, self.path))
+                unclosed = files.disk_error(error, self.path).problem
         return problem or unclosed
 
     def _drain(self) -> OSError | None:

@@ -26,6 +26,7 @@ from emergence_train.tracking.wandb import (
     init_settings,
     log_point,
     own_folders,
+    quiet_logging,
     reason_of,
     remove_older,
     wandb_options,
@@ -65,7 +66,7 @@ def sync(run: Path, log: Callable[[str], None]) -> dict:
             return {"run": str(run), "mode": mode, "sent": 0}
         unsent = (point for point in points(run) if (name_of(point), tokens_of(point)) not in known)
         references = References(run) if config.logging.wandb.checkpoints else None
-        with own_folders(Path(settings["dir"]) / "wandb"):
+        with own_folders(Path(settings["dir"]) / "wandb"), quiet_logging():
             folder = _send(wandb, settings, unsent, summary, references)
     except (Exception, SystemExit) as error:  # any error of W&B: the run's files are untouched
         when = "when it can be reached" if mode == "online" else "when that is fixed"

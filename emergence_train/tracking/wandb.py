@@ -33,6 +33,7 @@ ID_FILE = "wandb.json"  # in the run directory
 PROJECT = "emergence-train"
 CURVE_POINTS = 64
 INIT_SECONDS = 20  # seconds for the server to answer
+LONGEST = 200  # letters of an error that the log shows
 PATIENCE_SECONDS = 45  # seconds at the end for queued rows
 
 
@@ -72,7 +73,7 @@ class Mirror:
         """Queue values with their step and tokens, a checkpoint's positions table for a chart of loss by position, or, after a
         rewind, the summary of what is left."""
         if self.problem is not None:  # logged here: where a Ctrl-C ended both W&B and training, there is no next row
-            self._log_problem("training continues, the run's files are complete")
+            self._log_problem("training continues without it")
         if self.thread is None or not self.thread.is_alive():
             return
         try:
@@ -91,7 +92,7 @@ class Mirror:
         if self.thread.is_alive():
             self.log(f"W&B did not finish in {patience:g} s and was abandoned; the run's own files are complete")
         if self.problem is not None:
-            self._log_problem("the run's own files are complete")
+            self._log_problem("")
         if self.dropped:
             self.log(f"W&B was too slow for {self.dropped} rows; the run's own files have them")
 
@@ -115,8 +116,9 @@ class Mirror:
         except BaseException as error:  # its SystemExit too
             self.problem = reason_of(error)
 
-    def _log_problem(self, rest: str) -> None:
-        self.log(f"W&B stopped ({self.problem}); {rest}")
+    def _log_problem(self, goes_on: str) -> None:
+        rest = [goes_on] * bool(goes_on) + [f"emergence-train sync {self.directory} updates it later"]
+        self.log(f"W&B stopped ({self.problem}); {', '.join(rest)}")
         self.problem = None
 
     def _mirror(self, settings: dict, system: bool) -> None:
@@ -154,7 +156,9 @@ class Mirror:
 
 def reason_of(error: BaseException) -> str:
     """The error in a few words; its kind where it has none, or a number, as SystemExit."""
-    words = " ".join(str(error).split())[:200]
+    words = " ".join(str(error).split())
+    if len(words) > LONGEST:
+        words = f"{words[:LONGEST].rpartition(' ')[0] or words[:LONGEST]} ..."
     return words if isinstance(error, Exception) and words else f"{type(error).__name__} {words}".strip()
 
 
@@ -182,12 +186,14 @@ def own_folders(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_logging() -> Iterator[None]:
-    """In the block W&B's log on a full disk does not fill the console with tracebacks."""
+    """In the block and after it W&B's log on a full disk does not fill the console with tracebacks."""
     before, logging.raiseExceptions = logging.raiseExceptions, False
     try:
         yield
     finally:
         logging.raiseExceptions = before
+        for handler in logging.getLogger("wandb").handlers:  # of its threads, to the end of the process
+            handler.handleError = lambda record: None  # type: ignore[method-assign]
 
 
 def init_settings(wandb: Wandb, run: str, directory: Path, shown: dict, mode: str) -> dict:

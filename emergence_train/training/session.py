@@ -166,9 +166,9 @@ class Session:
         if self.saves_state and self.saver.durable < self.plan.total_steps:
             problem = problem or "the last checkpoint could not be saved"
         if problem:
-            raise self._failure(
-                f"{self.run}: {problem}; fix that and run the same command: it resumes from step {self.saver.durable}"
-            )
+            place = "" if problem.startswith(f"{self.run}/") else f"{self.run}: "
+            then = f"resumes from step {self.saver.durable}" if self.saver.durable else "starts over"
+            raise self._failure(f"{place}{problem}; fix that and run the same command: it {then}")
 
     def _lower_rate(self, last: int) -> str:
         """What to do about a loss that cannot be saved: a run keeps its rate, so another begins from its last good state, of step

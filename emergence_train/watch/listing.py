@@ -20,16 +20,20 @@ NARROW = 72  # columns below which the names of runs would be broken by the colu
 FEW = 3  # differences of a run that are shown in a table
 
 
-def list_runs(places: list[Path]) -> list[tuple[Progress, dict[str, Any]]]:
-    """Where each run is, and its values of what differs between them. A run that vanishes meanwhile is left out."""
+def list_runs(places: list[Path], unread: list[str] | None = None) -> list[tuple[Progress, dict[str, Any]]]:
+    """Where each run is, and its values of what differs between them. A run that vanishes meanwhile is left out; what cannot be
+    read is said in `unread`, and raised as InputError where nothing can."""
     directories = run_directories(places)
     names = names_of(directories)
-    rows = []
+    rows, problems = [], [] if unread is None else unread
     for directory, different in zip(directories, differences_by_origin(directories)):
         try:
             rows.append((progress(directory, names.get(directory)), different))
-        except InputError:
-            continue
+        except InputError as error:
+            if directory.is_dir():
+                problems.append(str(error))
+    if problems and not rows:
+        raise InputError(problems[0])
     return rows
 
 

@@ -15,7 +15,7 @@ from emergence_train.models.devices import mfu_of_rate
 from emergence_train.recorder.layout import resumption, saved_step, step_name, step_of
 from emergence_train.recorder.log_file import LogFile
 from emergence_train.recorder.metrics import TRAIN
-from emergence_train.recorder.naming import is_run, run_name, runs_below
+from emergence_train.recorder.naming import may_be_run, run_name, runs_below
 from emergence_train.recorder.planned_end import has_ended, planned_steps, planned_tokens
 from emergence_train.recorder.sessions import alive, read_sessions
 
@@ -81,7 +81,7 @@ def run_directories(places: list[Path]) -> list[Path]:
     """The runs in each place: itself, or those in it, at most two levels down. InputError where there is none."""
     runs: list[Path] = []
     for place in places:
-        inside = [place] if is_run(place) else runs_below(place)
+        inside = [place] if may_be_run(place) else runs_below(place)
         if not inside:
             what = "holds no run that has begun" if place.is_dir() else "no such directory"
             raise InputError(f"{place}: {what}; name a run directory, or one that holds run directories")

@@ -1,5 +1,6 @@
 """An exported checkpoint is loaded by transformers and computes the same logits."""
 
+import errno
 import gc
 import itertools
 import json
@@ -157,12 +158,27 @@ def test_a_failed_or_killed_export_can_be_done_again(tmp_path, data_path, monkey
             with pytest.raises(RunError, match="no space left"):
                 export(run, 7, out, print)
             assert not out.exists() or not list(out.iterdir())
-            patch.setattr(hf_export, "shutil", SimpleNamespace(copyfile=shutil.copyfile, rmtree=lambda *_, **__: None))
+            patch.setattr(hf_export, "shutil", SimpleNamespace(rmtree=lambda *_, **__: None))
             with pytest.raises(RunError, match="no space left"):
                 export(run, 7, out, print)
             assert list((out / hf_export.UNFINISHED).iterdir())
         assert export(run, 7, out, print).files == wanted
         assert not (out / hf_export.UNFINISHED).exists()
+
+
+def test_a_tokenizer_that_does_not_fit_is_named_by_its_target(tmp_path, data_path, monkeypatch):
+    """The disk that is full is the export's, not the run's."""
+    run, _ = saved_run(tmp_path, data_path, {})
+    write = Path.write_bytes
+
+    def full(path, data):
+        if "tokenizer.json" in path.name and path.is_relative_to(tmp_path / "out"):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(RunError, match=rf"^{tmp_path / 'out'}/\S*tokenizer.json: no space left on the disk"):
+        export(run, 7, tmp_path / "out", print)
 
 
 def test_part_of_an_export_is_taken_for_none(tmp_path, data_path, monkeypatch):
@@ -181,7 +197,7 @@ def test_part_of_an_export_is_taken_for_none(tmp_path, data_path, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(Path, "rename", move)
-            patch.setattr(hf_export, "shutil", SimpleNamespace(copyfile=shutil.copyfile, rmtree=lambda *_, **__: None))
+            patch.setattr(hf_export, "shutil", SimpleNamespace(rmtree=lambda *_, **__: None))
             with pytest.raises(KeyboardInterrupt):
                 export(run, 7, out, print)
         assert len(list(out.iterdir())) == most + 1

@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -53,6 +54,28 @@ def test_a_table_that_is_none_keeps_no_other_from_the_disk(tmp_path):
     log.positions(2, pd.DataFrame([good | {"step": 2}]))
     assert log.close() is None
     assert tables.read(tables.POSITIONS, tmp_path)["step"].tolist() == [2]
+
+
+@pytest.mark.parametrize("place", ["table", "log"])
+def test_a_full_disk_names_no_remedy_of_an_end(place, tmp_path, monkeypatch):
+    """The rows are kept and the run goes on: nothing is to be run again."""
+    log, table = RunLog(tmp_path, HEADER, 0, []), tmp_path / "positions" / "step-0000000001.parquet"
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if place == "table":
+            log.tables.append(partial(files.write_bytes, table, b"x"))
+            patch.setattr(Path, "write_bytes", full)
+        else:
+            log.write("train", step=1, loss=1.0)
+            patch.setattr(os, "fsync", full)
+        assert log.flush() == f"{table if place == 'table' else log.path}: no space left on the disk"
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(RunError, match="no space left on the disk; free some or choose another directory"):
+            files.write_bytes(table, b"x")
+    assert log.close() is None and (place == "log" or table.read_bytes() == b"x")
 
 
 def test_what_is_due_again_is_removed(tmp_path):

@@ -323,6 +323,27 @@ def test_wandb_keeps_its_files_in_the_run_without_a_home(tmp_path, monkeypatch, 
     assert not (tmp_path / "run").exists() and not (tmp_path / "wandb").exists()
 
 
+def test_logs_of_a_full_disk_are_quiet_to_the_end(monkeypatch, capsys):
+    """W&B's threads write their log after the mirror has ended, too."""
+    monkeypatch.setattr(module.logging, "raiseExceptions", True)
+    logger, handler = module.logging.getLogger("wandb"), module.logging.FileHandler("/dev/full")
+    monkeypatch.setattr(logger, "handlers", [handler])
+    monkeypatch.setattr(logger, "propagate", False)
+    logger.error("before")
+    assert "No space left" in capsys.readouterr().err
+    with module.quiet_logging():
+        logger.error("within")
+    logger.error("after")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("length", [30, 300])
+def test_reasons_end_with_a_word(length):
+    """A path that is cut inside names another file."""
+    reason = module.reason_of(OSError(f"No space left on device: {'a' * length}"))
+    assert reason == ("No space left on device: " + "a" * 30 if length == 30 else "No space left on device: ...")
+
+
 def test_the_mirror_of_a_run_without_a_home_is_whole(config_file, tmp_path):
     """W&B's own files; it stages tables under its data folder."""
     done = command("train", str(config_file), "logging.wandb=offline", HOME="/proc/nope")

@@ -1,9 +1,11 @@
 """The table of runs and what differs between them."""
 
+import errno
 import io
 import itertools
 import json
 import os
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,7 +13,9 @@ from rich.console import Console
 
 import watch.run_files as run_files
 from emergence_train import cli
+from emergence_train.errors import InputError
 from emergence_train.run_differences import differences, telling
+from emergence_train.watch import listing
 from emergence_train.watch.listing import differing, list_runs, table
 
 CONFIG = {
@@ -128,3 +132,29 @@ def test_a_parent_that_is_a_pipe_is_none(tmp_path, capsys, monkeypatch):
         os.mkfifo(run / "parent.json")
     assert cli.main(["runs", str(tmp_path)]) == 0
     assert "seed 2" in capsys.readouterr().out
+
+
+def test_runs_that_may_not_be_read_are_named(tmp_path, monkeypatch, capsys):
+    """Another user's in a group's directory: its log, or the directory itself. The others are listed."""
+    runs = runs_of(tmp_path, [{"seed": seed} for seed in range(3)])
+    access, is_file, read = os.access, Path.is_file, listing.progress
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    def progress(run, name=None):
+        if run == runs[1]:
+            raise InputError(f"{run}: is not a run that has begun (metrics.jsonl: Permission denied)")
+        return read(run, name)
+
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != runs[2] and access(path, mode))
+    monkeypatch.setattr(Path, "is_file", lambda path: refuse(path) if path.parent == runs[2] else is_file(path))
+    monkeypatch.setattr(listing, "progress", progress)
+    (runs[2] / "metrics.jsonl").unlink()
+    assert cli.main(["runs", str(tmp_path), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert [run["name"] for run in json.loads(out)["runs"]] == ["run0"]
+    assert [line.split(": is not")[0] for line in err.splitlines()] == [f"left out: {run}" for run in runs[1:]]
+    for run in runs[1:]:
+        assert cli.main(["runs", str(run)]) == 2
+        assert f"{run}: is not a run that has begun" in capsys.readouterr().err
