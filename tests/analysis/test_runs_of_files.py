@@ -96,3 +96,58 @@ def test_results_made_again_keep_their_run(tmp_path):
         frame, notes = read(files, run=run, params=["1e8"])
         assert np.allclose(frame["value"], [0.52 + step / 1e5 for step in STEPS])
         assert any(note.startswith("5 scores are of a run, step, task and metric that come again") for note in notes)
+
+
+@pytest.mark.parametrize("kind", ["three decimals", "half precision"])
+def test_a_copy_of_other_precision_is_of_the_same_run(kind, tmp_path):
+    first, second = history(tmp_path / "a.csv"), history(tmp_path / "b.csv")
+    table = pd.read_csv(second)
+    cells = table["piqa_acc"].round(3) if kind == "three decimals" else table["piqa_acc"].astype("float16")
+    table.assign(piqa_acc=cells + 1e-4).to_csv(second, index=False)
+    assert set(read([first, second], run="mine", params=["1e8"])[0]["run"]) == {"mine"}
+    with pytest.raises(InputError, match="run is not said by the results"):
+        read([first, second], params=["1e8"])
+
+
+def test_a_resumed_run_scores_some_checkpoints_again(tmp_path):
+    """Each file begins and ends later than the one before; as many scores again in files that do not are of two runs."""
+    files = [
+        history(tmp_path / "a.csv", range(1000, 8000, 1000)),
+        history(tmp_path / "b.csv", range(6000, 13000, 1000), 0.01),
+    ]
+    assert len(read(files, run="mine", params=["1e8"])[0]) == 12
+    with pytest.raises(InputError, match="run is not said by the results"):
+        read(files, params=["1e8"])
+    files[1] = history(tmp_path / "b.csv", [3000, 4000], 0.01)
+    with pytest.raises(InputError, match="of several runs"):
+        read(files, run="mine", params=["1e8"])
+
+
+@pytest.mark.parametrize("column", ["num_fewshot", "split"])
+def test_what_tells_tasks_apart_makes_no_runs(column, tmp_path):
+    """A file for each number of shots of one run."""
+    files = [history(tmp_path / f"{k}.csv", level=k / 100, **{column: [k] * 5}) for k in (0, 5)]
+    frame, _ = read(files, run="mine", params=["1e8"])
+    assert frame["task"].nunique() == 2 and len(frame) == 10
+    with pytest.raises(InputError, match="run is not said by the results"):
+        read(files, params=["1e8"])
+
+
+def test_a_column_of_tokens_hides_no_step_of_a_files_name(tmp_path):
+    """Those of the whole run, or of the checkpoint."""
+    files = [history(tmp_path / "m-70m" / f"step{step}.csv", [step], train_tokens=[10**9]) for step in STEPS]
+    for file in files:
+        pd.read_csv(file).drop(columns="step").to_csv(file, index=False)
+    frame, _ = read(files, params=["1e8"])
+    assert set(frame["step"]) == set(STEPS) and set(frame["run"]) == {"m-70m"}
+    assert frame["tokens"].tolist() == [1000 * step for step in frame["step"]]
+
+
+def test_planned_tokens_are_none_of_a_checkpoint(tmp_path):
+    rows = {"params": [10**8] * 5, "train_tokens": [10**9] * 5}
+    file = history(tmp_path / "a.csv", **rows)
+    with pytest.raises(InputError, match="tokens is not said by the results"):
+        read([file], run="m", tokens_per_step=None)
+    assert any("'train_tokens' is not taken for tokens" in note for note in read([file], run="m")[1])
+    seen = history(tmp_path / "b.csv", **rows | {"train_tokens": [7 * step for step in STEPS]})
+    assert read([seen], run="m", tokens_per_step=None)[0]["tokens"].tolist() == [7 * step for step in STEPS]

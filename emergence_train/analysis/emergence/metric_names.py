@@ -8,7 +8,7 @@ What follows "per", "at" or "vs" is no noun of it, nor is a method: "acc_at_loss
 import re
 
 # Shares of right items, whose noise is binomial
-RIGHT = "acc accuracy accuracies exact match matches em pass passed len_norm pmi_dc"
+RIGHT = "acc accuracy accuracies exact match matches em pass passed"
 # Other scores between 0 and 1; digits part words, so that f1 is "f" and mc2 "mc"
 SCORES = (
     "f mc precision recall auc auroc auprc rouge bleu chrf meteor anls iou ndcg mrr reciprocal_rank win "
@@ -18,8 +18,8 @@ PROBABILITIES = "probs? probability probabilities"  # between 0 and 1 too
 UNITS = "rate pct percent percentage share fraction"  # between 0 and 1 too, in either direction
 # Shares of wrong items
 WRONG = "error errors err failure failures hallucination hallucinations toxicity stereotype"
-# Words of a share only where no noun is: "prob_correct" is a probability, "loss_incorrect" a loss
-RIGHTLY, WRONGLY = "correct", "incorrect wrong invalid"
+# Words of a share only where no noun is: "prob_correct" is a probability, "loss_len_norm" a loss
+RIGHTLY, WRONGLY = "correct len_norm pmi_dc", "incorrect wrong invalid"
 # Losses: continuous, without a highest value; likelihood_diff is how far the likelihoods of a pair are apart, of CrowS-Pairs
 LOSSES = (
     "loss losses logloss nll ce xent cross_entropy crossentropy crossentropyloss surprisal kl kld divergence ppls? perplexity "

@@ -19,14 +19,15 @@ OF_RUNS = tuple(name for name, kind in EVALUATIONS.extra if kind == TEXT and nam
 NUMERIC = tuple(
     name for name, kind in (EVALUATIONS.columns | dict(EVALUATIONS.extra)).items() if kind in (INTEGER, REAL)
 )
-# In logs; of results "num_tokens" may be those of the task's texts
-LOGGED_TOKENS = " ".join(name for name in LOGGED["tokens"].split() if name != "num_tokens")
+TOKENS_OF = "tokens tokens_seen trained_tokens n_tokens total_tokens tokens_trained"
+# And in logs; of results "num_tokens" may be those of the task's texts
+LOGGED_TOKENS = " ".join(name for name in LOGGED["tokens"].split() if name not in ("num_tokens", *TOKENS_OF.split()))
 # Ours, and what others call them, the likeliest first; words joined by underscores.
 NAMES = {
     "run": "run model model_name model_path model_id run_name",
     "params": "params n_params num_params parameters non_embedding_params model_num_parameters model_size size",
     "step": "step _step model_step global_step train_step iteration checkpoint_step revision checkpoint ckpt",
-    "tokens": f"tokens tokens_seen trained_tokens n_tokens total_tokens tokens_trained {LOGGED_TOKENS}",
+    "tokens": f"{TOKENS_OF} {LOGGED_TOKENS}",
     "loss": "loss eval_loss val_loss validation_loss c4_loss iid_loss lm_loss",
     "task": "task tasks task_name benchmark dataset eval eval_name scenario",
     "metric": "metric metric_name measure",

@@ -42,7 +42,7 @@ def parted(frame: pd.DataFrame, where: str, notes: list[str]) -> pd.DataFrame:
     frame = frame.copy()
     for name, column in others.items():
         within = KEY[3:] if SHOT.fullmatch(name) else ["run", *KEY[3:]]
-        if not _is_of_task(name, frame[column]) or not _differs(frame, column, within):
+        if not is_of_task(name, frame[column]) or not _differs(frame, column, within):
             continue
         known = frame[column].notna() & frame.groupby("task")[column].transform("nunique").gt(1)
         if name == FILTER:
@@ -77,11 +77,11 @@ def candidates(frame: pd.DataFrame, taken: Iterable[str]) -> dict[str, pd.Series
     return {
         f"{OTHER}{name}": cells
         for name, cells in others.items()
-        if _is_of_task(plain(name), cells) or plain(name) in OF_RUN.split() or 1 < cells.nunique() <= FEW
+        if is_of_task(plain(name), cells) or plain(name) in OF_RUN.split() or 1 < cells.nunique() <= FEW
     }
 
 
-def _is_of_task(name: str, cells: pd.Series) -> bool:
+def is_of_task(name: str, cells: pd.Series) -> bool:
     if name.startswith("prompt") and (cells.nunique() > FEW or not all(map(NAME.fullmatch, map(str, cells.dropna())))):
         return False  # the items' texts
     return SHOT.fullmatch(name) is not None or name in (FILTER, *OF_TASK.split())

@@ -7,11 +7,17 @@ import numpy as np
 import pandas as pd
 
 from emergence_train.analysis.logs.encoded import stem_of
+from emergence_train.analysis.logs.names import plain
 from emergence_train.analysis.scores.options import ScoreOptions, Scores, place_of
+from emergence_train.analysis.scores.parts import OTHER, is_of_task
 from emergence_train.errors import InputError, listed
 from emergence_train.recorder.naming import display_names
 
 AGAIN = 0.25  # share of the scores that other files hold with another value, beyond which the files are of several runs
+RESUMED = (
+    0.5  # that share of files that each begin and end later than the one before, as a run resumed from a checkpoint
+)
+ROUNDED = 2e-3  # of the metric's largest value: a copy with three decimals, or of another precision, is no other value
 SCORE = ("task", "metric")
 SHOWN = 6
 
@@ -64,17 +70,20 @@ def _lacks(rows: pd.DataFrame, ours: str, known: dict) -> bool:
 
 def _of_several_runs(parts: Sequence[Scores]) -> bool:
     """Whether files hold other values for the same scores, or their checkpoints alternate; those of one run follow."""
-    columns = ["step", "tokens", "params", *SCORE, "value"]
-    rows = pd.concat(
-        [part.rows.reindex(columns=columns).assign(file=str(part.path)) for part in parts], ignore_index=True
-    )
-    rows["own"] = np.nan
+    rows = pd.concat([part.rows.assign(file=str(part.path), own=np.nan) for part in parts], ignore_index=True)
+    others = [str(name) for name in rows if str(name).startswith(OTHER)]
+    apart = [name for name in others if is_of_task(plain(name.removeprefix(OTHER)), rows[name])]
+    columns = ["step", "tokens", "params", *SCORE, *apart, "value", "file", "own"]
+    rows = rows.reindex(columns=columns).assign(value=pd.to_numeric(rows["value"], errors="coerce"))
     rows["step"] = rows["step"].fillna(rows["tokens"])
-    if _differ(rows, ["step", "params", *SCORE]):
+    key = ["step", "params", *SCORE, *apart]
+    if _differ(rows, key):
         return True
-    rows = rows.drop_duplicates(["step", "params", *SCORE, "value"])  # a copy is no other run
-    spans = rows.groupby([*SCORE, "file"])["step"].agg(["min", "max"]).reset_index().sort_values([*SCORE, "min", "max"])
-    before = spans.groupby(list(SCORE))["max"].transform(lambda last: last.cummax().shift())
+    rows = rows[~rows.duplicated(key) | (_again(rows, key) & (not _follow(rows)))]  # a copy is no other run
+    scores = [*SCORE, *apart]
+    spans = rows.groupby([*scores, "file"], dropna=False)["step"].agg(["min", "max"]).reset_index()
+    spans = spans.sort_values([*scores, "min", "max"])
+    before = spans.groupby(scores, dropna=False)["max"].transform(lambda last: last.cummax().shift())
     return bool((spans["min"] < before).any())
 
 
@@ -84,8 +93,20 @@ def _own_runs(part: Scores) -> np.ndarray:
 
 
 def _differ(rows: pd.DataFrame, key: list[str]) -> bool:
-    """Whether many scores are in several files with different values; not where the files themselves name one run."""
+    """Whether many scores are in several files with different values."""
+    return bool(_again(rows, key).sum() > (RESUMED if _follow(rows) else AGAIN) * len(rows))
+
+
+def _again(rows: pd.DataFrame, key: list[str]) -> pd.Series:
+    """Which scores are in several files with different values; not where the files themselves name one run."""
     groups = rows.groupby(key, dropna=False)
-    other = (groups["file"].transform("nunique") > 1) & (groups["value"].transform("nunique") > 1)
+    largest = rows["value"].abs().groupby([rows[name] for name in SCORE]).transform("max")
+    apart = groups["value"].transform("max") - groups["value"].transform("min") > ROUNDED * largest
     same_run = (groups["own"].transform("nunique") == 1) & rows["own"].notna()
-    return bool((other & ~same_run).sum() > AGAIN * len(rows))
+    return (groups["file"].transform("nunique") > 1) & apart & ~same_run
+
+
+def _follow(rows: pd.DataFrame) -> bool:
+    """Whether each file begins and ends later than the one before."""
+    spans = rows.groupby("file")["step"].agg(["min", "max"]).sort_values(["min", "max"])
+    return all(spans[end].is_monotonic_increasing and spans[end].is_unique for end in ("min", "max"))

@@ -15,6 +15,7 @@ from emergence_train.analysis.logs.names import plain
 from emergence_train.analysis.logs.numbers import PERPLEXITY, ROLES, Role, scales_of
 from emergence_train.analysis.scores import json_tables
 from emergence_train.analysis.scores.options import (
+    LOGGED_TOKENS,
     NAMES,
     NUMERIC,
     OF_RUNS,
@@ -179,7 +180,20 @@ def _of_runs(frame: pd.DataFrame, known: Mapping[str, str], given: Mapping[str, 
         f"; {known[ours]!r} is not taken for a {ours} of runs, it differs within a run (--column {ours}={known[ours]} takes it)"
         for ours in varying
     )
-    return {ours: name for ours, name in known.items() if ours not in varying}, note
+    known = {ours: name for ours, name in known.items() if ours not in varying}
+    if "tokens" in known and "tokens" not in given and _is_budget(frame, known, runs):
+        note += f"; {known['tokens']!r} is not taken for tokens, it is the same at every step (--column tokens={known['tokens']})"
+        known.pop("tokens")
+    return known, note
+
+
+def _is_budget(frame: pd.DataFrame, known: Mapping[str, str], runs: pd.Series) -> bool:
+    """Whether a column that logs call tokens is what runs are planned to see: the same at all of a run's steps."""
+    if plain(known["tokens"]) not in LOGGED_TOKENS.split() or "step" not in known:
+        return False
+    counts = frame.groupby(runs)[[known["step"], known["tokens"]]].nunique()
+    several = counts[known["step"]] > 1
+    return bool(several.any() and (counts.loc[several, known["tokens"]] == 1).all())
 
 
 def _of_columns(path: Path, frame: pd.DataFrame, known: dict[str, str]) -> Scores:
@@ -222,7 +236,7 @@ def _cells(path: Path) -> pd.DataFrame:
 def _named_by_file(scores: Scores) -> Scores:
     """With the step that a file or its directory is named after, and the run above it, where no column says them."""
     rows, path = scores.rows, scores.path.resolve()
-    if "step" in rows or "tokens" in rows:
+    if "step" in rows or ("tokens" in rows and rows["tokens"].nunique() > 1):
         return scores
     way = path.parent / re.sub(r"(\.[A-Za-z]\w*)+$", "", path.name)  # but step1.5k.json is of step 1,500
     place = next((known for known in map(place_of, (str(way), str(path.parent))) if known["step"] is not None), None)

@@ -7,16 +7,16 @@ from emergence_train.analysis.emergence import metric_names
 ACCURACIES = (
     "acc acc_norm acc,none letter_acc letterAcc counterfactual_acc character_accuracy criteria_match filter_acc lossless_acc "
     "error_detection_acc loss_aversion_accuracy acc_at_loss accuracy_vs_loss acc_per_bits per_token_acc neg_acc "
-    "em em_score exact_match_strict-match pass@1 correct_pct step_1 quasi_exact_match"
+    "em em_score exact_match_strict-match pass@1 correct_pct step_1 quasi_exact_match len_norm acc_len_norm pmi_dc_v2"
 )
 OTHERS = (
     "f1 mc2 rougeL chrF BLEU winrate correct_choice_prob prob_correct error_detection_rate "
-    "error_free_rate edit_similarity precision_at_rank"
+    "error_free_rate edit_similarity precision_at_rank correct_prob_len_norm prob_pmi_dc"
 )
 NOT_WRONG = "non_toxicity error_rate_reduction"
 UNKNOWN = (
     "score primary_score answer_loglik logprob_correct margin soft mean_answer_length "
-    "rank_correlation error_reduction loss_reduction"
+    "rank_correlation error_reduction loss_reduction logprob_len_norm"
 )
 NEGATED_LOSSES = "neg_loss neg_nll neg_ce_loss neg_log_loss negative_perplexity"
 NEGATED_DISTANCES = "neg_mse neg_brier_score"
@@ -24,7 +24,7 @@ WRONG = "error error_rate err exact_match_error incorrect hallucination_rate tox
 LOSSES = (
     "loss ce ce_loss nll NLL xent cross_entropy crossEntropy CrossEntropyLoss logloss ppl word_perplexity bpb bpc bits_per_byte "
     "bitsPerToken bits_per_byte_corr answer_nats neg_log_likelihood accuracy_loss loss_correct surprisal kl ppls "
-    "loss_per_token per_byte_bits negative_log_prob neg_log_prob_loss likelihood_diff likelihood_difference"
+    "loss_len_norm loss_per_token per_byte_bits negative_log_prob neg_log_prob_loss likelihood_diff likelihood_difference"
 )
 DISTANCES = "wer WER cer ter bleu_ter rmse mse mae brier brier_score ece calibration_error edit_distance mean_rank crps"
 
