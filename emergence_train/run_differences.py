@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from emergence_train.errors import InputError
 from emergence_train.input_files import read_text
 from emergence_train.recorder.naming import data_digest, display_names
 
@@ -77,7 +78,7 @@ def _parent(run: Path) -> tuple[Path, int, int] | None:
     try:
         parent = json.loads(read_text(run / "parent.json"))
         place, step, tokens = Path(parent["path"]), int(parent["step"]), int(parent.get("tokens") or 0)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (InputError, OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     beside = run.resolve().parent / place.name
     return (beside if beside.is_dir() and not place.is_dir() else place), step, tokens
@@ -176,7 +177,7 @@ def read_config(run: Path) -> Any:
     """A run's config.yaml, unchecked: whatever YAML is in it; {} where there is none that can be read."""
     try:
         return yaml.load(read_text(run / "config.yaml"), Loader)
-    except (OSError, ValueError, yaml.YAMLError):
+    except (InputError, OSError, ValueError, yaml.YAMLError):
         return {}
 
 

@@ -1,5 +1,6 @@
 """Files opened for reading: pipes whole, and what would be read for ever refused."""
 
+import json
 import os
 import socket
 import threading
@@ -83,3 +84,13 @@ def test_results_beside_a_pointer_are_read(tmp_path, capsys):
     (tmp_path / "results.csv").unlink()
     assert main(["analyze", "emergence", str(tmp_path)]) == 2
     assert "samples.jsonl: is a pointer to the file, of git-lfs; run git lfs pull" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "parent.json", "environment.json", "data.json", "metrics.jsonl"])
+def test_a_pointer_in_a_run_hides_no_others(file, tmp_path, capsys):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text('{"kind": "run", "schema": 1}\n')
+    (tmp_path / "b" / file).write_text(POINTER)
+    assert main(["runs", str(tmp_path), "--json"]) == 0
+    assert "a" in [run["name"] for run in json.loads(capsys.readouterr().out)["runs"]]

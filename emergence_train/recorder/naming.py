@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from emergence_train.errors import InputError
 from emergence_train.input_files import read_text, regular
 
 
@@ -62,7 +63,7 @@ def data_digest(directory: Path) -> str | None:
     """The digest of the data that a run directory was trained on; None where it is not known."""
     try:
         return json.loads(read_text(directory / "data.json"))["data"] or None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (InputError, OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -72,7 +73,7 @@ def run_name(directory: Path) -> str:
         with open(regular(directory / "metrics.jsonl"), encoding="utf-8") as file:
             header = json.loads(file.readline())
         return str(header["run"])
-    except (OSError, ValueError, KeyError, TypeError):  # none yet
+    except (InputError, OSError, ValueError, KeyError, TypeError):  # none yet
         return directory.resolve().name
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from emergence_train import files
+from emergence_train.errors import InputError
 from emergence_train.input_files import read_text
 
 FILE = "environment.json"
@@ -17,7 +18,7 @@ def read_sessions(run: Path) -> list[dict]:
     """The starts of the run, oldest first; none where the file is not there or not ours."""
     try:
         sessions = json.loads(read_text(run / FILE))["sessions"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (InputError, OSError, ValueError, KeyError, TypeError):
         return []
     return [session for session in sessions if isinstance(session, dict)] if isinstance(sessions, list) else []
 

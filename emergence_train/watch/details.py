@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from emergence_train.errors import InputError
 from emergence_train.input_files import regular
 from emergence_train.recorder.log_file import LogFile
 from emergence_train.recorder.metrics import TRAIN
@@ -142,7 +143,7 @@ def _positions(run: Path, steps: list[int]) -> PositionCurve | None:
     try:
         path = regular(table_path(run, "positions", steps[-1]))
         table = pq.read_table(path, columns=["split", "position", "count", "loss_sum"])
-    except (OSError, ValueError):  # a resumed run has removed it, or it is damaged: the analyses name it
+    except (InputError, OSError, ValueError):  # a resumed run has removed it, or it is damaged: the analyses name it
         return None
     if not len(table):  # no loss was finite
         return None
