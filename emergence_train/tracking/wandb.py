@@ -187,13 +187,16 @@ def own_folders(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def quiet_logging() -> Iterator[None]:
     """In the block and after it W&B's log on a full disk does not fill the console with tracebacks."""
+    logger = logging.getLogger("wandb")
+    users = [*logger.handlers]
     before, logging.raiseExceptions = logging.raiseExceptions, False
     try:
         yield
     finally:
         logging.raiseExceptions = before
-        for handler in logging.getLogger("wandb").handlers:  # of its threads, to the end of the process
-            handler.handleError = lambda record: None  # type: ignore[method-assign]
+        for handler in logger.handlers:  # W&B's own, whose threads write to the end of the process
+            if handler not in users:
+                handler.handleError = lambda record: None  # type: ignore[method-assign]
 
 
 def init_settings(wandb: Wandb, run: str, directory: Path, shown: dict, mode: str) -> dict:

@@ -119,7 +119,7 @@ def test_a_resumed_run_scores_some_checkpoints_again(tmp_path):
     with pytest.raises(InputError, match="run is not said by the results"):
         read(files, params=["1e8"])
     files[1] = history(tmp_path / "b.csv", [3000, 4000], 0.01)
-    with pytest.raises(InputError, match="of several runs"):
+    with pytest.raises(InputError, match="as several runs have"):
         read(files, run="mine", params=["1e8"])
 
 

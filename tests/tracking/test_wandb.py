@@ -327,14 +327,18 @@ def test_logs_of_a_full_disk_are_quiet_to_the_end(monkeypatch, capsys):
     """W&B's threads write their log after the mirror has ended, too."""
     monkeypatch.setattr(module.logging, "raiseExceptions", True)
     logger, handler = module.logging.getLogger("wandb"), module.logging.FileHandler("/dev/full")
-    monkeypatch.setattr(logger, "handlers", [handler])
+    monkeypatch.setattr(logger, "handlers", [])
     monkeypatch.setattr(logger, "propagate", False)
-    logger.error("before")
-    assert "No space left" in capsys.readouterr().err
     with module.quiet_logging():
+        logger.addHandler(handler)
         logger.error("within")
     logger.error("after")
     assert capsys.readouterr().err == ""
+    monkeypatch.setattr(logger, "handlers", [module.logging.FileHandler("/dev/full")])
+    with module.quiet_logging():
+        pass
+    logger.error("of a handler of the user's own")
+    assert "No space left" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("length", [30, 300])

@@ -14,9 +14,7 @@ from emergence_train.errors import InputError, listed
 from emergence_train.recorder.naming import display_names
 
 AGAIN = 0.25  # share of the scores that other files hold with another value, beyond which the files are of several runs
-RESUMED = (
-    0.5  # that share of files that each begin and end later than the one before, as a run resumed from a checkpoint
-)
+RESUMED = 0.5  # that share where each begins and ends later than the one before, as a run resumed from a checkpoint
 ROUNDED = 2e-3  # of the metric's largest value: a copy with three decimals, or of another precision, is no other value
 SCORE = ("task", "metric")
 SHOWN = 6
@@ -51,8 +49,8 @@ def check_one_run(frame: pd.DataFrame, scores: Sequence[Scores], run: str) -> No
     paths = list(dict.fromkeys(str(scores[k].path) for k in rows["file"].unique()))
     if len(paths) > 1:
         raise InputError(
-            f"--run {run}: {listed(paths, 2)} have other values for the same checkpoints and tasks, so they are of several runs; "
-            "leave --run out, or analyse them one by one"
+            f"--run {run}: {listed(paths, 2)} have other values for the same checkpoints and tasks, as several runs have; leave "
+            "--run out, or keep the file of one"
         )
 
 
