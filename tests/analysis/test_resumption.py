@@ -1,5 +1,7 @@
 """Runs whose id changes: one that was resumed, with or without steps trained again, and two that ran side by side."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -209,3 +211,55 @@ def test_a_job_that_lost_much_is_one_run(column, name, tmp_path):
     kept = [step for step in sorted(latest) if name != "not as far yet" or step <= 1600]
     assert joined.frame["step"].tolist() == kept
     assert joined.frame["loss"].tolist() == [latest[step] for step in kept]
+
+
+FORMS = {
+    "nanogpt": "step {s:05d}/{end:05d} (1.00%) | loss: {x:.6f} | lrm: 1.00 | dt: 9.1ms",
+    "text": "step:{s}/{end} train_loss:{x:.4f} train_time:50ms",
+    "megatron": " iteration {s:8d}/{end:8d} | consumed samples: {s} | lm loss: {x:.6E} | loss scale: 1.0 |",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("ends", itertools.permutations([100, 120, 80]))
+def test_runs_of_other_ends_in_one_log_are_apart(form, ends, tmp_path):
+    """The third is stopped at 50, resumed at 40, and extended from its end less 20: it is one run."""
+    first, second, third = ends
+    parts = [(0, 0, first, first), (1, 0, second, second), (2, 0, 50, third), (2, 40, third, third)]
+    lines = [
+        FORMS[form].format(s=s, end=end, x=6 - k - s / 100)
+        for k, begin, last, end in [*parts, (2, third - 20, third + 60, third + 60)]
+        for s in range(begin, last + 1, 10)
+    ]
+    (tmp_path / "x.log").write_text("\n".join(lines) + "\n")
+    curves = logs.read(tmp_path / "x.log", LogOptions())
+    assert [curve.log.end_step for curve in curves] == [first, second, third + 60]
+    for k, curve in enumerate(curves):
+        assert curve.run == f"x-{k + 1}"
+        assert curve.frame["step"].tolist() == list(range(0, curve.log.end_step + 1, 10))
+        assert np.allclose(curve.frame["loss"], 6 - k - curve.frame["step"] / 100, atol=1e-4)
+
+
+def test_each_run_of_a_log_has_its_own_batch(tmp_path):
+    lines = [
+        line
+        for batch, end in ((1024, 100), (4096, 60))
+        for line in [f"Total batch size {batch:,} => accumulation: 1"]
+        + [f"step {s}/{end} | loss: {6 - s / 100} | dt: 9.1ms" for s in range(0, end + 1, 10)]
+    ]
+    (tmp_path / "x.log").write_text("\n".join(lines) + "\n")
+    assert [curve.frame["tokens"].iloc[-1] for curve in logs.read(tmp_path / "x.log", LogOptions())] == [102400, 245760]
+
+
+def test_torchtitan_s_runs_have_the_ends_of_their_settings(tmp_path):
+    """Its lines name none; three runs, of which the second is longer."""
+    lines = [
+        line
+        for k, end in enumerate((60, 100, 40))
+        for line in [f"global batch size 8, accumulation 1, sequence length 128, total steps {end} (warmup 5)"]
+        + [f"step: {s}  loss:  {6 - k - s / 100}  grad_norm:  0.9" for s in range(10, end + 1, 10)]
+    ]
+    (tmp_path / "x.log").write_text("\n".join(lines) + "\n")
+    curves = logs.read(tmp_path / "x.log", LogOptions())
+    assert [(curve.log.end_step, curve.frame["loss"].iloc[-1]) for curve in curves] == [(60, 5.4), (100, 4), (40, 3.6)]
+    assert all(curve.frame["tokens"].iloc[0] == 10 * 8 * 128 for curve in curves)

@@ -18,6 +18,7 @@ EasyLM          {'loss': 7.1234,
 Levanter        ... :: {"tracker": "json_logger", "event": "log", "step": 10, "metrics": {"train/loss": 7.1234, ...}}
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Collection
@@ -34,7 +35,7 @@ from emergence_train.analysis.logs.lines import (
     of_commoner_form,
     with_loss_units,
 )
-from emergence_train.analysis.logs.log import SPLIT, TRAINING, Format, Log, finished_apart, frame_of
+from emergence_train.analysis.logs.log import SPLIT, Format, Log, finished_apart, frame_of
 from emergence_train.analysis.logs.names import NAMES, known_names, plain
 from emergence_train.analysis.logs.numbers import in_full
 from emergence_train.analysis.logs.validation import split_of
@@ -151,10 +152,12 @@ def read_fields(path: Path) -> list[Log]:
     """
     rows: list[dict] = []
     places: list[int] = []
-    ends: list[int | None] = []
+    ends: dict[int, int | None] = {}
     text = lines_in(path)
-    lines, below = text.lines, False
+    lines, below, plans = text.lines, False, list[re.Match[str]]()
     for number, line in enumerate(lines, 1):
+        if "total steps" in line and (plan := PLAN.search(line)):
+            plans.append(plan)
         steps = _steps(line)
         if steps or _has_tokens(line):
             fields = _fields_with_loss(line)
@@ -165,8 +168,8 @@ def read_fields(path: Path) -> list[Log]:
                 continue
             rows.append(row)
             places.append(number)
-            planned = next((end for _, end in steps.values() if end), None)
-            ends.append(round(in_full(planned.replace(",", ""))) if planned else None)
+            planned = next((end for _, end in steps.values() if end), plans[-1][3] if plans else None)
+            ends[number] = round(in_full(planned.replace(",", ""))) if planned else None
         elif below and _is_below(line, lines[places[-1] - 1]):
             rows[-1] |= fields_of(line)
         else:
@@ -179,15 +182,13 @@ def read_fields(path: Path) -> list[Log]:
         )
     if not kept:
         raise InputError(f"{path}: no line has a step and its loss, as 'step: 10 loss: 6.1'; give another --format")
-    training = [k for k in kept if rows[k][SPLIT] == TRAINING]
-    end = next((ends[k] for k in reversed(training or kept) if ends[k]), None)
     rows, places = [rows[k] for k in kept], [places[k] for k in kept]
     rows, places, notes = of_commoner_form(rows, places, lines)
     frame = _without_settings(with_loss_units(frame_of(rows, places), lines))
     if len(frame) > ONCE:
         frame = frame.loc[:, frame.notna().sum() > 1]
-    per_step, planned_end = _planned(lines)
-    return finished_apart(Log(stem_of(path), path, frame, per_step, end or planned_end, notes=(*text.notes, *notes)))
+    log = Log(stem_of(path), path, frame, _tokens_of_a_step(plans), notes=(*text.notes, *notes))
+    return finished_apart(log, pd.DataFrame({"end_step": ends}, dtype=float))
 
 
 def _without_settings(frame: pd.DataFrame) -> pd.DataFrame:
@@ -196,14 +197,10 @@ def _without_settings(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame[losses].notna().any(axis=1)] if losses else frame
 
 
-def _planned(lines: list[str]) -> tuple[int | None, int | None]:
-    """The tokens of a step and the planned last step by torchtitan's settings; the later ones where it was resumed."""
-    plans = [match for line in lines if "total steps" in line and (match := PLAN.search(line))]
-    if not plans:
-        return None, None
-    batch, length, end = map(int, plans[-1].groups())
-    alike = len({match.groups()[:2] for match in plans}) == 1  # else the batch changed along the run
-    return (batch * length if alike else None), end
+def _tokens_of_a_step(plans: list[re.Match[str]]) -> int | None:
+    """By torchtitan's settings; None where the batch changed along the log."""
+    batches = {(int(plan[1]), int(plan[2])) for plan in plans}
+    return math.prod(batches.pop()) if len(batches) == 1 else None
 
 
 def _is_below(line: str, first: str) -> bool:

@@ -63,27 +63,43 @@ def frame_of(rows: list[dict], places: list[int] | None = None) -> pd.DataFrame:
     return pd.DataFrame({c: pd.Series([row.get(c) for row in rows], index, dtype=object) for c in columns}, index)
 
 
-def finished_apart(log: Log) -> list[Log]:
-    """The runs of a log that begins anew after the planned last step; several were appended to one file.
+def finished_apart(log: Log, planned: pd.DataFrame) -> list[Log]:
+    """The runs of a log that begins anew after the planned last step of the rows before; several were appended to one file.
 
     Whatever begins anew before it is a run that was taken back, which is read as one.
+
+    Args:
+        planned: what the rows' lines say of their own run by their places, NaN where nothing: `end_step`, and where it is known
+            `tokens_per_step`. Of each run the last ones count, before those of the log.
     """
     step = next((name for name in ("step", "global_step", "iter", "iteration", "update") if name in log.rows), None)
-    if log.end_step is None or step is None:
-        return [log]
-    steps = pd.to_numeric(log.rows[step], errors="coerce").astype(float)
-    if SPLIT in log.rows:  # a validation counts its own
-        steps = steps.mask(log.rows[SPLIT] == VALIDATION).ffill().bfill().fillna(steps)
-    values = steps.to_numpy()
-    starts = [0]
-    for k in range(1, len(values)):
-        # The last step is the planned one, or counted from 0
-        finished = values[starts[-1] : k].max() >= log.end_step - 1
-        if finished and values[k] <= values[starts[-1]]:
+    planned = planned.reindex(log.rows.index)
+    counts = pd.Series(True, log.rows.index)
+    if SPLIT in log.rows and (log.rows[SPLIT] == TRAINING).any():  # a validation counts its own
+        counts = log.rows[SPLIT] == TRAINING
+    planned["end_step"] = planned["end_step"].where(counts)
+    starts = [0] if step is None else _starts(log.rows[step].where(counts), planned["end_step"])
+    runs: list[Log] = []
+    for a, b in zip(starts, [*starts[1:], len(log.rows)]):
+        known = {name: int(cells.iloc[-1]) for name in planned if len(cells := planned[name].iloc[a:b].dropna())}
+        run = replace(
+            log,
+            name=f"{log.name}-{len(runs) + 1}" if starts[1:] else log.name,
+            rows=log.rows.iloc[a:b],
+            tokens_per_step=known.get("tokens_per_step", log.tokens_per_step),
+            end_step=known.get("end_step", log.end_step),
+            course=log.course if b == len(log.rows) else None,
+        )
+        runs.append(run)
+    return runs
+
+
+def _starts(step: pd.Series, end: pd.Series) -> list[int]:
+    """The rows at which runs begin: where the steps begin anew after the planned last one, or the one before, counted from 0."""
+    steps = pd.to_numeric(step, errors="coerce").astype(float).ffill().bfill().to_numpy()
+    ends, starts = end.ffill().bfill().to_numpy(), [0]
+    for k in range(1, len(steps)):
+        begun = starts[-1]
+        if steps[k] <= steps[begun] and steps[begun:k].max() >= ends[k - 1] - 1:
             starts.append(k)
-    if len(starts) == 1:
-        return [log]
-    ends = [*starts[1:], len(values)]
-    return [
-        replace(log, name=f"{log.name}-{n}", rows=log.rows.iloc[a:b]) for n, (a, b) in enumerate(zip(starts, ends), 1)
-    ]
+    return starts

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from emergence_train.analysis.logs.encoded import stem_of
 from emergence_train.analysis.logs.lines import lines_in
@@ -52,7 +53,7 @@ class Arguments:
 
 def read_megatron(path: Path) -> list[Log]:
     """Lines of an iteration; tokens from the samples, else the batch size, and the seq_length of the arguments."""
-    rows, places, dumped, end = [], [], dict[str, str](), 0
+    rows, places, dumped, ends = [], [], dict[str, str](), list[int]()
     text = lines_in(path)
     for number, line in enumerate(text.lines, 1):
         iteration = ITERATION.search(line)
@@ -63,16 +64,16 @@ def read_megatron(path: Path) -> list[Log]:
         fields = {name.strip().replace("_", " "): value for name, value in FIELD.findall(line[iteration.end() - 1 :])}
         rows.append({"iteration": iteration[1]} | {name: value for name, value in fields.items() if _is_wanted(name)})
         places.append(number)
-        end = int(iteration[2])
+        ends.append(int(iteration[2]))
     if not rows:
         raise InputError(f"{path}: no line of an iteration, as 'iteration 100/ 5000 | ...'; give another --format")
     arguments = _arguments(dumped)
     _count_tokens(rows, arguments.length)
     counted = any("consumed tokens" in row or "consumed samples" in row for row in rows)
     per_step = None if counted else arguments.length * arguments.batch or None
-    ahead, notes = _ahead(rows, arguments, end)
-    log = Log(stem_of(path), path, frame_of(rows, places), per_step, end, (*text.notes, *notes), ahead)
-    return finished_apart(log)
+    ahead, notes = _ahead(rows, arguments, ends[-1])
+    log = Log(stem_of(path), path, frame_of(rows, places), per_step, notes=(*text.notes, *notes), course=ahead)
+    return finished_apart(log, pd.DataFrame({"end_step": ends}, places))
 
 
 def _is_wanted(name: str) -> bool:

@@ -10,6 +10,8 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
+import pandas as pd
+
 from emergence_train.analysis.logs.encoded import stem_of, suffix_of
 from emergence_train.analysis.logs.fields import TABLES, fields_of
 from emergence_train.analysis.logs.lines import (
@@ -20,7 +22,7 @@ from emergence_train.analysis.logs.lines import (
     of_commoner_form,
     with_loss_units,
 )
-from emergence_train.analysis.logs.log import SPLIT, TRAINING, VALIDATION, Format, Log, finished_apart, frame_of
+from emergence_train.analysis.logs.log import SPLIT, TRAINING, Format, Log, finished_apart, frame_of
 from emergence_train.analysis.logs.names import NAMES, increases, is_loss, plain
 from emergence_train.analysis.logs.numbers import in_full
 from emergence_train.analysis.logs.validation import split_of, without_validation
@@ -63,7 +65,8 @@ def whole(text: str) -> int:
 def read_nanogpt(path: Path) -> list[Log]:
     """Lines of a step with its loss. The evaluation's lines ("step 0: train loss 10.9, val loss 10.9") are none."""
     rows, places, per_step = [], [], None
-    ends: dict[tuple[str, str], int] = {}  # the last planned one by split and counter: a validation counts its own
+    ends: dict[int, dict[str, int]] = {}  # the planned ones of a line, by their counter
+    batches: dict[int, int | None] = {}
     text = lines_in(path)
     for number, line in enumerate(text.lines, 1):
         if not line:
@@ -75,15 +78,16 @@ def read_nanogpt(path: Path) -> list[Log]:
             if match[4]:
                 rows[-1]["lr"] = match[4]
             places.append(number)
+            batches[number] = per_step
             continue
         step, losses = _step_and_losses(line)
         if step and losses:
-            split = split_of(line)
             own = _counters(line)
             counts = {name: match[1].replace(",", "") for name, match in own.items()}
-            rows.append({**counts, **losses, SPLIT: split} | epoch_of(line) | _beside(line))
+            rows.append({**counts, **losses, SPLIT: split_of(line)} | epoch_of(line) | _beside(line))
             places.append(number)
-            ends |= {(split, name): whole(match[2]) for name, match in own.items() if match[2]}
+            batches[number] = per_step
+            ends[number] = {name: whole(match[2]) for name, match in own.items() if match[2]}
     if not rows:
         raise InputError(f"{path}: no line has a step and its loss, as 'iter 100: loss 6.1'; give --format or a table")
     counters = _take_steps(rows)
@@ -92,9 +96,9 @@ def read_nanogpt(path: Path) -> list[Log]:
     frame = with_loss_units(frame_of(rows, places), text.lines)
     if "tokens" in frame and len(frame) > 1 and not increases(frame["tokens"]):
         frame = frame.drop(columns="tokens")  # of a batch
-    split = TRAINING if any(row.get(SPLIT) == TRAINING for row in rows) else VALIDATION
-    end = next((ends[split, counter] for counter in counters if (split, counter) in ends), None)
-    return finished_apart(Log(stem_of(path), path, frame, per_step, end, (*text.notes, *notes)))
+    planned = {place: next((own[name] for name in counters if name in own), None) for place, own in ends.items()}
+    log = Log(stem_of(path), path, frame, per_step, notes=(*text.notes, *notes))
+    return finished_apart(log, pd.DataFrame({"end_step": planned, "tokens_per_step": batches}, dtype=float))
 
 
 def _beside(line: str) -> dict[str, str]:
