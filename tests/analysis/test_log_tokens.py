@@ -166,6 +166,24 @@ def test_a_column_of_a_step_s_tokens_counts_by_its_mean(name, tmp_path):
     assert not curve.frame["tokens"].any()
 
 
+@pytest.mark.parametrize("name", ["batch_size_in_tokens", "global_batch_size_tokens", "train/tokens_per_iter"])
+def test_tokens_are_steps_of_a_batch_that_is_said(name, tmp_path):
+    """Rows lie ten steps apart, the last one step behind; a batch beyond what lies between two rows is no step's."""
+    steps = np.r_[STEP, STEP[-1] + 1]
+    rows = {"loss": np.r_[LOSS, 2.6], "tokens": steps * 524_288, name: 524_288}
+    pd.DataFrame(rows).to_csv(tmp_path / "log.csv", index=False)
+    (curve,) = logs.read(tmp_path / "log.csv", LogOptions())
+    assert curve.frame["step"].tolist() == steps.tolist() and any(
+        "524,288 tokens, of a batch," in n for n in curve.notes
+    )
+    pd.DataFrame(rows | {name: 10 * 524_288})[:-1].to_csv(tmp_path / "log.csv", index=False)
+    assert logs.read(tmp_path / "log.csv", LogOptions())[0].frame["step"].tolist() == (STEP // 10).tolist()
+    pd.DataFrame(rows | {name: 10**9}).to_csv(tmp_path / "log.csv", index=False)
+    assert logs.read(tmp_path / "log.csv", LogOptions())[0].frame["step"].tolist() == steps.tolist()
+    (curve,) = logs.read(table(tmp_path, **{name: 4096}), LogOptions())
+    assert curve.frame["tokens"].tolist() == (STEP * 4096).tolist()
+
+
 def test_steps_that_may_be_tokens_are_noted(tmp_path):
     """NeMo's MLPerf logs: the remedy of the note reads them."""
     path = table(tmp_path, step=STEP * 1_207_959)

@@ -78,7 +78,7 @@ def _curve(log: Log, options: LogOptions) -> Curve:
             "it as it is"
         )
     if "step" not in columns:
-        values["step"] = steps_of_tokens(values, per_step, notes)
+        values["step"] = steps_of_tokens(log, values, per_step, notes)
     else:
         if options.tokens_per_step is not None:
             values = values.drop(columns="tokens", errors="ignore")

@@ -1,15 +1,21 @@
 """How far a run is at each row of its log, in steps and tokens, where its own counters begin anew, are calls or are missing."""
 
+import re
+
 import numpy as np
 import pandas as pd
 
 from emergence_train.analysis.logs.counters import RISES, counted_on, through_epochs
 from emergence_train.analysis.logs.log import Log
-from emergence_train.analysis.logs.names import SHOWN, column_named, plain
-from emergence_train.analysis.logs.numbers import numbers_of
+from emergence_train.analysis.logs.names import SHOWN, plain
+from emergence_train.analysis.logs.numbers import numbers_of, scales_of
 from emergence_train.errors import InputError, listed
 
-OF_A_STEP = "tokens_per_step num_tokens_per_step"
+# Of all processes together, which `tokens_per_batch` alone may not be
+OF_A_STEP = re.compile(
+    r"(?:(?:train|config|args|hparams|throughput|optim|data)_)?(?:(?:global|total|effective)_)?(?:train_)?"
+    r"(?:(?:num_)?tokens_per_(?:step|iter(?:ation)?|update)|batch_size_(?:in_)?tokens)|(?:global|total)_tokens_per_batch"
+)
 OWN_COUNTER = "_step"  # W&B's, of its own calls where the trainer gives it no step
 UNEVEN = 1.1  # by so much the mean tokens of a step differ from their median where rows are not of as many steps each
 WHOLE = 1e6  # tokens below which a count is of single ones; means over processes or rows may have parts of larger ones
@@ -18,8 +24,11 @@ MOST_BROKEN = 0.1  # share of counts below WHOLE that have a part, beyond which 
 
 def tokens_of_a_step(log: Log) -> int:
     """The mean of a column that has them; 0 where none does, or they change along the run."""
-    counts = column_named(log, OF_A_STEP, "count")
-    known = np.empty(0) if counts is None else counts[np.isfinite(counts) & (counts > 0)].to_numpy(float)
+    column = next((column for column in log.rows.columns if OF_A_STEP.fullmatch(plain(column))), None)
+    if column is None:
+        return 0
+    counts = numbers_of(log.rows[column], "count") * scales_of(log.rows[column], column)
+    known = counts[np.isfinite(counts) & (counts > 0)].to_numpy(float)
     if len(known) < 2:
         return 0
     early, late = (float(half.mean()) for half in np.array_split(known, 2))
@@ -64,14 +73,16 @@ def _steps_by_tokens(values: pd.DataFrame, of_one: float) -> np.ndarray:
     return np.interp(values["tokens"], known, step, left=np.nan, right=np.nan)
 
 
-def steps_of_tokens(values: pd.DataFrame, per_step: int | None, notes: list[str]) -> np.ndarray:
-    """Steps of a log that has tokens only: of `per_step`, or where that is not known of the least between two rows."""
+def steps_of_tokens(log: Log, values: pd.DataFrame, per_step: int | None, notes: list[str]) -> np.ndarray:
+    """Steps of a log that has tokens only: of `per_step`, else of its column of a batch, else of the least between two rows.
+
+    A batch of more than that is not one step's.
+    """
     if per_step:
         return np.round(values["tokens"] / per_step).to_numpy()
-    of_one = _interval(values["tokens"][values["loss"].notna()])
-    notes.append(
-        f"no steps: {of_one:,.0f} tokens, as between its rows, count as a step; --tokens-per-step N gives them"
-    )
+    between, batch = _interval(values["tokens"][values["loss"].notna()]), tokens_of_a_step(log)
+    of_one, whose = (batch, "of a batch") if 0 < batch <= UNEVEN * between else (between, "as between its rows")
+    notes.append(f"no steps: {of_one:,.0f} tokens, {whose}, count as a step; --tokens-per-step N gives them")
     return _steps_by_tokens(values, of_one)
 
 
