@@ -120,6 +120,39 @@ def test_nanochat_says_the_tokens_of_a_step(tmp_path):
     assert curve.frame["tokens"].tolist() == (STEPS * 524288).tolist()
 
 
+@pytest.mark.parametrize("form", [" | lrm: {rate:.2f}", " | lrm: {rate:.2f} | lr(adamw:3e-2, muon:1e-2)"])
+def test_nanochat_s_multiplier_is_the_rate(form, tmp_path):
+    """Beside a rate it is none; a table of the same name has it too."""
+    path, falls = tmp_path / "run.log", [1 - s / 1000 for s, *_ in ROWS]
+    lines = [f"step {s:05d}/00400 | loss: {x:.6f}{form.format(rate=1 - s / 1000)} | dt: 9.1ms" for s, x, _ in ROWS]
+    path.write_text("\n".join(lines))
+    (curve,) = logs.read(path, LogOptions())
+    assert np.allclose(curve.frame["lr"], falls, atol=0.006) and "lr from 'lrm'" in curve.notes[0]
+    path.write_text("\n".join(f"{line} | lr 3e-4" for line in lines))
+    assert {*logs.read(path, LogOptions())[0].frame["lr"]} == {3e-4}
+    table = pd.DataFrame({"step": STEPS, "train/loss": [x for _, x, _ in ROWS], "train/lrm": falls})
+    table.to_csv(tmp_path / "run.csv", index=False)
+    assert logs.read(tmp_path / "run.csv", LogOptions())[0].frame["lr"].tolist() == pytest.approx(falls)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "step {s}/400 | loss: {x} | norm: 0.3 | w/decay: {v} | dt: 9.1ms",
+        "iter {s}: loss {x}, time 251.13ms, w/decay {v}",
+        " iteration {s}/ 400 | consumed samples: {s} | lm loss: {x} | norm: 0.3 | w/decay: {v} |",
+    ],
+)
+def test_every_field_of_a_line_may_be_named(line, tmp_path):
+    path = tmp_path / "run.log"
+    path.write_text("\n".join(line.format(s=s, x=round(x, 4), v=round(s / 1000, 3)) for s, x, _ in ROWS) + "\n")
+    assert format_of(path) in ("nanogpt", "megatron") and logs.read(path, LogOptions())[0].frame["lr"].isna().all()
+    (curve,) = logs.read(path, LogOptions(columns={"lr": "w/decay"}))
+    assert curve.frame["lr"].tolist() == [round(s / 1000, 3) for s, *_ in ROWS]
+    with pytest.raises(InputError, match=r"has no column 'decay' \(it has .*w/decay"):
+        logs.read(path, LogOptions(columns={"lr": "decay"}))
+
+
 def test_what_the_trainer_prints_names_its_state_file(tmp_path):
     path = tmp_path / "train.out"
     path.write_text("\n".join(str({"loss": loss, "learning_rate": rate, "epoch": 0.1}) for _, loss, rate in ROWS))

@@ -124,8 +124,8 @@ def nanochat(step, loss, rate):
         yield f"Total batch size {4096:,} => gradient accumulation steps: 1"
     yield f"Step {step:05d} | Validation bpb: {9.9:.6f}"
     yield (
-        f"step {step:05d}/{400:05d} ({step / 4:.2f}%) | loss: {loss:.6f} | lrm: {1:.2f} | dt: {302.1:.2f}ms | tok/sec: {171126:,}"
-        f" | bf16_mfu: {49.5:.2f} | epoch: 1 | total time: 1.00m | eta: 2.0m"
+        f"step {step:05d}/{400:05d} ({step / 4:.2f}%) | loss: {loss:.6f} | lrm: {1000 * rate:.2f} | dt: {302.1:.2f}ms"
+        f" | tok/sec: {171126:,} | bf16_mfu: {49.5:.2f} | epoch: 1 | total time: 1.00m | eta: 2.0m"
     )
 
 
@@ -200,7 +200,7 @@ WRITERS = {
     llm_c_python: ("nanogpt", 400, 0, exactly),
     llm_c_main: ("nanogpt", None, 0, exactly),
     nanogpt: ("nanogpt", None, 4096, None),
-    nanochat: ("nanogpt", 400, 4096, None),
+    nanochat: ("nanogpt", 400, 4096, lambda rate: f"{1000 * rate:.2f}"),
     modded_nanogpt: ("text", 400, 0, None),
     composer: ("text", 400, 4096, None),
     composer_file: ("text", None, 4096, lambda rate: f"{rate:.4f}"),

@@ -103,6 +103,12 @@ def fields_of(line: str) -> dict[str, str]:
     return fields
 
 
+def numbers_in(lines: list[str], places: list[int]) -> pd.DataFrame:
+    """All numbers of the lines at these places by their names, whether behind a sign or a blank."""
+    rows = [{name: number for name, number in PAIR.findall(lines[k - 1])} | fields_of(lines[k - 1]) for k in places]
+    return frame_of(rows, places)
+
+
 def _fields_with_loss(line: str) -> dict[str, str]:
     """As fields_of; also what stands between bars, in a line of which no field is a loss otherwise."""
     fields = fields_of(line)

@@ -44,6 +44,9 @@ class Log:
     end_step: int | None = None
     notes: tuple[str, ...] = ()  # how its file was read
     course: np.ndarray | None = None
+    others: Callable[[], pd.DataFrame] | None = (
+        None  # all fields of its lines by their places, read where --column asks
+    )
 
 
 @dataclass(frozen=True)

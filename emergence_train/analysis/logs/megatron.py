@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from emergence_train.analysis.logs.encoded import stem_of
+from emergence_train.analysis.logs.fields import numbers_in
 from emergence_train.analysis.logs.lines import lines_in
 from emergence_train.analysis.logs.log import Format, Log, finished_apart, frame_of
 from emergence_train.analysis.logs.names import plain
@@ -72,7 +73,15 @@ def read_megatron(path: Path) -> list[Log]:
     counted = any("consumed tokens" in row or "consumed samples" in row for row in rows)
     per_step = None if counted else arguments.length * arguments.batch or None
     ahead, notes = _ahead(rows, arguments, ends[-1])
-    log = Log(stem_of(path), path, frame_of(rows, places), per_step, notes=(*text.notes, *notes), course=ahead)
+    log = Log(
+        stem_of(path),
+        path,
+        frame_of(rows, places),
+        per_step,
+        notes=(*text.notes, *notes),
+        course=ahead,
+        others=lambda: numbers_in(text.lines, places),
+    )
     return finished_apart(log, pd.DataFrame({"end_step": ends}, places))
 
 

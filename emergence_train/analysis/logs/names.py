@@ -22,7 +22,7 @@ NAMES = {
     "steps training_steps num_steps iteration iterations iter train_iter iters num_updates train_num_updates updates update "
     "train_batch time_batch train_time_batch current_steps _step",
     "lr": "lr learning_rate train_lr train_learning_rate optim_lr optim_learning_rate lr_adamw lr_adam lr_muon "
-    "optim_lr_group_0 optim_learning_rate_group0 lr_decoupledadamw_group0 train_lr_decoupledadamw_group0",
+    "optim_lr_group_0 optim_learning_rate_group0 lr_decoupledadamw_group0 train_lr_decoupledadamw_group0 lrm train_lrm",
     "tokens": "tokens consumed_tokens tokens_seen total_tokens tokens_total train_tokens num_tokens n_tokens tokens_consumed "
     "num_input_tokens_seen train_num_input_tokens_seen throughput_total_tokens train_total_tokens train_tokens_total "
     "time_token train_time_token train_token",

@@ -16,6 +16,7 @@ from emergence_train.formatting import short
 
 def runs_of(logs: list[Log], options: LogOptions) -> list[tuple[Log, LogOptions]]:
     """Each run of a file as a log of its own, with the options that hold for it. Raises InputError where --run names none."""
+    logs = [_with_named(log, options) for log in logs]
     columns = [part for log in logs for part in _by_column(log, options, len(logs) > 1)]
     runs = [part for log, own in columns for part in _by_run(log, own, several=len(columns) > 1)]
     runs = [part for log, own in runs for part in _by_size(log, own)]
@@ -28,6 +29,18 @@ def runs_of(logs: list[Log], options: LogOptions) -> list[tuple[Log, LogOptions]
             f"{logs[0].path}: has no run {options.run!r} (it has {names}); give --run one of these, or none"
         )
     return taken
+
+
+def _with_named(log: Log, options: LogOptions) -> Log:
+    """A log with the fields of its lines that `--column` names; with all of them, for the refusal, where one is not there."""
+    named = {name for name in options.columns.values() if name != ONE_RUN and "*" not in name}
+    if log.others is None or named <= {*log.rows}:
+        return log
+    others = log.others().reindex(log.rows.index)
+    names = [name for name in others if name not in log.rows]
+    if named <= {*log.rows, *names}:
+        names = [name for name in names if name in named]
+    return replace(log, rows=log.rows.join(others[names]))
 
 
 def _by_column(log: Log, options: LogOptions, several: bool) -> list[tuple[Log, LogOptions]]:

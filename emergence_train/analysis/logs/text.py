@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from emergence_train.analysis.logs.encoded import stem_of, suffix_of
-from emergence_train.analysis.logs.fields import TABLES, fields_of
+from emergence_train.analysis.logs.fields import TABLES, fields_of, numbers_in
 from emergence_train.analysis.logs.lines import (
     TOKENS_BEFORE,
     epoch_of,
@@ -54,6 +54,7 @@ ESTIMATE = re.compile(r"\bval(?:id\w*)?[ _]loss", re.IGNORECASE)
 TRAINING_LOSS = ("train loss", "training loss")
 TRAIN_LOSS = re.compile(r"train(?:ing)?[_/]loss", re.IGNORECASE)
 RATE = re.compile(rf"\b(?:lr|learning[ _]rate)(?:\s*[:=]\s*|\s+)[\[(]?{NUMBER}", re.IGNORECASE)
+MULTIPLIER = re.compile(rf"\blrm:\s*{NUMBER}")  # nanochat's, of its optimizers' rates
 MAIN_LOG = re.compile(rf"^s:(\d+) (trl|tel):{NUMBER}(?: lr:{NUMBER})?")
 PER_STEP = re.compile(r"(?:tokens per iteration will be:|\|\s*total batch size\s*\||^Total batch size)\s*([\d,]+)")
 
@@ -97,7 +98,8 @@ def read_nanogpt(path: Path) -> list[Log]:
     if "tokens" in frame and len(frame) > 1 and not increases(frame["tokens"]):
         frame = frame.drop(columns="tokens")  # of a batch
     planned = {place: next((own[name] for name in counters if name in own), None) for place, own in ends.items()}
-    log = Log(stem_of(path), path, frame, per_step, notes=(*text.notes, *notes))
+    notes = (*text.notes, *notes)
+    log = Log(stem_of(path), path, frame, per_step, notes=notes, others=lambda: numbers_in(text.lines, places))
     return finished_apart(log, pd.DataFrame({"end_step": planned, "tokens_per_step": batches}, dtype=float))
 
 
@@ -105,7 +107,8 @@ def _beside(line: str) -> dict[str, str]:
     """The rate and the tokens of a line, whether behind a sign or a blank."""
     tokens = "tok" in line.lower() and (TOKENS.search(line) or TOKENS_BEFORE.search(line))
     perplexity = "p" in line.lower() and PERPLEXITY.search(without_validation(line))
-    matches = {"lr": RATE.search(line), "tokens": tokens, "ppl": perplexity}
+    multiplier = "lrm" in line and MULTIPLIER.search(line)
+    matches = {"lr": RATE.search(line), "lrm": multiplier, "tokens": tokens, "ppl": perplexity}
     return {name: match[1] for name, match in matches.items() if match}
 
 
