@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from emergence_train.analysis import logs
@@ -263,3 +264,27 @@ def test_torchtitan_s_runs_have_the_ends_of_their_settings(tmp_path):
     curves = logs.read(tmp_path / "x.log", LogOptions())
     assert [(curve.log.end_step, curve.frame["loss"].iloc[-1]) for curve in curves] == [(60, 5.4), (100, 4), (40, 3.6)]
     assert all(curve.frame["tokens"].iloc[0] == 10 * 8 * 128 for curve in curves)
+
+
+@pytest.mark.parametrize("index", [False, True])
+@pytest.mark.parametrize("copies", ["beside", "behind"])
+def test_rows_that_stand_twice_are_one_run_s(copies, index, tmp_path):
+    """Starts of one training under new names, the first three with a row each; of the same rows once the names part nothing."""
+    rows = pd.DataFrame({"run_name": [*"abc"] + ["d"] * 12, "step": range(10, 160, 10)})
+    rows["loss"] = 2 + 3 * rows["step"] ** -0.3
+    twice = pd.concat([rows, rows], ignore_index=True)
+    twice = twice.sort_values("step", kind="stable", ignore_index=True) if copies == "beside" else twice
+    twice.to_csv(tmp_path / "x.csv", index=index)
+    (curve,) = logs.read(tmp_path / "x.csv", LogOptions())
+    assert curve.frame["step"].tolist() == rows["step"].tolist() and np.allclose(curve.frame["loss"], rows["loss"])
+    assert "15 rows stand again later, equal in every column: they count once" in curve.notes
+
+
+def test_runs_of_rows_that_stand_twice_stay_apart(tmp_path):
+    rows = [f"{name},{s},{x}" for name in "ab" for s, x in ((10, 6), (20, 5.5), (30, 5.25 if name == "a" else 5.2))]
+    (tmp_path / "x.csv").write_text("\n".join(["run_name,step,loss", *rows, *rows]) + "\n")
+    curves = logs.read(tmp_path / "x.csv", LogOptions())
+    assert [(curve.run, curve.frame["loss"].tolist()) for curve in curves] == [
+        ("a", [6, 5.5, 5.25]),
+        ("b", [6, 5.5, 5.2]),
+    ]

@@ -16,7 +16,7 @@ from emergence_train.formatting import short
 
 def runs_of(logs: list[Log], options: LogOptions) -> list[tuple[Log, LogOptions]]:
     """Each run of a file as a log of its own, with the options that hold for it. Raises InputError where --run names none."""
-    logs = [_with_named(log, options) for log in logs]
+    logs = [_once(_with_named(log, options), options) for log in logs]
     columns = [part for log in logs for part in _by_column(log, options, len(logs) > 1)]
     runs = [part for log, own in columns for part in _by_run(log, own, several=len(columns) > 1)]
     runs = [part for log, own in runs for part in _by_size(log, own)]
@@ -41,6 +41,21 @@ def _with_named(log: Log, options: LogOptions) -> Log:
     if named <= {*log.rows, *names}:
         names = [name for name in names if name in named]
     return replace(log, rows=log.rows.join(others[names]))
+
+
+def _once(log: Log, options: LogOptions) -> Log:
+    """A log without the rows that stand again later, equal in every column but pandas' own, as exports and joins have them."""
+    # Who looks for the others refuses them
+    named = {ours: name for ours, name in options.columns.items() if name in log.rows}
+    columns = find(log, replace(options, columns=named))
+    along = columns.get("step") or columns.get("tokens")
+    again = log.rows[log.rows[along].duplicated(keep=False)] if along is not None else log.rows.iloc[:0]
+    names = [name for name in again if not str(name).startswith("Unnamed: ")]
+    copies = again[names].astype(str).duplicated(keep="last")
+    if not copies.any():
+        return log
+    note = f"{int(copies.sum())} rows stand again later, equal in every column: they count once"
+    return replace(log, rows=log.rows.drop(index=copies[copies].index), notes=(*log.notes, note))
 
 
 def _by_column(log: Log, options: LogOptions, several: bool) -> list[tuple[Log, LogOptions]]:
