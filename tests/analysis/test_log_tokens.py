@@ -184,6 +184,17 @@ def test_tokens_are_steps_of_a_batch_that_is_said(name, tmp_path):
     assert curve.frame["tokens"].tolist() == (STEP * 4096).tolist()
 
 
+def test_a_step_s_tokens_are_before_an_iteration_s(tmp_path):
+    """Which may be a micro-batch; a setting that one row has is none of the run's."""
+    path = table(
+        tmp_path,
+        tokens_per_iter=512,
+        **{"config/tokens_per_step": [7, *[None] * (len(STEP) - 1)]},
+        tokens_per_step=4096,
+    )
+    assert logs.read(path, LogOptions())[0].frame["tokens"].tolist() == (STEP * 4096).tolist()
+
+
 def test_steps_that_may_be_tokens_are_noted(tmp_path):
     """NeMo's MLPerf logs: the remedy of the note reads them."""
     path = table(tmp_path, step=STEP * 1_207_959)

@@ -266,6 +266,46 @@ def test_torchtitan_s_runs_have_the_ends_of_their_settings(tmp_path):
     assert all(curve.frame["tokens"].iloc[0] == 10 * 8 * 128 for curve in curves)
 
 
+@pytest.mark.parametrize("lengths", [(50, 100, 150), (150, 100, 50), (100, 100, 57)])
+def test_epochs_of_other_lengths_are_one_run_s(lengths, tmp_path):
+    """What a line names behind its step is the end of the epoch."""
+    lines = [
+        f"Epoch {k + 1}/3 Step {s}/{length} loss: {6 - k - s / 200:.4f}"
+        for k, length in enumerate(lengths)
+        for s in range(1, length + 1)
+    ]
+    (tmp_path / "x.log").write_text("\n".join(lines) + "\n")
+    (curve,) = logs.read(tmp_path / "x.log", LogOptions())
+    assert len(curve.frame) == len(lines) and curve.frame["loss"].is_monotonic_decreasing
+
+
+TITAN = "global batch size {b}, accumulation 1, sequence length {l}, total steps {end} (warmup 5)"
+DUMP = "  seq_length ......... {l}\n  global_batch_size ......... {b}"
+SETTINGS = {
+    "torchtitan": (TITAN, "step: {s}  loss:  {x}  grad_norm:  0.9"),
+    "NeoX": (DUMP, " iteration {s}/ {end} | learning rate: 1.0E-04 | lm loss: {x:.6E} |"),
+    "Megatron": (DUMP, " iteration {s}/ {end} | consumed samples: {n} | lm loss: {x:.6E} |"),
+}
+
+
+@pytest.mark.parametrize("trainer", SETTINGS)
+def test_each_run_has_the_tokens_of_the_settings_above_it(trainer, tmp_path):
+    """The first was resumed, and its settings stand twice."""
+    settings, form = SETTINGS[trainer]
+    lines = [
+        line
+        for b, length, begin, end in ((8, 128, 0, 50), (8, 128, 50, 100), (4, 512, 0, 60))
+        for line in [settings.format(b=b, l=length, end=100 if end == 50 else end)]
+        + [
+            form.format(s=s, n=s * b, end=100 if end == 50 else end, x=6 - s / 200)
+            for s in range(begin + 10, end + 1, 10)
+        ]
+    ]
+    (tmp_path / "x.log").write_text("\n".join(lines) + "\n")
+    curves = logs.read(tmp_path / "x.log", LogOptions())
+    assert [curve.frame["tokens"].iloc[-1] for curve in curves] == [100 * 1024, 60 * 2048]
+
+
 @pytest.mark.parametrize("index", [False, True])
 @pytest.mark.parametrize("copies", ["beside", "behind"])
 def test_rows_that_stand_twice_are_one_run_s(copies, index, tmp_path):
@@ -288,3 +328,10 @@ def test_runs_of_rows_that_stand_twice_stay_apart(tmp_path):
         ("a", [6, 5.5, 5.25]),
         ("b", [6, 5.5, 5.2]),
     ]
+
+
+def test_rows_without_a_step_do_not_stand_twice(tmp_path):
+    rows = [line for s in range(10, 60, 10) for line in (f'{{"step": {s}, "loss": {6 - s / 100}}}', '{"gpu": 77}')]
+    (tmp_path / "x.jsonl").write_text("\n".join(rows) + "\n")
+    (curve,) = logs.read(tmp_path / "x.jsonl", LogOptions())
+    assert len(curve.frame) == 5 and not any("stand again" in note for note in curve.notes)

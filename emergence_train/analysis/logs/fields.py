@@ -18,10 +18,10 @@ EasyLM          {'loss': 7.1234,
 Levanter        ... :: {"tracker": "json_logger", "event": "log", "step": 10, "metrics": {"train/loss": 7.1234, ...}}
 """
 
-import math
 import re
 from collections import Counter
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -159,6 +159,7 @@ def read_fields(path: Path) -> list[Log]:
     rows: list[dict] = []
     places: list[int] = []
     ends: dict[int, int | None] = {}
+    batches: dict[int, set[int]] = {}  # of a row's tokens, by the settings above it
     text = lines_in(path)
     lines, below, plans = text.lines, False, list[re.Match[str]]()
     for number, line in enumerate(lines, 1):
@@ -176,6 +177,7 @@ def read_fields(path: Path) -> list[Log]:
             places.append(number)
             planned = next((end for _, end in steps.values() if end), plans[-1][3] if plans else None)
             ends[number] = round(in_full(planned.replace(",", ""))) if planned else None
+            batches[number] = _batches(plans[-1:])
         elif below and _is_below(line, lines[places[-1] - 1]):
             rows[-1] |= fields_of(line)
         else:
@@ -193,8 +195,11 @@ def read_fields(path: Path) -> list[Log]:
     frame = _without_settings(with_loss_units(frame_of(rows, places), lines))
     if len(frame) > ONCE:
         frame = frame.loc[:, frame.notna().sum() > 1]
-    log = Log(stem_of(path), path, frame, _tokens_of_a_step(plans), notes=(*text.notes, *notes))
-    return finished_apart(log, pd.DataFrame({"end_step": ends}, dtype=float))
+    log = Log(stem_of(path), path, frame, notes=(*text.notes, *notes))
+    runs = finished_apart(log, pd.DataFrame({"end_step": ends}, dtype=float))
+    owns = [set[int]().union(*(batches[k] for k in run.rows.index)) or _batches(plans) for run in runs]
+    # None where the batch changed along the run
+    return [replace(run, tokens_per_step=own.pop() if len(own) == 1 else None) for run, own in zip(runs, owns)]
 
 
 def _without_settings(frame: pd.DataFrame) -> pd.DataFrame:
@@ -203,10 +208,9 @@ def _without_settings(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame[losses].notna().any(axis=1)] if losses else frame
 
 
-def _tokens_of_a_step(plans: list[re.Match[str]]) -> int | None:
-    """By torchtitan's settings; None where the batch changed along the log."""
-    batches = {(int(plan[1]), int(plan[2])) for plan in plans}
-    return math.prod(batches.pop()) if len(batches) == 1 else None
+def _batches(plans: list[re.Match[str]]) -> set[int]:
+    """The tokens of a step by torchtitan's settings."""
+    return {int(plan[1]) * int(plan[2]) for plan in plans}
 
 
 def _is_below(line: str, first: str) -> bool:

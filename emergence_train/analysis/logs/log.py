@@ -69,7 +69,7 @@ def frame_of(rows: list[dict], places: list[int] | None = None) -> pd.DataFrame:
 def finished_apart(log: Log, planned: pd.DataFrame) -> list[Log]:
     """The runs of a log that begins anew after the planned last step of the rows before; several were appended to one file.
 
-    Whatever begins anew before it is a run that was taken back, which is read as one.
+    Whatever begins anew before it is a run that was taken back, which is read as one; so is what does in a later epoch.
 
     Args:
         planned: what the rows' lines say of their own run by their places, NaN where nothing: `end_step`, and where it is known
@@ -81,7 +81,8 @@ def finished_apart(log: Log, planned: pd.DataFrame) -> list[Log]:
     if SPLIT in log.rows and (log.rows[SPLIT] == TRAINING).any():  # a validation counts its own
         counts = log.rows[SPLIT] == TRAINING
     planned["end_step"] = planned["end_step"].where(counts)
-    starts = [0] if step is None else _starts(log.rows[step].where(counts), planned["end_step"])
+    steps, epochs = (_numbers(log.rows[name].where(counts)) if name in log.rows else None for name in (step, "epoch"))
+    starts = [0] if steps is None else _starts(steps, planned["end_step"].ffill().bfill().to_numpy(), epochs)
     runs: list[Log] = []
     for a, b in zip(starts, [*starts[1:], len(log.rows)]):
         known = {name: int(cells.iloc[-1]) for name in planned if len(cells := planned[name].iloc[a:b].dropna())}
@@ -91,18 +92,24 @@ def finished_apart(log: Log, planned: pd.DataFrame) -> list[Log]:
             rows=log.rows.iloc[a:b],
             tokens_per_step=known.get("tokens_per_step", log.tokens_per_step),
             end_step=known.get("end_step", log.end_step),
-            course=log.course if b == len(log.rows) else None,
         )
         runs.append(run)
     return runs
 
 
-def _starts(step: pd.Series, end: pd.Series) -> list[int]:
-    """The rows at which runs begin: where the steps begin anew after the planned last one, or the one before, counted from 0."""
-    steps = pd.to_numeric(step, errors="coerce").astype(float).ffill().bfill().to_numpy()
-    ends, starts = end.ffill().bfill().to_numpy(), [0]
+def _numbers(cells: pd.Series) -> np.ndarray:
+    return pd.to_numeric(cells, errors="coerce").astype(float).ffill().bfill().to_numpy()
+
+
+def _starts(steps: np.ndarray, ends: np.ndarray, epochs: np.ndarray | None) -> list[int]:
+    """The rows at which runs begin: where the steps begin anew after the planned last one, or the one before, counted from 0.
+
+    Not in a later epoch than the row before has: steps may be counted in each.
+    """
+    starts = [0]
     for k in range(1, len(steps)):
         begun = starts[-1]
-        if steps[k] <= steps[begun] and steps[begun:k].max() >= ends[k - 1] - 1:
+        anew = steps[k] <= steps[begun] and not (epochs is not None and epochs[k] > epochs[k - 1])
+        if anew and steps[begun:k].max() >= ends[k - 1] - 1:
             starts.append(k)
     return starts

@@ -6,7 +6,7 @@ iteration      100/  500000 | consumed samples:  25600 | ... | learning rate: 1.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -55,34 +55,43 @@ class Arguments:
 def read_megatron(path: Path) -> list[Log]:
     """Lines of an iteration; tokens from the samples, else the batch size, and the seq_length of the arguments."""
     rows, places, dumped, ends = [], [], dict[str, str](), list[int]()
-    text = lines_in(path)
+    arguments: list[Arguments | None] = []  # of the dump above a row
+    text, known = lines_in(path), None
     for number, line in enumerate(text.lines, 1):
         iteration = ITERATION.search(line)
         if iteration is None:
             if match := ARGUMENT.search(line):
-                dumped[match[1]] = match[2]
+                dumped[match[1]], known = match[2], None
             continue
         fields = {name.strip().replace("_", " "): value for name, value in FIELD.findall(line[iteration.end() - 1 :])}
         rows.append({"iteration": iteration[1]} | {name: value for name, value in fields.items() if _is_wanted(name)})
         places.append(number)
         ends.append(int(iteration[2]))
+        known = known or (_arguments(dumped) if dumped else None)
+        arguments.append(known)
     if not rows:
         raise InputError(f"{path}: no line of an iteration, as 'iteration 100/ 5000 | ...'; give another --format")
-    arguments = _arguments(dumped)
+    log = Log(
+        stem_of(path), path, frame_of(rows, places), notes=text.notes, others=lambda: numbers_in(text.lines, places)
+    )
+    runs, begun = [], 0
+    for run in finished_apart(log, pd.DataFrame({"end_step": ends}, places)):
+        end = begun + len(run.rows)
+        # Of a run without a dump above it the next one, as where the log lacks its beginning
+        own = next((dump for dump in (arguments[end - 1], *arguments[end:]) if dump), _arguments(dumped))
+        runs.append(_with_tokens(run, rows[begun:end], own))
+        begun = end
+    return runs
+
+
+def _with_tokens(run: Log, rows: list[dict[str, str]], arguments: Arguments) -> Log:
+    """A run, whose rows these are, with the tokens that the dump of its arguments gives."""
     _count_tokens(rows, arguments.length)
     counted = any("consumed tokens" in row or "consumed samples" in row for row in rows)
     per_step = None if counted else arguments.length * arguments.batch or None
-    ahead, notes = _ahead(rows, arguments, ends[-1])
-    log = Log(
-        stem_of(path),
-        path,
-        frame_of(rows, places),
-        per_step,
-        notes=(*text.notes, *notes),
-        course=ahead,
-        others=lambda: numbers_in(text.lines, places),
-    )
-    return finished_apart(log, pd.DataFrame({"end_step": ends}, places))
+    ahead, notes = _ahead(rows, arguments, run.end_step or 0)
+    frame = frame_of(rows, [*run.rows.index])
+    return replace(run, rows=frame, tokens_per_step=per_step, notes=(*run.notes, *notes), course=ahead)
 
 
 def _is_wanted(name: str) -> bool:

@@ -23,16 +23,18 @@ MOST_BROKEN = 0.1  # share of counts below WHOLE that have a part, beyond which 
 
 
 def tokens_of_a_step(log: Log) -> int:
-    """The mean of a column that has them; 0 where none does, or they change along the run."""
-    column = next((column for column in log.rows.columns if OF_A_STEP.fullmatch(plain(column))), None)
-    if column is None:
-        return 0
-    counts = numbers_of(log.rows[column], "count") * scales_of(log.rows[column], column)
-    known = counts[np.isfinite(counts) & (counts > 0)].to_numpy(float)
-    if len(known) < 2:
-        return 0
-    early, late = (float(half.mean()) for half in np.array_split(known, 2))
-    return round(float(known.mean())) if 1 / UNEVEN < late / early < UNEVEN else 0
+    """The mean of the first column that has them, one of a step before those of an iteration, which may be a micro-batch.
+
+    0 where none does, or they change along the run.
+    """
+    columns = [column for column in log.rows.columns if OF_A_STEP.fullmatch(plain(column))]
+    for column in sorted(columns, key=lambda name: not plain(name).endswith("tokens_per_step")):
+        counts = numbers_of(log.rows[column], "count") * scales_of(log.rows[column], column)
+        known = counts[np.isfinite(counts) & (counts > 0)].to_numpy(float)
+        if len(known) > 1:
+            early, late = (float(half.mean()) for half in np.array_split(known, 2))
+            return round(float(known.mean())) if 1 / UNEVEN < late / early < UNEVEN else 0
+    return 0
 
 
 def counts_calls(log: Log, columns: dict[str, str]) -> bool:

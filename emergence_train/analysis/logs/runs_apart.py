@@ -35,12 +35,12 @@ def _with_named(log: Log, options: LogOptions) -> Log:
     """A log with the fields of its lines that `--column` names; with all of them, for the refusal, where one is not there."""
     named = {name for name in options.columns.values() if name != ONE_RUN and "*" not in name}
     if log.others is None or named <= {*log.rows}:
-        return log
+        return replace(log, others=None)  # which hold the lines of the file
     others = log.others().reindex(log.rows.index)
     names = [name for name in others if name not in log.rows]
     if named <= {*log.rows, *names}:
         names = [name for name in names if name in named]
-    return replace(log, rows=log.rows.join(others[names]))
+    return replace(log, rows=log.rows.join(others[names]), others=None)
 
 
 def _once(log: Log, options: LogOptions) -> Log:
@@ -49,7 +49,8 @@ def _once(log: Log, options: LogOptions) -> Log:
     named = {ours: name for ours, name in options.columns.items() if name in log.rows}
     columns = find(log, replace(options, columns=named))
     along = columns.get("step") or columns.get("tokens")
-    again = log.rows[log.rows[along].duplicated(keep=False)] if along is not None else log.rows.iloc[:0]
+    counted = log.rows.iloc[:0] if along is None else log.rows[log.rows[along].notna()]
+    again = counted[counted[along].duplicated(keep=False)] if along is not None else counted
     names = [name for name in again if not str(name).startswith("Unnamed: ")]
     copies = again[names].astype(str).duplicated(keep="last")
     if not copies.any():
