@@ -166,7 +166,7 @@ def test_a_column_of_a_step_s_tokens_counts_by_its_mean(name, tmp_path):
     assert not curve.frame["tokens"].any()
 
 
-@pytest.mark.parametrize("name", ["batch_size_in_tokens", "global_batch_size_tokens", "train/tokens_per_iter"])
+@pytest.mark.parametrize("name", ["batch_size_in_tokens", "global_batch_size_tokens", "train/tokens_per_update"])
 def test_tokens_are_steps_of_a_batch_that_is_said(name, tmp_path):
     """Rows lie ten steps apart, the last one step behind; a batch beyond what lies between two rows is no step's."""
     steps = np.r_[STEP, STEP[-1] + 1]
@@ -184,8 +184,8 @@ def test_tokens_are_steps_of_a_batch_that_is_said(name, tmp_path):
     assert curve.frame["tokens"].tolist() == (STEP * 4096).tolist()
 
 
-def test_a_step_s_tokens_are_before_an_iteration_s(tmp_path):
-    """Which may be a micro-batch; a setting that one row has is none of the run's."""
+def test_tokens_of_an_iteration_are_none_of_a_step(tmp_path):
+    """An iteration may be a micro-batch; a setting that one row has is none of the run's."""
     path = table(
         tmp_path,
         tokens_per_iter=512,

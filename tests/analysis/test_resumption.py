@@ -317,7 +317,7 @@ def test_rows_that_stand_twice_are_one_run_s(copies, index, tmp_path):
     twice.to_csv(tmp_path / "x.csv", index=index)
     (curve,) = logs.read(tmp_path / "x.csv", LogOptions())
     assert curve.frame["step"].tolist() == rows["step"].tolist() and np.allclose(curve.frame["loss"], rows["loss"])
-    assert "15 rows stand again later, equal in every column: they count once" in curve.notes
+    assert "15 rows stand again later, equal in every column that is read: they count once" in curve.notes
 
 
 def test_runs_of_rows_that_stand_twice_stay_apart(tmp_path):

@@ -14,7 +14,7 @@ from emergence_train.errors import InputError, listed
 # Of all processes together, which `tokens_per_batch` alone may not be
 OF_A_STEP = re.compile(
     r"(?:(?:train|config|args|hparams|throughput|optim|data)_)?(?:(?:global|total|effective)_)?(?:train_)?"
-    r"(?:(?:num_)?tokens_per_(?:step|iter(?:ation)?|update)|batch_size_(?:in_)?tokens)|(?:global|total)_tokens_per_batch"
+    r"(?:(?:num_)?tokens_per_(?:step|update)|batch_size_(?:in_)?tokens)|(?:global|total)_tokens_per_batch"
 )
 OWN_COUNTER = "_step"  # W&B's, of its own calls where the trainer gives it no step
 UNEVEN = 1.1  # by so much the mean tokens of a step differ from their median where rows are not of as many steps each

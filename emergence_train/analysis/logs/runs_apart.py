@@ -55,7 +55,7 @@ def _once(log: Log, options: LogOptions) -> Log:
     copies = again[names].astype(str).duplicated(keep="last")
     if not copies.any():
         return log
-    note = f"{int(copies.sum())} rows stand again later, equal in every column: they count once"
+    note = f"{int(copies.sum())} rows stand again later, equal in every column that is read: they count once"
     return replace(log, rows=log.rows.drop(index=copies[copies].index), notes=(*log.notes, note))
 
 
