@@ -111,7 +111,7 @@ def _critical(of: list[RunResult], members: list[RunResult], fitted: critical.Fi
 def _unknown(of: list[RunResult], members: list[RunResult], generalised: int) -> str:
     """Why these runs have no critical share."""
     if not members:
-        return nothing_counts(["stopped" if run.counts() else run.outcome for run in of])
+        return nothing_counts({"stopped" if run.counts() else run.outcome for run in of})
     if generalised == 0:
         return "no run generalised within the budget"
     if generalised == len(members):
@@ -161,7 +161,7 @@ def _survival(runs: list[RunResult]) -> tuple[np.ndarray, np.ndarray]:
 def _time_trend(groups: list[list[RunResult]], outcomes: list[Outcome]) -> TimeTrend:
     runs = [run for members in groups for run in members]
     if not runs:
-        why = nothing_counts(outcomes)
+        why = nothing_counts({*outcomes})
         return TimeTrend(value=None, low95=None, high95=None, p=None, runs=0, generalised=0, reason=why)
     after = np.array(
         [max(run.updates, 1) if run.heldout_90 is None else run.before_heldout_90 for run in runs], dtype=float

@@ -1,7 +1,5 @@
 """The result of `grok` as frozen dataclasses; result.json is `as_json` of GrokkingResult, a key per field."""
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -9,6 +7,7 @@ from emergence_train.analysis.results import Probability, Share, Unit, absent
 
 APART = 1000  # updates between comprehension and grokking
 LUCK = 1e-3  # chance at most that constant or random answers reach what counts as known, at one measurement
+MOST_QUESTIONS = 10_000
 Outcome = Literal["comprehension", "grokking", "memorisation", "confusion", "diverged", "unclear"]
 Updates = Annotated[int, Unit("updates")]
 Params = Annotated[int, Unit("parameters"), "all that are trained, embeddings among them"]
@@ -140,7 +139,7 @@ class Efficiency:
     generalising_runs: int
 
 
-def nothing_counts(outcomes: Sequence[str]) -> str:
+def nothing_counts(outcomes: set[str]) -> str:
     """Why no run counts, of these outcomes and "stopped"."""
     kinds = [name for name in ("diverged", "stopped", "unclear") if name in outcomes]
     return f"every run {' or '.join('is unclear' if name == 'unclear' else name for name in kinds)}"
@@ -148,9 +147,10 @@ def nothing_counts(outcomes: Sequence[str]) -> str:
 
 def questions_enough(chance: float) -> int | None:
     """How many questions luck, right with `chance` at each, gets all right of in less than one of a thousand measurements."""
-    if not 0 < chance < 1:
-        return None if chance else 1
-    return int(math.log(LUCK) / math.log(chance) * (1 + 1e-9)) + 1
+    all_right, questions = chance, 1
+    while all_right > LUCK and questions < MOST_QUESTIONS:
+        all_right, questions = all_right * chance, questions + 1
+    return questions if all_right <= LUCK else None
 
 
 def shown(value: float | None, sign: str = "") -> str:
@@ -225,7 +225,7 @@ class GrokkingResult:
         if len({run.fraction for run in self.runs}) < 2:
             return "one share alone"
         if not any(run.counts() for run in self.runs):
-            return nothing_counts([run.outcome for run in self.runs])
+            return nothing_counts({run.outcome for run in self.runs})
         if self.trend.sizes < 2:
             return "fewer than two sizes have both runs that generalised and runs that did not"
         telling = {row.model for row in self.critical_fraction if 0 < row.generalised < row.runs}

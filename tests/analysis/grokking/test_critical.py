@@ -294,7 +294,7 @@ def test_shares_are_by_factors_where_that_is_clear(shares, log):
     assert critical.fit([critical.Group(fractions, fractions >= shares[1], 1000)]).log is log
 
 
-def test_a_shift_reads_between_the_places_and_the_end_beyond_them():
+def test_a_shift_reads_between_places_and_the_end_beyond():
     rows = np.random.default_rng(0).normal(size=(2, 9))
     for places in (-20.0, -3.7, -0.2, 0.0, 0.4, 5.0, 7.9, 30.0):
         wanted = [np.interp(np.arange(9) + places, np.arange(9), row) for row in rows]

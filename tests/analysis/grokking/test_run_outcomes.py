@@ -194,7 +194,7 @@ def test_no_held_out_question_tells_nothing():
 
 
 @pytest.mark.parametrize("chance", [0.043, 0.1, 0.5, 0.95])
-def test_so_many_held_out_questions_as_the_warning_says_are_enough(chance):
+def test_as_many_questions_as_the_warning_says_are_enough(chance):
     luck = {"heldout_questions": 1, "chance": chance}
     warning = analyze(curve([0, 1, 1], [0, 0, 1], **luck), 1000).warning()
     least = int(warning.split("hold out at least ")[1].split(":")[0])
@@ -233,7 +233,7 @@ def test_four_held_out_questions_of_two_answers_tell_nothing():
 
 
 @pytest.mark.parametrize("name", ["heldout_loss", "norm"])
-def test_a_run_that_grok_ended_for_its_held_out_loss_or_norm_diverged(name):
+def test_a_run_ended_for_its_norm_or_held_out_loss_diverged(name):
     """It ends any run of which a measure is not finite: to train it on gives the same."""
     part = curve([0, 1, 1], [0, 0, 0.5])
     part.loc[2, name] = np.inf
@@ -250,7 +250,7 @@ def test_a_size_whose_runs_diverged_and_stopped_says_both():
     assert row.reason == "every run diverged or stopped"
 
 
-def test_the_slope_of_shares_by_factors_is_said_to_be_one_at_the_middle():
+def test_the_slope_of_log_shares_is_said_to_be_at_the_middle():
     shares = {0.01: 0, 0.02: 0, 0.04: 3, 0.08: 3, 0.16: 3, 0.32: 3}
     small = {share: 3 * (share > 0.1) for share in shares}
     log = analyze(pd.concat(sweep(shares, params=9000) + sweep(small)), budget=1000)
