@@ -20,19 +20,17 @@ SETTINGS = {
 KEYS = tuple(SETTINGS)
 MEASURES = ("update", "train_loss", "train_accuracy", "heldout_loss", "heldout_accuracy", "norm")
 COLUMNS = (*KEYS, *MEASURES)
-LUCK = {
-    "heldout_questions": INTEGER,
-    "chance": REAL,
-}  # how many are held out; share of all that have the commonest answer
+# How many are held out; share of all that have the commonest answer
+OF_QUESTIONS = {"heldout_questions": INTEGER, "chance": REAL}
 UNBOUNDED = ["train_loss", "heldout_loss", "norm"]  # infinite where a run diverged
 ACCURACIES = ("train_accuracy", "heldout_accuracy")
 CURVES = Table(
     "curves",
-    SETTINGS | {name: INTEGER if name == "update" else REAL for name in MEASURES} | LUCK,
+    SETTINGS | {name: INTEGER if name == "update" else REAL for name in MEASURES} | OF_QUESTIONS,
     key=("run", "update"),
-    non_negative=("params", "fraction", "weight_decay", "update", *ACCURACIES, *LUCK),
-    optional=tuple(LUCK),
-    sparse=(*MEASURES[1:], *LUCK),  # NaN where a run diverged, or where it is not known
+    non_negative=("params", "fraction", "weight_decay", "update", *ACCURACIES, *OF_QUESTIONS),
+    optional=tuple(OF_QUESTIONS),
+    sparse=(*MEASURES[1:], *OF_QUESTIONS),  # NaN where a run diverged, or where it is not known
     shares=("fraction", *ACCURACIES, "chance"),
 )
 
@@ -56,7 +54,7 @@ def checked(frame: pd.DataFrame) -> pd.DataFrame:
         raise InputError(f"curves: run {row['run']} has update {row['update']} twice; keep each once")
     if (frame["params"] == 0).any():
         raise InputError("curves: column 'params': 0 is no size of a model; give its parameters")
-    if (frame.groupby("run")[[*KEYS[1:], *LUCK]].nunique() > 1).any(axis=None):
+    if (frame.groupby("run")[[*KEYS[1:], *OF_QUESTIONS]].nunique() > 1).any(axis=None):
         raise InputError(
             "curves: a run has two models, sizes, shares, weight decays, seeds or chances; give each run a name of its own"
         )

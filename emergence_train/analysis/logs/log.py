@@ -44,9 +44,8 @@ class Log:
     end_step: int | None = None
     notes: tuple[str, ...] = ()  # how its file was read
     course: np.ndarray | None = None
-    others: Callable[[], pd.DataFrame] | None = (
-        None  # all fields of its lines by their places, read where --column asks
-    )
+    # All fields of its lines by their places, read where --column asks
+    others: Callable[[], pd.DataFrame] | None = None
 
 
 @dataclass(frozen=True)

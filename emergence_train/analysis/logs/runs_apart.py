@@ -49,8 +49,10 @@ def _once(log: Log, options: LogOptions) -> Log:
     named = {ours: name for ours, name in options.columns.items() if name in log.rows}
     columns = find(log, replace(options, columns=named))
     along = columns.get("step") or columns.get("tokens")
-    counted = log.rows.iloc[:0] if along is None else log.rows[log.rows[along].notna()]
-    again = counted[counted[along].duplicated(keep=False)] if along is not None else counted
+    if along is None:
+        return log
+    counted = log.rows[log.rows[along].notna()]
+    again = counted[counted[along].duplicated(keep=False)]
     names = [name for name in again if not str(name).startswith("Unnamed: ")]
     copies = again[names].astype(str).duplicated(keep="last")
     if not copies.any():

@@ -36,8 +36,8 @@ METRIC = (
     r"bpb|bits_per_byte|ppl|(?:word_|byte_|token_)?perplexity|soft|soft_log|ce_loss|correct_prob|margin|mc1|mc2|"
     r"primary_score|score"
 )
-AGAIN = "_v2"  # behind a metric that a harness came to compute in another way, and logs both
-# OLMo-core's TASK (LABEL), with " v2" behind the label of AGAIN
+SECOND = "_v2"  # behind a metric that a harness came to compute in another way, and logs both
+# OLMo-core's TASK (LABEL), with " v2" behind the label of SECOND
 LABELS = {
     "accuracy": "acc",
     "length-normalized accuracy": "len_norm",
@@ -51,11 +51,11 @@ LABELS = {
 LABELLED = re.compile(rf"^(?P<task>.+) \((?P<label>{'|'.join(LABELS)})(?P<again> v2)?\)$")
 # TASK/METRIC, TASK - METRIC (HELM), TASK_METRIC; what comes before the task (eval/downstream/) is left out
 WIDE = [
-    re.compile(rf"^(?:.*/)?(?P<task>[^/]+?){apart}(?P<metric>(?:{METRIC}|pmi_dc)(?:{AGAIN})?)$", re.IGNORECASE)
+    re.compile(rf"^(?:.*/)?(?P<task>[^/]+?){apart}(?P<metric>(?:{METRIC}|pmi_dc)(?:{SECOND})?)$", re.IGNORECASE)
     for apart in ("/", r"(?:\s+-\s+|[_ ])")
 ]
 LOSSES = re.compile(
-    rf"(?:ppl|.*perplexity|bpb|bits_per_byte|ce_loss)(?:{AGAIN})?", re.IGNORECASE
+    rf"(?:ppl|.*perplexity|bpb|bits_per_byte|ce_loss)(?:{SECOND})?", re.IGNORECASE
 )  # beside which a task's bare name is its accuracy
 # Tasks that tables have a column of without naming a metric: accuracies of choices, and scores of generated answers
 CHOICES = (
@@ -152,7 +152,7 @@ def _wide(columns: list[str], known: Mapping[str, str]) -> dict[str, tuple[str, 
 def _by_label(column: str) -> str:
     """TASK/METRIC of TASK (LABEL)."""
     match = LABELLED.match(column)
-    return f"{match['task']}/{LABELS[match['label']]}{AGAIN if match['again'] else ''}" if match else column
+    return f"{match['task']}/{LABELS[match['label']]}{SECOND if match['again'] else ''}" if match else column
 
 
 def _metrics(columns: list[str]) -> list[str]:
